@@ -1,0 +1,55 @@
+# The commands of kdnotes. `make run` and `make test` need nothing but Python 3.11+, make and git.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help install run test lab bench results export hooks clean
+
+help:
+	@echo "make run      run every paper notebook (demo profile) and write the report"
+	@echo "make test     notebooks and package in sync, ruff, pytest, the notebooks' own cells"
+	@echo "make lab      JupyterLab on nbs/index.ipynb"
+	@echo "make bench    benchmarks, as ratios against a plain reference"
+	@echo "make results  refresh results/ (executed demo notebooks, tables, claims)"
+	@echo "make export   notebooks -> package, clean outputs, README from nbs/index.ipynb"
+	@echo "make hooks    git hooks that keep notebooks clean (nbdev)"
+	@echo "make clean    remove runs, caches and the virtual environment"
+
+install: $(STAMP)
+
+$(STAMP): settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("kdnotes needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
+	@touch $(STAMP)
+
+run: install
+	$(BIN)/kdnotes run --all --profile demo
+	$(BIN)/kdnotes report
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest tests -n 2 --dist worksteal
+
+lab: install
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+bench: install
+	$(BIN)/kdnotes bench
+
+results: install
+	$(BIN)/kdnotes run --all --profile demo
+	$(BIN)/kdnotes results
+
+export: install
+	$(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*.ipynb nbs/*/*.ipynb
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/jupyter nbconvert --log-level WARN --to markdown nbs/index.ipynb --output-dir . --output README
+
+hooks: install
+	$(BIN)/nbdev_install_hooks
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks
