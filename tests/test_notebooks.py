@@ -1,0 +1,88 @@
+"""The form of the notebooks, and their cells run: rooms as they stand, paper notebooks with the `smoke` profile."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+PAPERS = [p for p in NOTEBOOKS if p.parent.name == "papers"]
+ROOMS = [p for p in NOTEBOOKS if p not in PAPERS and p.name != "index.ipynb"]
+SECTIONS = ["The problem", "Method", "Configuration", "The experiment", "Parameters", "Run", "Tables", "Figures", "Claims"]
+PARAMETERS = {"profile": "demo", "dataset": "", "seeds": "", "device": "auto", "precision": "auto", "out": "", "overrides": {}}
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def code(book) -> list[str]:
+    return [cell.source for cell in book.cells if cell.cell_type == "code"]
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_cells_are_short_and_every_notebook_opens_with_its_title(path):
+    book = read(path)
+    assert book.cells[0].cell_type == "markdown" and book.cells[0].source.startswith("# ")
+    long = [source.splitlines()[0] for source in code(book) if len(source.splitlines()) > 25]
+    assert not long, f"code cells of more than 25 lines in {path.name}: {long}"
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_paper_sections_are_complete_and_in_order(path):
+    headings = [line[3:] for cell in read(path).cells if cell.cell_type == "markdown" for line in cell.source.splitlines() if line.startswith("## ")]
+    assert headings == SECTIONS
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_one_complete_parameters_cell(path):
+    tagged = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assigned = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged[0].source).body}
+    assert assigned == PARAMETERS
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_papers_do_not_import_each_other(path):
+    others = {p.stem for p in PAPERS} - {path.stem}
+    imports = re.findall(r"kdnotes\.papers\.(\w+)|from kdnotes\.papers import (\w+)", "\n".join(code(read(path))))
+    assert not {found for pair in imports for found in pair} & others
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_reported_numbers_come_from_the_csv_alone(path):
+    """Numbers as the paper reports them are read from the table of reported numbers; none is typed into the notebook."""
+    table = pd.read_csv(ROOT / "kdnotes" / "reported" / f"{path.stem}.csv", dtype=str)
+    assert list(table.columns) == ["table", "dataset", "setting", "method", "metric", "value", "std", "provenance"]
+    assert table.provenance.notna().all()
+    values = {value for value in table.value if re.fullmatch(r"\d{2,}\.\d{2,}", value)}
+    typed = {number for source in code(read(path)) for number in re.findall(r"\d{2,}\.\d{2,}", source)}
+    assert not typed & values
+    assert f'reported("{path.stem}")' in "\n".join(code(read(path)))
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=name)
+def test_the_cells_of_a_room_run(path, tmp_path):
+    command = [Path(sys.executable).with_name("nbdev_test"), "--path", str(path), "--n_workers", "0", "--do_print"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_a_paper_notebook_runs_under_plain_papermill(path, tmp_path):
+    command = [sys.executable, "-m", "papermill", str(path), "out.ipynb", "-p", "profile", "smoke", "-p", "out", str(tmp_path / "run"), "--no-progress-bar"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for made in ("results.csv", "claims.csv", "manifest.json", "log.txt", "figures"):
+        assert (tmp_path / "run" / made).exists(), made
+    assert (tmp_path / "out.ipynb").stat().st_size < 4_000_000

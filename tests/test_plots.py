@@ -1,0 +1,177 @@
+"""kdnotes.plots: style, colours, deterministic files, helpers and their refusals."""
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from kdnotes import plots
+from kdnotes.results import interval
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    with matplotlib.rc_context():
+        plots.style()
+        yield
+    plt.close("all")
+
+
+def study(methods=("CE", "KD", "HORKD"), seeds=4, metric="accuracy"):
+    rng = np.random.default_rng(0)
+    return pd.DataFrame([(m, metric, 80 + 3 * i + rng.normal(), s) for i, m in enumerate(methods) for s in range(seeds)],
+                        columns=["method", "metric", "value", "seed"])
+
+
+# ---- colours
+
+def luminance_distance(a, b, deficiency):
+    """Distance of two colours in linear RGB after Viénot's projection for protanopia or deuteranopia (Viénot, Brettel, Mollon 1999)."""
+    simulate = {"protan": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+                "deutan": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]], "none": np.eye(3)}[deficiency]
+    linear = [np.array(matplotlib.colors.to_rgb(c)) ** 2.2 for c in (a, b)]
+    shown = [np.clip(np.array(simulate) @ c, 0, 1) ** (1 / 2.2) for c in linear]
+    return np.linalg.norm(shown[0] - shown[1])
+
+
+@pytest.mark.parametrize("deficiency", ["none", "protan", "deutan"])
+def test_the_first_colours_stay_apart_for_colour_blind_readers(deficiency):
+    first = plots.PALETTE[:4]
+    assert min(luminance_distance(a, b, deficiency) for i, a in enumerate(first) for b in first[:i]) > 0.12
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text("abcdefgh ", min_size=1, max_size=6), min_size=1, max_size=10, unique=True), st.randoms())
+def test_colours_are_stable_and_distinct(names, random):
+    colors = plots.method_colors(names)
+    assert list(colors) == names and len(set(colors.values())) == len(names)
+    assert plots.method_colors([*names, "HORKD"])["HORKD"] == plots.METHOD_COLORS["HORKD"]
+    assert plots.method_colors(names[:1])[names[0]] == plots.method_colors([names[0], "teacher"])[names[0]]
+
+
+# ---- files
+
+def test_saved_figures_are_deterministic_and_whole(tmp_path):
+    for folder in ("a", "b"):
+        fig, ax = plt.subplots(figsize=(3, 2))
+        plots.bars(ax, study())
+        png = plots.save_figure(fig, tmp_path / folder, "ablation")
+        assert png == tmp_path / folder / "ablation.png" and Image.open(png).size[0] > 300
+    for ending in (".png", ".svg"):
+        first, second = ((tmp_path / f / "ablation").with_suffix(ending).read_bytes() for f in "ab")
+        assert first == second and len(first) < 200_000
+    assert b"<dc:date>" not in first and b"HORKD" in first                 # text stays text
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["ablation.png", "ablation.svg"]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden"])
+def test_bad_figure_names_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="plain file name"):
+        plots.save_figure(plt.figure(), tmp_path, name)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write"):
+        plots.save_figure(plt.figure(), tmp_path / "file", "x")
+
+
+# ---- bars and lines show what they say
+
+@pytest.mark.parametrize("zoom", [False, True])
+def test_bars_show_mean_interval_and_every_seed(zoom):
+    frame = study()
+    _, ax = plt.subplots()
+    plots.bars(ax, frame, zoom=zoom)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["CE", "KD", "HORKD"] and ax.get_xlabel() == "accuracy (%)" and ax.yaxis_inverted()
+    drawn = [sorted(line.get_xdata()) for line in ax.lines]
+    for i, method in enumerate(["CE", "KD", "HORKD"]):
+        x = frame.loc[frame["method"] == method, "value"]
+        mean, low, high = interval(x)
+        assert any(np.allclose(d, sorted(x)) for d in drawn if len(d) == 4) and any(np.allclose(d, [low, high]) for d in drawn if len(d) == 2)
+        if not zoom:
+            assert ax.patches[i].get_width() == pytest.approx(mean) and ax.patches[i].get_x() == 0
+    assert (ax.get_xlim()[0] > 50) == zoom
+
+
+def test_bars_with_one_seed_order_and_refusal():
+    _, ax = plt.subplots()
+    plots.bars(ax, study(seeds=1, metric="fid"), order=["HORKD", "CE"])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["HORKD", "CE"] and ax.get_xlabel() == "FID"
+    with pytest.raises(ValueError, match="no rows with method='RKD'; there are CE, KD, HORKD"):
+        plots.bars(ax, study(), order=["RKD"])
+
+
+def test_lines_show_mean_and_band():
+    frame = pd.concat([study(("CE", "HORKD")).assign(K=k, value=lambda f, k=k: f["value"] + k) for k in (1, 2, 4)])
+    _, ax = plt.subplots()
+    plots.lines(ax, frame.assign(K=frame["K"].astype(str)), "K")           # settings are texts
+    assert [line.get_label() for line in ax.lines] == ["CE", "HORKD"] and ax.get_ylabel() == "accuracy (%)" and ax.get_xlabel() == "K"
+    for line in ax.lines:
+        means = frame[frame["method"] == line.get_label()].groupby("K")["value"].mean()
+        assert np.allclose(line.get_xdata(), [1, 2, 4]) and np.allclose(line.get_ydata(), means)
+    assert len(ax.collections) == 2 and len({line.get_marker() for line in ax.lines}) == 2
+    with pytest.raises(ValueError, match="'size' must hold numbers"):
+        plots.lines(ax, frame.assign(size="8x8"), "size")
+
+
+# ---- images, matrices, maps
+
+@pytest.mark.parametrize("images", [torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8), np.random.default_rng(0).random((6, 4, 4)), torch.rand(6, 1, 4, 4, requires_grad=True)])
+def test_image_grid_takes_what_networks_take(images):
+    fig = plots.image_grid(images, rows=2, titles=["high", "low"])
+    assert len(fig.axes) == 6 and fig.axes[0].get_ylabel() == "high" and fig.axes[3].get_ylabel() == "low"
+    shown = plots.to_pictures(images)
+    assert shown.shape == (6, 4, 4, 3) and 0 <= shown.min() and shown.max() <= 1
+    assert [ax.get_title() for ax in plots.image_grid(images, titles=list("abcdef")).axes] == list("abcdef")
+
+
+def test_bad_pictures_are_refused():
+    for bad in (torch.zeros(2, 2, 4, 4), torch.zeros(4, 4), torch.zeros(1, 3, 2, 2, 2)):
+        with pytest.raises(ValueError, match="images of shape"):
+            plots.to_pictures(bad)
+    for options in ({"rows": 0}, {"titles": ["a", "b"]}):
+        with pytest.raises(ValueError, match="5 images"):
+            plots.image_grid(torch.zeros(5, 1, 2, 2), **options)
+
+
+def test_matrices_share_one_scale():
+    fig = plots.matrix_row({"a": torch.eye(4), "b": 3 * torch.eye(4), "c": -torch.eye(4)}, label="similarity")
+    assert {ax.images[0].get_clim() for ax in fig.axes[:3]} == {(-1.0, 3.0)} and [ax.get_title(loc="left") for ax in fig.axes[:3]] == ["a", "b", "c"]
+    assert fig.axes[3].get_ylabel() == "similarity"
+    with pytest.raises(ValueError, match="one shape"):
+        plots.matrix_pair(np.eye(3), np.eye(4))
+    with pytest.raises(ValueError, match="one shape"):
+        plots.matrix_row({})
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_pca_keeps_planar_distances_whatever_the_rotation_and_shift(seed):
+    rng = np.random.default_rng(seed)
+    plane = rng.normal(size=(12, 2)) * [3, 1]
+    basis, _ = np.linalg.qr(rng.normal(size=(5, 5)))
+    points = plots.project(plane @ basis[:2] + rng.normal(size=5))
+    distances = lambda p: np.linalg.norm(p[:, None] - p[None], axis=-1)
+    assert np.allclose(distances(points), distances(plane)) and points[:, 0].var() >= points[:, 1].var()
+    assert np.allclose(points, plots.project(plane @ basis[:2]), atol=1e-8)
+
+
+def test_embedding_maps():
+    rng = np.random.default_rng(0)
+    features = torch.tensor(np.concatenate([rng.normal(size=(15, 8)), rng.normal(size=(15, 8)) + 9]), dtype=torch.bfloat16)
+    labels = torch.arange(30) // 15
+    for method in ("pca", "tsne"):
+        ax = plots.embedding_map(features, labels, method, classes=["zero", "one"], title=method)
+        assert [t.get_text() for t in ax.get_legend().get_texts()] == ["zero", "one"] and ax.get_title(loc="left") == method
+    assert np.array_equal(plots.project(features, "tsne", seed=3), plots.project(features, "tsne", seed=3))
+    assert plots.project(np.arange(5.0)[:, None]).shape == (5, 2)
+    with pytest.raises(ValueError, match="'umap' is unknown"):
+        plots.project(features, "umap")
+    with pytest.raises(ValueError, match="30 features with 3 labels"):
+        plots.embedding_map(features, labels[:3])
+    with pytest.raises(ValueError, match="finite"):
+        plots.project(torch.full((4, 2), float("nan")))

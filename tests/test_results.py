@@ -1,0 +1,335 @@
+"""kdnotes.results: tidy rows, reported numbers, joins, intervals, claims."""
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdnotes import results as R
+from kdnotes.results import Claim, Results
+
+SHEETS = Path(__file__).parents[2] / "shared" / "papers"
+word = st.text("abcXYZ019 -.+×", min_size=1, max_size=8).filter(lambda t: t.strip() == t)
+number = st.floats(-1e6, 1e6).map(lambda v: round(v, 6))
+
+
+def study(better, worse, metric="accuracy"):
+    book = Results("toy", "demo")
+    for seed, (b, w) in enumerate(zip(better, worse)):
+        book.add("Table 1", "digits", "B", metric, b, seed, {"res": "3x3"})
+        book.add("Table 1", "digits", "W", metric, w, seed, {"res": "3x3"})
+    return book
+
+
+def reported_rows(*rows):
+    frame = pd.DataFrame(rows, columns=["table", "dataset", "setting", "method", "metric", "printed", "source", "detail"])
+    return frame
+
+
+# ---- rows and files
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(word, word, max_size=4))
+def test_setting_text_round_trips_and_keeps_the_order(setting):
+    text = R.setting_text(setting)
+    assert list(R.parse_setting(text).items()) == list(setting.items())
+    assert R.setting_text(text) == text
+
+
+@pytest.mark.parametrize("bad", [{"a;b": 1}, {"a": "x;y"}, {"a=b": 1}, {"": 1}, {"a": ""}, "a", "a=1;;b=2", "a=1;a=2", "=3"])
+def test_ambiguous_settings_are_refused(bad):
+    with pytest.raises(ValueError, match="setting"):
+        R.setting_text(bad)
+
+
+def test_numbers_in_settings_are_short():
+    assert R.setting_text({"lr": 0.1, "n": 3, "on": True}) == "lr=0.1;n=3;on=True"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(word, number, st.integers(0, 5)), min_size=1, max_size=6, unique_by=lambda r: (r[0], r[2])))
+def test_results_survive_the_file_exactly(tmp_path_factory, rows):
+    book = Results("p", "smoke")
+    for method, value, seed in rows:
+        book.add("T", "d", method, "accuracy", value, seed)
+    path = tmp_path_factory.mktemp("r") / "results.csv"
+    R.write_results(book, path)
+    pd.testing.assert_frame_equal(R.read_results(path), book.frame())
+    assert path.read_text(encoding="utf-8").splitlines()[0] == ",".join(R.COLUMNS)
+
+
+def test_names_that_look_like_missing_values_stay_names(tmp_path):
+    book = Results("p", "smoke")
+    book.add("T", "NA", "None", "epsilon", math.inf, 0)
+    R.write_results(book, tmp_path / "r.csv")
+    row = R.read_results(tmp_path / "r.csv").iloc[0]
+    assert (row["dataset"], row["method"], row["value"], row["setting"]) == ("NA", "None", math.inf, "")
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"value": math.nan}, "not a number"), ({"method": ""}, "is empty"), ({"seed": -1}, "seed"), ({"seed": 0.5}, "seed"), ({"table": None}, "is empty"),
+])
+def test_a_bad_number_is_refused_when_added(change, says):
+    good = {"table": "T", "dataset": "d", "method": "m", "metric": "accuracy", "value": 1.0, "seed": 0}
+    with pytest.raises(ValueError, match=says):
+        Results("p", "smoke").add(**{**good, **change})
+
+
+def test_a_number_given_twice_is_refused_and_the_old_file_stays(tmp_path):
+    book = study([1, 2], [0, 1])
+    R.write_results(book, tmp_path / "r.csv")
+    before = (tmp_path / "r.csv").read_bytes()
+    book.extend(book.frame().head(1))
+    with pytest.raises(ValueError, match=r"given twice: .*method=B"):
+        R.write_results(book.rows and pd.DataFrame(book.rows), tmp_path / "r.csv")
+    assert (tmp_path / "r.csv").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["r.csv"]
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothere.csv"):
+        R.read_results(tmp_path / "nothere.csv")
+    (tmp_path / "cut.csv").write_text("paper,table,dataset\na,b\n")
+    with pytest.raises(ValueError, match="cut.csv: the columns setting, method"):
+        R.read_results(tmp_path / "cut.csv")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ValueError, match="empty.csv: not a readable CSV"):
+        R.read_results(tmp_path / "empty.csv")
+    (tmp_path / "word.csv").write_text(",".join(R.COLUMNS) + "\np,t,d,,m,accuracy,high,0,demo\n")
+    with pytest.raises(ValueError, match=r"word.csv: the value is not a number in the row paper=p"):
+        R.read_results(tmp_path / "word.csv")
+
+
+def test_extend_takes_rows_and_frames():
+    one = study([1, 2, 3], [0, 1, 2])
+    two = Results("toy", "demo", one.frame())
+    assert two.frame().equals(one.frame()) and len(two) == 6
+    with pytest.raises(TypeError):
+        two.extend([{"table": "T", "colour": "blue"}])
+
+
+def test_select_filters_columns_and_setting_keys():
+    frame = study([1, 2, 3], [0, 1, 2]).frame()
+    assert len(R.select(frame, method="B", seed=[0, 2], res="3x3")) == 2
+    assert len(R.select(frame, {"method": ["B", "W"]})) == 6
+    assert R.select(frame, nokey="x").empty and R.select(frame.head(0), method="B").empty
+
+
+# ---- statistics
+
+def test_interval_hand_case():
+    mean, low, high = R.interval([2.0, 4.0, 6.0, 8.0])                     # s = 2.5820, t(0.975, 3) = 3.182446
+    half = 3.182446305 * 2.5819888975 / 2
+    assert (mean, low, high) == pytest.approx((5, 5 - half, 5 + half), abs=1e-8)
+    assert math.isnan(R.interval([1.0])[1]) and math.isnan(R.interval([])[0])
+
+
+def test_summarise_agrees_with_interval_group_by_group():
+    rng = np.random.default_rng(0)
+    book = study(rng.normal(80, 2, 5), rng.normal(70, 3, 5))
+    table = R.summarise(book.frame()).set_index("method")
+    for method in "BW":
+        x = R.select(book.frame(), method=method)["value"]
+        assert table.loc[method, ["mean", "ci_low", "ci_high"]].tolist() == pytest.approx(R.interval(x))
+        assert table.loc[method, "std"] == pytest.approx(np.std(x, ddof=1)) and table.loc[method, "n"] == 5
+    single = R.summarise(R.select(book.frame(), seed=0))
+    assert single["std"].isna().all() and single["ci_low"].isna().all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-100, 100), min_size=3, max_size=8), st.floats(-50, 50), st.floats(0.1, 10))
+def test_interval_moves_and_scales_with_the_values(x, shift, scale):
+    mean, low, high = R.interval(x)
+    moved = R.interval([scale * v + shift for v in x])
+    assert moved == pytest.approx((scale * mean + shift, scale * low + shift, scale * high + shift), abs=1e-6)
+    assert low <= mean <= high
+
+
+# ---- claims
+
+def test_judge_pairs_by_seed():
+    # the seeds differ by tens of points, the pairs by one: unpaired nothing could be said
+    book = study([51, 72, 91], [50, 70.9, 90.1])
+    judged = R.judge([Claim("b", "B beats W", "B", "W")], book).iloc[0]
+    mean, low, high = R.interval([1.0, 1.1, 0.9])
+    assert (judged["difference"], judged["ci_low"], judged["ci_high"], judged["n"]) == pytest.approx((mean, low, high, 3))
+    assert judged["verdict"] == "supported"
+
+
+@pytest.mark.parametrize("gaps, options, expected", [
+    ([1.0, 1.1, 0.9], {}, "supported"), ([-1.0, -1.1, -0.9], {}, "not supported"), ([1.0, -1.0, 0.5], {}, "inconclusive"),
+    ([1.0, 1.1, 0.9], {"margin": 2}, "not supported"), ([1.0, 1.1, 0.9], {"margin": 1}, "inconclusive"),
+    ([9.0, 9.0], {}, "inconclusive"), ([9.0], {}, "inconclusive"), ([0.0, 0.0, 0.0], {}, "inconclusive"),
+    ([-0.1, 0.1, 0.0], {"kind": "at least", "margin": 1}, "supported"), ([-3.0, -3.1, -2.9], {"kind": "at least", "margin": 1}, "not supported"),
+    ([-1.0, -1.1, -0.9], {"kind": "at least", "margin": 1}, "inconclusive"), ([0.0, 0.0, 0.0], {"kind": "at least"}, "supported"),
+])
+def test_verdicts(gaps, options, expected):
+    judged = R.judge([Claim("b", "", "B", "W", **options)], study([50 + g for g in gaps], [50] * len(gaps)))
+    assert judged["verdict"].item() == expected and judged["n"].item() == len(gaps)
+
+
+def test_less_is_better_turns_the_difference():
+    book = study([10, 11, 12], [20, 21, 22.5], metric="fid")
+    assert R.judge([Claim("b", "", "B", "W", "fid")], book)["difference"].item() == pytest.approx(10.1666667)
+    assert R.judge([Claim("b", "", "B", "W", "fid", lower=False)], book)["verdict"].item() == "not supported"
+
+
+def test_several_methods_are_averaged_and_incomplete_seeds_left_out():
+    book = study([10, 20, 30, 40], [0, 0, 0, 0])
+    for seed in range(3):
+        book.add("Table 1", "digits", "C", "accuracy", 30, seed)
+    gaps = R.differences(book.frame(), Claim("avg", "", ["B", "C"], "W"))
+    assert gaps.to_dict() == {0: 20, 1: 25, 2: 30}                        # seed 3 has no C
+    by_filter = R.differences(book.frame(), Claim("f", "", {"method": "B", "res": "3x3"}, {"method": "W"}, where={"dataset": "digits"}))
+    assert by_filter.to_dict() == {0: 10, 1: 20, 2: 30, 3: 40}
+
+
+def test_a_claim_about_what_was_not_measured_is_inconclusive():
+    judged = R.judge([Claim("gone", "", "nobody", "W")], study([1, 2, 3], [0, 1, 2])).iloc[0]
+    assert judged["n"] == 0 and math.isnan(judged["difference"]) and judged["verdict"] == "inconclusive"
+    assert R.judge([], study([1], [0])).empty
+
+
+def test_bad_claims_are_refused():
+    with pytest.raises(ValueError, match="kind 'more'"):
+        Claim("x", "", "a", "b", kind="more")
+    with pytest.raises(ValueError, match="margin -1"):
+        Claim("x", "", "a", "b", margin=-1)
+    with pytest.raises(ValueError, match="two claims have the name 'x'"):
+        R.judge([Claim("x", "", "B", "W"), Claim("x", "", "W", "B")], study([1, 2, 3], [0, 1, 2]))
+    with pytest.raises(ValueError, match="at least two methods"):
+        R.ordering("x", "", ["a"])
+
+
+def test_ordering_makes_neighbouring_claims():
+    claims = R.ordering("chain", "t", ["B", ["W", "V"], {"method": "U", "res": 8}], "recall_at_1", margin=0.5)
+    assert [c.name for c in claims] == ["chain: B > W, V", "chain: W, V > U (res 8)"]
+    assert {(c.metric, c.margin) for c in claims} == {("recall_at_1", 0.5)} and claims[1].worse == {"method": "U", "res": 8}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-20, 20), min_size=3, max_size=7), st.floats(0, 5))
+def test_verdicts_do_not_depend_on_a_common_shift_and_turn_with_the_sides(gaps, shift):
+    straight = R.judge([Claim("b", "", "B", "W")], study([50 + g for g in gaps], [50] * len(gaps))).iloc[0]
+    moved = R.judge([Claim("b", "", "B", "W")], study([50 + g + shift * i for i, g in enumerate(gaps)], [50 + shift * i for i in range(len(gaps))])).iloc[0]
+    turned = R.judge([Claim("b", "", "W", "B")], study([50 + g for g in gaps], [50] * len(gaps))).iloc[0]
+    assert moved["ci_low"] == pytest.approx(straight["ci_low"], abs=1e-6)
+    assert turned["difference"] == pytest.approx(-straight["difference"], abs=1e-9) and turned["ci_high"] == pytest.approx(-straight["ci_low"], abs=1e-9)
+
+
+def test_claims_survive_the_file(tmp_path):
+    judged = R.judge([Claim("b", "B, of course; \"beats\" W", "B", "W"), Claim("gone", "", "nobody", "W")], study([1, 2, 4], [0, 1, 2]))
+    R.write_claims(judged, tmp_path / "claims.csv")
+    pd.testing.assert_frame_equal(R.read_claims(tmp_path / "claims.csv"), judged, check_dtype=False)
+    (tmp_path / "claims.csv").write_text("claim,text\nx,y\n")
+    with pytest.raises(ValueError, match="claims.csv: not a table of claims"):
+        R.read_claims(tmp_path / "claims.csv")
+
+
+# ---- reported numbers
+
+def test_reported_numbers_of_the_package_are_marked():
+    frame = R.reported("horkd")
+    assert len(frame) == 15 and set(frame["source"]) == {"note"} and frame["context"].sum() == 13
+    own = frame[~frame["context"]].set_index("dataset")
+    assert own.loc["LFW", "printed"] == "90.03" and own.loc["LFW", "value"] == 90.03 and own.loc["UCCS", "detail"].startswith("quoted by")
+    with pytest.raises(FileNotFoundError, match="did you mean horkd"):
+        R.reported("hork")
+
+
+@pytest.mark.skipif(not SHEETS.is_dir(), reason="the reported numbers beside the repository are absent (../shared/papers)")
+def test_every_reported_csv_is_readable_and_the_package_has_the_same():
+    package = Path(R.__file__).parent / "reported"
+    sources = set()
+    for path in sorted(SHEETS.glob("*.csv")):
+        frame = R.reported(path.stem, path)
+        sources |= set(frame["source"])
+        frame["setting"].map(R.parse_setting)
+        if (package / path.name).exists():
+            assert (package / path.name).read_bytes() == path.read_bytes()
+        for table in frame["table"].unique():
+            printed = R.compare(study([1], [0]).frame(), frame, table)
+            assert "—" in printed.to_numpy() and not printed.isna().any(axis=None)
+    assert sources == {"paper", "code", "note", "recalled"}
+
+
+def test_an_unknown_provenance_is_refused(tmp_path):
+    head = "table,dataset,setting,method,metric,value,std,provenance\n"
+    (tmp_path / "x.csv").write_text(head + "T,d,,m,accuracy,1.0,,rumour: heard it\n")
+    with pytest.raises(ValueError, match="unknown provenance.*rumour"):
+        R.reported("x", tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text(head + "T,d,,m,accuracy,about 1,,paper\n")
+    with pytest.raises(ValueError, match="'about 1' in the column value is not a number"):
+        R.reported("x", tmp_path / "x.csv")
+
+
+# ---- tables
+
+PAPER = reported_rows(("Table 1", "digits", "res=3x3", "B", "accuracy", "83.10 ± 0.40", "paper", ""),
+                      ("Table 1", "digits", "res=3x3", "X", "accuracy", "82.0", "note", "quoted by a survey"),
+                      ("Table 1", "digits", "res=3x3", "Y", "accuracy", "81.0", "recalled", ""),
+                      ("Table 1", "digits", "res=3x3", "Z", "accuracy", "80.0", "paper", "read off a figure"),
+                      ("Table 1", "digits", "res=3x3", "C", "accuracy", "79.0", "code", ""))
+
+
+def test_compare_joins_marks_and_shows_what_is_missing():
+    table = R.compare(study([80, 82, 84], [70, 71, 72]).frame(), PAPER, "Table 1").set_index("method")
+    ours, theirs = "accuracy (%) · reproduced", "accuracy (%) · reported"
+    assert list(table.index) == ["B", "W", "X", "Y", "Z", "C"]
+    assert table.loc["B"].tolist() == ["82.0 ± 2.0", "83.10 ± 0.40"] and table.loc["W"].tolist() == ["71.0 ± 1.0", "—"]
+    assert table.loc[["X", "Y", "Z", "C"], theirs].tolist() == ["82.0†", "81.0‡", "80.0°", "79.0§"] and table.loc["X", ours] == "—"
+    notes = "\n".join(table.attrs["notes"])
+    assert "digits, res 3x3" in notes and "over 3 seeds" in notes and "† second hand, not read in the paper: quoted by a survey" in notes
+    assert "‡ from memory" in notes and "° read in the paper: read off a figure" in notes
+
+
+def test_compare_ignores_the_order_of_settings_and_the_keys_that_do_not_count():
+    book = Results("toy", "demo")
+    book.add("Table 1", "digits", "B", "accuracy", 80, 0, {"epochs": 3, "res": "3x3", "ipc": 1})
+    theirs = reported_rows(("Table 9", "digits", "ipc=1;res=3x3", "B", "accuracy", "83.1", "recalled", ""),
+                           ("Table 9", "digits", "res=3x3;ipc=1;source=2", "B", "accuracy", "83.3", "paper", ""))
+    table = R.compare(book.frame(), theirs, "Table 1", reported_table="Table 9", settings=["res", "ipc"])
+    assert table.to_dict("records") == [{"method": "B", "accuracy (%) · reproduced": "80.0", "accuracy (%) · reported": "83.3"}]   # the better source wins
+
+
+def test_compare_by_columns():
+    book = Results("toy", "demo")
+    for method, base in (("A", 80), ("B", 70)):
+        for k in (1, 2):
+            for res in ("8x8", "16x16"):
+                book.add("T", "d", method, f"recall_at_{k}", base + k, 0, {"res": res})
+    wide = R.compare(book.frame(), None, "T", columns="metric")
+    assert list(wide) == ["res", "method", "Recall@1 (%)", "Recall@2 (%)", "reported"] and (wide["reported"] == "—").all() and len(wide) == 4
+    tall = R.compare(book.frame(), None, "T", columns=["res"])
+    assert list(tall) == ["method", "metric", "res 8x8", "res 16x16", "reported"] and tall["metric"].tolist()[:2] == ["Recall@1 (%)", "Recall@2 (%)"]
+    with pytest.raises(ValueError, match="no key colour; its keys are dataset, res, method, metric"):
+        R.compare(book.frame(), None, "T", columns="colour")
+    with pytest.raises(ValueError, match="no numbers for table 'U'; the tables are: T"):
+        R.compare(book.frame(), None, "U")
+
+
+def test_printed_numbers():
+    assert R.format_mean_std(math.nan, math.nan) == "—" and R.format_mean_std(math.inf) == "∞" and R.format_mean_std(-1.25, digits=1) == "−1.2"
+    assert R.format_mean_std(0) == "0" and R.format_mean_std(88.04, 0.0, 1) == "88.0 ± 0.0"
+    assert R.metric_label("recall_at_8") == "Recall@8 (%)" and R.metric_label("accuracy_drop_vs_teacher_pct") == "accuracy drop vs teacher (%)"
+    assert R.metric_label("logreg_accuracy") == "logreg accuracy (%)" and not R.is_percent("confidence") and not R.is_percent("ranking_loss")
+
+
+def test_html_is_escaped_grouped_and_aligned():
+    frame = R.compare(study([80, 82, 84], [70, 71, 72]).frame(), PAPER.replace({"method": {"X": "<b>X</b> & co"}}), "Table 1")
+    page = R.to_html(frame, caption="1 < 2")
+    assert "&lt;b&gt;X&lt;/b&gt; &amp; co" in page and "1 &lt; 2" in page and "<b>X" not in page
+    assert "colspan='2'" in page and ">reproduced</th>" in page and ">reported</th>" in page
+    assert re.search(r"text-align:right;white-space:nowrap'>82\.0 ± 2\.0<", page) and re.search(r"text-align:left;white-space:nowrap'>W<", page)
+    assert "† second hand" in page
+
+
+def test_claims_table_reads_well():
+    judged = R.judge([Claim("b", "B beats W", "B", "W"), Claim("gone", "", "nobody", "W")], study([51, 72, 91], [50, 70.9, 90.1]))
+    table = R.claims_table(judged)
+    assert table["difference"].tolist() == ["+1.00", "—"] and table["verdict"].tolist() == ["supported", "inconclusive"]
+    assert table["95 % interval"].tolist() == ["[+0.75, +1.25]", "—"]
