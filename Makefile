@@ -39,14 +39,14 @@ bench: install
 	$(BIN)/kdnotes bench
 
 results: install
-	$(BIN)/kdnotes run --all --profile demo
+	$(BIN)/kdnotes run --all --profile demo --force
 	$(BIN)/kdnotes results
 
 export: install
 	$(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*.ipynb nbs/*/*.ipynb
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-	$(BIN)/jupyter nbconvert --log-level WARN --to markdown nbs/index.ipynb --output-dir . --output README
+	$(BIN)/python -c 'from kdnotes.report import write_readme; write_readme()'
 
 hooks: install
 	$(BIN)/nbdev_install_hooks

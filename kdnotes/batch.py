@@ -114,7 +114,7 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"the parameters cell of {path} must assign exactly {', '.join(PARAMETERS)}; look at {wrong}")
     return defaults
 
-# %% ../nbs/batch.ipynb #14db335b
+# %% ../nbs/batch.ipynb #1135383c
 def paper_config(slug: str) -> type | None:
     """The frozen dataclass `kdnotes.papers.<slug>.Config`; None for a notebook that is not part of the package."""
     import importlib.util
@@ -123,7 +123,7 @@ def paper_config(slug: str) -> type | None:
         return None
     if importlib.util.find_spec(f"kdnotes.papers.{slug}") is None:
         return None
-    return importlib.import_module(f"kdnotes.papers.{slug}").Config
+    return getattr(importlib.import_module(f"kdnotes.papers.{slug}"), "Config", None)
 
 
 def field_kinds(config: type | None) -> dict[str, type]:
@@ -215,7 +215,7 @@ def check_data(config: Any, dataset: str, root: str | None) -> None:
     if missing := source.missing(data_root(root)):
         raise FileNotFoundError(f"the images of {dataset} are not there ({missing[0]}): {source.remedy}")
 
-# %% ../nbs/batch.ipynb #8133062a
+# %% ../nbs/batch.ipynb #5dba982e
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One run to do. Paths are relative to the folder `cwd` where they can be, so that nothing of this machine gets into the notebook."""
@@ -228,7 +228,7 @@ class Job:
     cwd: str
     stop: str                        # the run ends early once this file exists
     environment: dict = dataclasses.field(default_factory=dict)
-    share: int = 0                   # runs that share a machine's cores; 0 = as many as the Dask worker has threads
+    share: int = 1                   # runs that share a machine's cores; 0 = as many as the Dask worker has threads
     gpus: int = 0
     force: bool = False
 
@@ -387,8 +387,8 @@ def note_verdict(output: Path, status: str, reason: str) -> None:
     book["metadata"]["kdnotes"] = {"status": status, "reason": reason.strip().splitlines()[0] if reason.strip() else ""}
     write_whole(output, json.dumps(book, indent=1, ensure_ascii=False) + "\n")
 
-# %% ../nbs/batch.ipynb #a5ec68d4
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# %% ../nbs/batch.ipynb #808a2904
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
 
 
 def thread_limits(share: int) -> dict[str, str]:
@@ -467,7 +467,7 @@ def attend(process: subprocess.Popen, stop: Path, grace: float = 20.0) -> None:
         process.kill()
         process.wait()
 
-# %% ../nbs/batch.ipynb #c0a68c95
+# %% ../nbs/batch.ipynb #ce0b0404
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How a run ended: `status` is finished, skipped, failed or interrupted; `seconds` are those of this batch."""
@@ -477,17 +477,24 @@ class Outcome:
     seconds: float = 0.0
     reason: str = ""
 
-
+# %% ../nbs/batch.ipynb #c0a0a6c5
 @contextlib.contextmanager
 def claim_folder(job: Job) -> Iterator[None]:
-    """Make the run's folder, empty if the job is forced, and keep other processes off it; filelock.Timeout if one has it."""
-    from filelock import FileLock
+    """Make the run's folder, empty if the job is forced, and keep other batches off it. filelock.Timeout if one has it, or, for
+
+    a forced job, if a notebook that somebody has open holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    from kdnotes.runs import LOCK, is_locked
 
     folder_of(job).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder_of(job).parent / f".{folder_of(job).name}.lock", timeout=0):
+        if job.force and is_locked(folder_of(job)):
+            raise Timeout(folder_of(job) / LOCK)
         if job.force and folder_of(job).exists():
             discarded = folder_of(job).parent.with_name(f".discarded-{uuid.uuid4().hex[:8]}")  # outside the folders of runs
-            folder_of(job).rename(discarded)  # one step: a kill in between leaves no half of a run
+            folder_of(job).rename(discarded)
             shutil.rmtree(discarded)
         folder_of(job).mkdir(exist_ok=True)
         yield
@@ -558,7 +565,7 @@ def last_line(path: Path) -> str:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
-# %% ../nbs/batch.ipynb #f7d2fce2
+# %% ../nbs/batch.ipynb #da157321
 def clock(seconds: float) -> str:
     """`seconds` as people read them: 0:07, 12:40, 1:05:00."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -571,7 +578,8 @@ def progress(job: Job, since: float) -> str:
         if notebook_of(job).stat().st_mtime >= since:
             cells = [cell for cell in read_notebook(notebook_of(job))["cells"] if cell["cell_type"] == "code"]
             done = sum(bool(cell["metadata"].get("papermill", {}).get("end_time")) for cell in cells)
-            return f"{done}/{len(cells)} cells  {clock(time.time() - since)}  {last_line(folder_of(job) / 'log.txt')}".strip()
+            said = re.sub(r"^\d{4}-\d\d-\d\d [\d:,.]+ (INFO )?", "", last_line(folder_of(job) / "log.txt"))  # without the date
+            return f"{done}/{len(cells)} cells  {clock(time.time() - since)}  {said}".strip()
     return ""
 
 # %% ../nbs/batch.ipynb #4cd5d364
@@ -758,9 +766,9 @@ def columns(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
-# %% ../nbs/batch.ipynb #1d49bcc3
+# %% ../nbs/batch.ipynb #06179f05
 def summary(outcomes: Iterable[Outcome]) -> str:
-    """Table of the outcomes, and below it what is needed to mend each failure."""
+    """What is needed to mend each failure, then the table of the outcomes."""
     outcomes = list(outcomes)
     header = ("paper", "profile", "dataset", "status", "wall time", "claims s/n/i", "where")
     rows = [(o.job.slug, o.job.parameters["profile"], o.job.dataset, o.status, clock(o.seconds) if o.seconds else "-",

@@ -8,9 +8,8 @@ __all__ = ['REMEDY', 'SIGNS', 'STYLE', 'TOP', 'SECTION', 'REST', 'PAGE', 'PROFIL
            'slim_notebook', 'front_table', 'refresh_index', 'readme_text', 'write_readme', 'newest_demo', 'publish_run',
            'publish']
 
-# %% ../nbs/report.ipynb #de7c6627
+# %% ../nbs/report.ipynb #e2ce9cb0
 import base64
-import html
 import io
 import json
 import re
@@ -24,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from .results import SOURCES, VERDICTS, claims_table, compare, metric_label, read_claims, read_results, reported, to_html
+from .results import VERDICTS, claims_table, compare, read_claims, read_results, reported, reported_table, to_html
 from .runs import MANIFEST, digest, find_runs, read_captions, read_manifest, state
 from .runtime import log, write_text
 
@@ -135,17 +134,13 @@ def _reported(slug: str) -> pd.DataFrame | None:
     except FileNotFoundError:
         return None
 
-# %% ../nbs/report.ipynb #43f8aecf
+# %% ../nbs/report.ipynb #730434e4
 def reported_html(slug: str) -> str:
-    """All reported numbers of a paper as an HTML table; `""` when there are none."""
+    """All reported numbers of a paper, a table of HTML for each of its tables; `""` when there are none."""
     frame = _reported(slug)
     if frame is None or frame.empty:
         return ""
-    mark = [SOURCES[s][0] or ("°" if d else "") for s, d in zip(frame["source"], frame["detail"])]
-    meaning = [SOURCES[s][1] + (f": {d}" if d else "") for s, d in zip(frame["source"], frame["detail"])]
-    shown = frame[["table", "dataset", "setting", "method"]].assign(
-        metric=frame["metric"].map(metric_label), reported=frame["printed"] + pd.Series(mark), source=meaning)
-    return to_html(shown.assign(setting=shown["setting"].str.replace(";", ", ").str.replace("=", " ")))
+    return "".join(to_html(reported_table(frame, name), name) for name in frame["table"].unique())
 
 # %% ../nbs/report.ipynb #739fd17f
 @dataclass
@@ -199,7 +194,7 @@ def claim_rows(claims: pd.DataFrame) -> list[dict[str, Any]]:
     rows = claims_table(claims).rename(columns={"what the paper says": "text", "95 % interval": "interval"}).to_dict("records")
     return [{**row, "svg": svg, "sign": SIGNS[row["verdict"]]} for row, svg in zip(rows, drawn)]
 
-# %% ../nbs/report.ipynb #e053f967
+# %% ../nbs/report.ipynb #96fab6b1
 def provenance(run: Run) -> dict[str, str]:
     """What made a run, as label and text: code, machine, time, data, seeds, manifest."""
     m = run.manifest
@@ -207,7 +202,7 @@ def provenance(run: Run) -> dict[str, str]:
     device = m.get("device", {})
     rows = {
         "commit": m.get("commit"), "code": m.get("code"), "finished": _date(m.get("finished", "")),
-        "device": _machine(device), "platform": f"{m.get('platform', '')}, {m.get('cores', '?')} cores, {m.get('threads', '?')} threads",
+        "device": f"{device.get('type', '')}, {device.get('name', '')}".strip(", "), "platform": f"{m.get('platform', '')}, {m.get('cores', '?')} cores, {m.get('threads', '?')} threads",
         "precision": m.get("precision"), "peak memory": memory, "resumed": f"{m['resumed']} times" if m.get("resumed") else "",
         "seeds": ", ".join(map(str, m.get("seeds", []))), "data": "; ".join(f"{k} {str(v)[:16]}" for k, v in m.get("data", {}).items()),
         "packages": ", ".join(f"{k} {v}" for k, v in m.get("versions", {}).items()),
@@ -216,13 +211,15 @@ def provenance(run: Run) -> dict[str, str]:
     }
     return {label: str(text) for label, text in rows.items() if text}
 
-# %% ../nbs/report.ipynb #121d515f
+# %% ../nbs/report.ipynb #7e73030f
 def _listed(values: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in (values or {}).items())
 
 
-def _machine(device: Mapping[str, str]) -> str:
-    return " ".join(dict.fromkeys(str(v) for v in (device.get("type", "").upper(), device.get("name", "")) if v))
+def _device(device: Mapping[str, str]) -> str:
+    """`CPU`, or the name of the accelerator."""
+    kind = device.get("type", "").upper()
+    return device.get("name") or kind if kind == "CUDA" else kind
 
 
 def _date(text: str) -> str:
@@ -358,14 +355,14 @@ Claims are the papers' own: <span class="supported">✓ supported</span>, <span 
 </body></html>
 """
 
-# %% ../nbs/report.ipynb #571ea290
+# %% ../nbs/report.ipynb #ee955cf8
 def _view(run: Run, page: Path) -> dict[str, Any]:
     """What the template shows of a run; links are relative to the folder `page`."""
     link = lambda name: Path(relpath(run.path / name, page)).as_posix() if (run.path / name).is_file() else ""
     seeds = len(run.manifest.get("seeds", []))
     shown = {"path": run.path, "slug": run.slug, "title": run.title, "state": run.state, "manifest": run.manifest, "trouble": run.trouble,
              "anchor": f"{run.slug}-{run.path.name}", "link": link("notebook.ipynb"), "numbers": link("results.csv"),
-             "machine": _machine(run.manifest.get("device", {})), "time": duration(run.manifest.get("wall_s", 0)),
+             "machine": _device(run.manifest.get("device", {})), "time": duration(run.manifest.get("wall_s", 0)),
              "seeds": f"{seeds} seed{'s' * (seeds != 1)}"}
     if run.state != "finished":
         label = "failed" if run.state == "interrupted" and run.trouble else run.state

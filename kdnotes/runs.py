@@ -92,11 +92,19 @@ def code_fingerprint() -> str:
     files = sorted(path for path in root.rglob("*.py") if path.name != "_modidx.py")
     return fingerprint([(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")) for path in files])[:16]
 
-# %% ../nbs/runs.ipynb #895bac3a
+# %% ../nbs/runs.ipynb #6eaeb71d
+def _processor() -> str:
+    """The processor's name where the system tells, else its architecture."""
+    try:
+        return re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].strip()
+    except (OSError, TypeError):                                  # no such file, no such line
+        return platform.processor() or platform.machine()
+
+
 def environment(device: str = "", precision: str = "") -> dict[str, Any]:
     """Versions, commit, code fingerprint, platform, device, precision and threads of this process, for the manifest."""
     place = torch.device(device) if device not in ("", "auto") else torch.device("cpu")
-    name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else _processor()
     return {
         "versions": package_versions(), "commit": git_commit(), "code": code_fingerprint(),
         "platform": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(),

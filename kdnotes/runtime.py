@@ -7,8 +7,10 @@ __all__ = ['log', 'PRECISIONS', 'seed_everything', 'set_deterministic', 'generat
            'peak_memory', 'make_folder', 'atomic_write', 'write_text', 'write_json', 'cache_folder', 'cached',
            'progress', 'parallel_map']
 
-# %% ../nbs/runtime.ipynb #adf559f5
+# %% ../nbs/runtime.ipynb #551b7f8f
+import copyreg
 import hashlib
+import importlib
 import io
 import json
 import logging
@@ -455,6 +457,10 @@ def _alone(seed: int) -> Iterator[None]:
 def _call_alone(function: Callable, seed: int, item: object) -> object:
     with _alone(seed):
         return function(item)
+
+# %% ../nbs/runtime.ipynb #a96add2b
+for _namespace in (torch.classes, torch.ops):
+    copyreg.pickle(type(_namespace), lambda namespace: (importlib.import_module, (namespace.__name__,)))
 
 # %% ../nbs/runtime.ipynb #4ed6ca1c
 def parallel_map(function: Callable, items: Iterable, workers: int | None = None, desc: str = "") -> list:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -173,7 +174,7 @@ def test_an_unwritable_output_folder_is_refused(write_paper, tmp_path, place):
 WRITE = "from pathlib import Path; import os, sys, json; here = Path(out)"
 FACTS = """facts = {"executable": sys.executable, "threads": os.environ["OMP_NUM_THREADS"], "data": os.environ["KDNOTES_DATA"], "cwd": os.getcwd()}
 (here / "facts.json").write_text(json.dumps(facts | {"profile": profile, "overrides": overrides}))
-(here / "log.txt").write_text("epoch 1\\nepoch 2\\n")"""
+(here / "log.txt").write_text("epoch 1\\n2026-01-31 12:00:00 INFO epoch 2\\n")"""
 TWICE = """checkpoint = here / "checkpoints"
 first = not checkpoint.exists()
 checkpoint.mkdir(exist_ok=True)
@@ -205,7 +206,7 @@ def test_a_batch_isolates_failures_and_the_next_one_resumes_them(write_paper, wo
     assert (good.status, later.status) == ("finished", "failed") and batch.exit_status([good, later]) == 1
     facts = json.loads((Path(good.job.folder) / "facts.json").read_text())
     assert facts == {"executable": sys.executable, "threads": "1", "data": "/data", "cwd": str(workplace), "profile": "smoke", "overrides": {"lr": 1e-5}}
-    assert "4/4 cells" in batch.progress(good.job, 0) and batch.progress(good.job, 0).endswith("epoch 2")
+    assert "4/4 cells" in batch.progress(good.job, 0) and batch.progress(good.job, 0).endswith("  epoch 2")
 
     told = batch.summary([good, later])
     assert f"{later.job}: failed in cell [4]" in told and "checkpoint = here" in told and "AssertionError: stopped in the middle" in told and "\x1b" not in told
@@ -223,13 +224,16 @@ def test_a_batch_isolates_failures_and_the_next_one_resumes_them(write_paper, wo
 
 def test_a_run_belongs_to_one_supervisor_and_is_discarded_whole(write_paper, workplace, configured):
     write_paper(workplace / "papers", "toy")
-    job, = batch.plan(["toy"], {}, "papers", "runs", share=1)
+    job, = batch.plan(["toy"], {}, "papers", "runs")
     with batch.claim_folder(job):
         (batch.folder_of(job) / "checkpoints").mkdir()
         assert "another process works on this run" in batch.supervise(job).reason
     with batch.claim_folder(job):
         assert (batch.folder_of(job) / "checkpoints").exists()
-    with batch.claim_folder(dataclasses.replace(job, force=True)):
+    forced = dataclasses.replace(job, force=True)
+    with FileLock(batch.folder_of(job) / ".lock"):  # a notebook in JupyterLab works on it
+        assert "another process works on this run" in batch.supervise(forced).reason and (batch.folder_of(job) / "checkpoints").exists()
+    with batch.claim_folder(forced):
         assert not list(batch.folder_of(job).iterdir()) and not list(workplace.glob("runs/.discarded-*"))
     missing = dataclasses.replace(job, cwd=str(workplace / "absent"))
     assert batch.supervise(missing).status == "failed"
@@ -299,7 +303,7 @@ def test_a_batch_that_is_stopped_or_killed_leaves_no_kernel_and_is_resumed(write
             assert out.count("interrupted") == 2 and "Traceback" not in err and batch.verdict(note.parent)["status"] == "interrupted"
             assert not list(workplace.glob("runs/.stop-*")) and not list(workplace.glob("runs/waiter/*/notebook.ipynb"))
     (note.parent / "go").touch()
-    (sleeper,), _ = run(batch.plan(["sleeper"], {}, "papers", "runs", share=1))
+    (sleeper,), _ = run(batch.plan(["sleeper"], {}, "papers", "runs"))
     assert sleeper.status == "finished"
 
 

@@ -52,10 +52,10 @@ def test_in_a_local_cluster_each_run_has_a_gpu_of_its_own(papers, tmp_path, monk
     monkeypatch.setattr("joblib.cpu_count", lambda: 8)
     options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None, "resources": {"GPU": 2}}
     with distributed.LocalCluster(**options, protocol="tcp", host="127.0.0.1") as cluster:
-        jobs = batch.plan([], {}, papers, "runs", here=False, gpus=1)
+        jobs = batch.plan([], {}, papers, "runs", here=False, share=0, gpus=1)
         with batch.cluster_pool(cluster.scheduler_address, gpus=1) as pool:
             outcomes = batch.run_batch(jobs, pool, board=batch.Board(io.StringIO()))
-            endless = batch.plan(["endless"], {}, write_paper(tmp_path / "more", "endless", ENDLESS).parent, "runs", here=False)
+            endless = batch.plan(["endless"], {}, write_paper(tmp_path / "more", "endless", ENDLESS).parent, "runs", here=False, share=0)
             stopped, = batch.run_batch(endless, pool, board=CtrlC(io.StringIO()))
         with pytest.raises(ValueError, match="no worker at .* offers GPU=3; start one"), batch.cluster_pool(cluster.scheduler_address, gpus=3):
             pass

@@ -165,7 +165,7 @@ def test_no_runs_is_said_and_unfinished_ones_alone_make_a_page(tmp_path):
 def test_a_run_without_saved_tables_gets_them_from_its_results(tmp_path):
     make_run(tmp_path, "horkd", figures=False)
     text = report.write_report(tmp_path).read_text()
-    assert "84.1 ± 2.0" in text and ">Table 1</caption>" in text and "<h3>Figures" not in text
+    assert "84.1 ± 2.0" in text and ">Table 1</div>" in text and "<h3>Figures" not in text
 
 
 def test_a_notebook_that_failed_after_its_results_is_not_passed_over(tmp_path):

@@ -254,6 +254,10 @@ def test_every_reported_csv_is_readable_and_the_package_has_the_same():
         for table in frame["table"].unique():
             printed = R.compare(study([1], [0]).frame(), frame, table)
             assert "—" in printed.to_numpy() and not printed.isna().any(axis=None)
+            alone = R.reported_table(frame, table)
+            rows = frame[frame["table"] == table]
+            cells = [c.rstrip("§†‡°") for c in alone.to_numpy().ravel()]
+            assert len(alone) <= len(rows) and set(rows["printed"]) <= set(cells) and not any("reproduced" in name for name in alone)
     assert sources == {"paper", "code", "note", "recalled"}
 
 

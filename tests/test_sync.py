@@ -28,12 +28,9 @@ def copy(tmp_path_factory) -> Path:
     for name in FILES:
         shutil.copy(ROOT / name, root / name)
     scripts = Path(sys.executable).parent
-    for command in (
-        ["nbdev_export"],
-        ["nbdev_clean"],
-        ["jupyter", "nbconvert", "--log-level", "WARN", "--to", "markdown", "nbs/index.ipynb", "--output-dir", ".", "--output", "README"],
-    ):
-        subprocess.run([str(scripts / command[0]), *command[1:]], cwd=root, check=True, capture_output=True, text=True, timeout=300)
+    readme = [sys.executable, "-c", "from kdnotes.report import write_readme; write_readme()"]
+    for command in ([str(scripts / "nbdev_export")], [str(scripts / "nbdev_clean")], readme):
+        subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=300)
     return root
 
 

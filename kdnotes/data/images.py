@@ -10,7 +10,7 @@ __all__ = ['DAMAGE', 'FASHION', 'STL', 'TORCHVISION', 'EXPECTED', 'EMBEDDED', 'P
            'read_pictures', 'folder_source', 'found_below', 'known', 'fetch', 'find_source', 'load', 'status',
            'class_batches', 'check_order', 'Order', 'as_tensors', 'check_share', 'check_tensors', 'Epochs', 'Batches']
 
-# %% ../../nbs/data/images.ipynb #f3f23e96
+# %% ../../nbs/data/images.ipynb #ddcc8ae8
 import difflib
 import functools
 import gzip
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime import atomic_write, fingerprint, log, make_generator
+from ..runtime import atomic_write, fingerprint, log, make_folder, make_generator
 
 # %% ../../nbs/data/images.ipynb #2285f7ca
 def check_images(images: Tensor) -> None:
@@ -430,7 +430,7 @@ def paired_splits(name: str, train: object, test: object) -> tuple[ImageSet, Ima
     check_splits(*sets, named=named is not None)
     return sets[0], sets[1]
 
-# %% ../../nbs/data/images.ipynb #abac74a7
+# %% ../../nbs/data/images.ipynb #e400086d
 def add(name: str, train: object, test: object, root: str | os.PathLike | None = None, overwrite: bool = False) -> Path:
     """Check a prepared image set and install it as `<root>/<name>/{train,test}.npz`; returns that folder.
 
@@ -443,7 +443,6 @@ def add(name: str, train: object, test: object, root: str | os.PathLike | None =
     if not overwrite and any((folder / f"{split}.npz").exists() for split in ("train", "test")):
         raise ValueError(f"{folder} holds a prepared set already; delete it first, or pass overwrite=True")
     first, second = paired_splits(name, train, test)
-    folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "train.npz") as a, atomic_write(folder / "test.npz") as b:
         for path, images in ((a, first), (b, second)):
             with open(path, "wb") as file:
@@ -524,7 +523,7 @@ def known(root: str | os.PathLike | None = None) -> dict[str, Source]:
     others = {name: torchvision_source(name) for name in TORCHVISION} | SOURCES | found_below(data_root(root))
     return embedded | {name: source for name, source in others.items() if name not in embedded}
 
-# %% ../../nbs/data/images.ipynb #d7b5d0e0
+# %% ../../nbs/data/images.ipynb #2869762e
 def fetch(name: str, root: str | os.PathLike | None = None) -> None:
     """Download a torchvision set below the root and unpack it, if a file is missing. Two processes that ask at once download once."""
     if name not in TORCHVISION:
@@ -532,7 +531,7 @@ def fetch(name: str, root: str | os.PathLike | None = None) -> None:
     from filelock import FileLock
     from torchvision import datasets
     folder, kind = data_root(root), TORCHVISION[name][0]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with FileLock(folder / f".{name}.lock"):
         for split in ("train", "test") if torchvision_source(name).missing(folder) else ():
             log.info("downloading %s (%s) to %s", name, split, folder)
@@ -567,14 +566,14 @@ def load(name: str, split: str, root: str | os.PathLike | None = None, size: int
         fetch(name, folder)
     return source.read(folder, split, size)
 
-# %% ../../nbs/data/images.ipynb #29d8a116
+# %% ../../nbs/data/images.ipynb #eac0ef15
 def status(root: str | os.PathLike | None = None) -> list[dict]:
     """One row a known set: `name`, `kind`, `present` (both splits), `where`, `images` (train + test), `how` to get it."""
     folder, rows = data_root(root), []
     for name, source in known(root).items():
         missing = source.missing(folder)
-        first = next(iter(source.files("train")), "")
-        where = "in the package's requirements" if source.kind == "embedded" else str(missing[0] if missing else (folder / first).parent)
+        place = missing[0] if missing else folder / next(iter(source.files("train")), "")
+        where = "in the package's requirements" if source.kind == "embedded" else str(place.parent if place.is_file() else place)
         rows.append({"name": name, "kind": source.kind, "present": not missing, "where": where, "images": source.counts, "how": source.remedy})
     return rows
 

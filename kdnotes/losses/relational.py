@@ -108,12 +108,13 @@ def triplet_cosines(t: Tensor) -> Tensor:
     e_ji, e_jk = e[:, :, None], e[:, None, :]
     return 0.5 * (e_jk * (ji - e_ji * d**2) + e_ji * jk)
 
-# %% ../../nbs/losses/relational.ipynb #eac726c2
+# %% ../../nbs/losses/relational.ipynb #aab51eb5
 def _cosines_at(d: Tensor, e: Tensor, d2: Tensor, out: Tensor) -> Tensor:
     """`triplet_cosines` at the `m` vertices whose distances and inverse distances are `d` and `e`, `(m, N)`, written to `out`, `(m, N, N)`."""
+    ji, jk = d[:, :, None], d[:, None, :]
     e_ji, e_jk = e[:, :, None], e[:, None, :]
-    torch.addcmul(d[:, :, None] / 2, e_ji, d2, value=-0.5, out=out)
-    return out.mul_(e_jk).addcmul_(e_ji, d[:, None, :], value=0.5)
+    torch.mul(d2, -0.5 * e_ji, out=out)
+    return out.add_(0.5 * ji).mul_(e_jk).addcmul_(e_ji, jk, value=0.5)
 
 # %% ../../nbs/losses/relational.ipynb #311123cc
 def _huber_(W: Tensor, delta: float, V: Tensor) -> Tensor:
@@ -122,11 +123,13 @@ def _huber_(W: Tensor, delta: float, V: Tensor) -> Tensor:
     v = V.view(-1)
     return torch.dot(v, W.view(-1)) - torch.dot(v, v) / 2
 
-# %% ../../nbs/losses/relational.ipynb #21373314
+# %% ../../nbs/losses/relational.ipynb #794ae83f
 def _sides_(V: Tensor, psi: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient `(m, N)` by the sides at `m` vertices, and the sum `R`, `(N, N)`, for the sides across; destroys `V` and `psi`, both `(m, N, N)`."""
-    at_vertex = 2 * ((V @ e[:, :, None]).squeeze(2) - e * psi.mul_(V).sum(2))
-    R = V.mul_(e[:, :, None]).mul_(e[:, None, :]).sum(0)
+    V_psi = psi.mul_(V).sum(2)
+    V_e = V.mul_(e[:, None, :])
+    at_vertex = 2 * (V_e.sum(2) - e * V_psi)
+    R = V_e.mul_(e[:, :, None]).sum(0)
     return at_vertex, R
 
 # %% ../../nbs/losses/relational.ipynb #be1bb889
@@ -175,14 +178,14 @@ def _draw_vertices(N: int, M: int | None, generator: torch.Generator | None, dev
         raise ValueError(f"triplet_loss: vertices is {M!r}; expected a whole number from 1 to the batch size, {N}, or None for all")
     return torch.randperm(N, generator=generator, device=generator.device if generator else device)[:M].to(device)
 
-# %% ../../nbs/losses/relational.ipynb #f723db2a
+# %% ../../nbs/losses/relational.ipynb #bc77455d
 @on_relations
 def triplet_loss(
     student: Tensor, teacher: Tensor, delta: float = 1.0, vertices: int | None = None, generator: torch.Generator | None = None, chunk: int | None = None
 ) -> Tensor:
     """Third order: Huber difference of the angles' cosines of `(N, D_s)` and `(N, D_t)`, mean over all N^3 triplets; a scalar.
 
-    Unchanged by moving, rotating, mirroring and scaling either side. Degenerate triplets agree on both sides and are counted in the mean.
+    Unchanged by moving, rotating, mirroring and scaling either side. Triplets whose vertex is also i or k agree on both sides and are counted in the mean.
     `vertices=M` looks from M random vertices only (`generator`): an unbiased estimate. `chunk` vertices are held at once (default: by the device).
     Time O(N^2 (D_s + D_t) + M N^2), memory O(chunk N^2 + N D); differentiable once.
     Raises ValueError on N < 2, different N, other than two dimensions, NaN (host memory), `vertices` outside 1..N and `chunk` < 1.

@@ -306,6 +306,11 @@ def test_add_refuses_bad_names_files_and_overwriting(tmp_path):
         add("pets", save(tmp_path / "a.npz", pictures=x4), (x4, y4), root=tmp_path)
     with pytest.raises(ValueError, match=r"b.npz cannot be read"):                # object arrays would need pickle
         add("pets", save(tmp_path / "b.npz", images=np.array([x4, None], object), labels=y4), (x4, y4), root=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write to folder .*file"):
+        add("pets", (x4, y4), (x4, y4), root=tmp_path / "file")
+    with pytest.raises(ValueError, match="cannot write to folder .*file"):
+        load("mnist", "train", root=tmp_path / "file", download=True)
     add("pets", (x4, y4), (x4, y4), root=tmp_path)
     with pytest.raises(ValueError, match="holds a prepared set already"):
         add("pets", (x4, y4), (x4, y4), root=tmp_path)
