@@ -5,9 +5,9 @@ __all__ = ['log', 'PRECISIONS', 'seed_everything', 'set_deterministic', 'generat
            'fingerprint', 'derive_seed', 'make_generator', 'parse_seeds', 'available_devices', 'pick_device',
            'pick_precision', 'make_fabric', 'world_size', 'is_first', 'from_first', 'from_all', 'set_threads',
            'peak_memory', 'make_folder', 'atomic_write', 'write_text', 'write_json', 'cache_folder', 'cached',
-           'progress', 'parallel_map']
+           'remembered', 'progress', 'parallel_map']
 
-# %% ../nbs/runtime.ipynb #551b7f8f
+# %% ../nbs/runtime.ipynb #4dab64d0
 import copyreg
 import hashlib
 import importlib
@@ -20,7 +20,7 @@ import random
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from functools import singledispatch
@@ -388,6 +388,21 @@ def cached(key: object, build: Callable[[], object], root: str | Path | None = N
             value = build()
             found = from_first((_store(path, value),) if is_first() else None)
     return found[0]
+
+# %% ../nbs/runtime.ipynb #a04a68c1
+_memory: dict = {}
+
+
+def remembered(key: Hashable, build: Callable[[], object], keep: int = 4) -> object:
+    """`build()`, or what it gave for an equal `key` earlier in this process; the `keep` keys asked for last are kept.
+
+    For values that nobody changes, such as decoded data sets: every caller gets the same object.
+    """
+    value = _memory.pop(key) if key in _memory else build()
+    _memory[key] = value
+    while len(_memory) > keep:
+        _memory.pop(next(iter(_memory)))
+    return value
 
 # %% ../nbs/runtime.ipynb #9789b9f6
 def _surroundings() -> str:

@@ -317,10 +317,10 @@ def as_image_set(images: np.ndarray, labels: np.ndarray, classes: Sequence[str] 
     images = np.ascontiguousarray(channels_first(images))
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), tuple(classes), name)
 
-# %% ../../nbs/data/images.ipynb #3dd80448
+# %% ../../nbs/data/images.ipynb #607dc2d6
 def how_to_get(name: str) -> str:
     """The remedy for a set that torchvision can download."""
-    return f"get it with load({name!r}, 'train', download=True), or install your own copy with `kdnotes data add {name} TRAIN TEST`"
+    return f"get it with `kdnotes data get {name}` (or load(..., download=True)), or install your own copy with `kdnotes data add {name} TRAIN TEST`"
 
 
 def torchvision_source(name: str) -> Source:

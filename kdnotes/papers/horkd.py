@@ -9,9 +9,9 @@ __all__ = ['OPTIONS', 'TERMS', 'ORDERS', 'NETWORK_OPTIONS', 'GREY', 'COLOUR', 'C
            'images_of', 'first_of_each', 'join', 'data_of', 'see', 'training_batches', 'targets_in', 'new_network',
            'learner_of', 'two_stage_step', 'Both', 'joint_step', 'assemble', 'train', 'Place', 'place_of', 'learn',
            'ensure', 'Trial', 'outputs', 'measure', 'main_table', 'assistant_table', 'sweeps', 'weight_table', 'trials',
-           'generations', 'run', 'claims']
+           'generations', 'run', 'retrieval_claims', 'claims']
 
-# %% ../../nbs/papers/horkd.ipynb #bace67a2
+# %% ../../nbs/papers/horkd.ipynb #b9059153
 import dataclasses
 import functools
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.augment import channel_statistics, normalise
-from ..data.degrade import high_low_pair, low_resolution
+from ..data.degrade import high_low_pair
 from ..data.images import Batches, ImageSet, load, to_float
 from ..losses.distill import kd_loss
 from ..losses.relational import group_loss, pair_loss, point_loss, triplet_loss
@@ -31,7 +31,7 @@ from ..metrics.retrieve import recall_at_k
 from ..models.classifiers import Prediction, build, names
 from ..profiles import Profiled, unknown_name
 from ..results import Claim, Results
-from ..runtime import cache_folder, cached, derive_seed, fingerprint, log, make_fabric, parallel_map, seed_everything
+from ..runtime import cache_folder, cached, derive_seed, fingerprint, log, make_fabric, parallel_map, remembered, seed_everything
 from ..train import fit, one_cycle, predict
 
 # %% ../../nbs/papers/horkd.ipynb #5f17faff
@@ -54,7 +54,7 @@ class Recipe:
     delta: float = 1.0                 # of the Huber loss
     normalize: bool = False            # L2-normalise both embeddings in order 1
 
-# %% ../../nbs/papers/horkd.ipynb #77597777
+# %% ../../nbs/papers/horkd.ipynb #e40a0f84
 OPTIONS = {
     "assistant": ("none", "student_arch_hr", "teacher_arch_lr"),
     "schedule": ("two_stage", "joint"),
@@ -63,14 +63,18 @@ OPTIONS = {
 }
 TERMS = ("kd", "point", "pair", "triplet", "group")
 
-
+# %% ../../nbs/papers/horkd.ipynb #e0403664
 def check_recipe(recipe: Recipe) -> Recipe:
     """`recipe` itself; ValueError where an option is unknown or two options contradict each other."""
     for name, allowed in OPTIONS.items():
         if (value := getattr(recipe, name)) not in allowed:
             raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(allowed)}")
-    if recipe.assistant == "none" and (recipe.targets != "teacher" or recipe.init_from_assistant or recipe.schedule == "joint"):
-        raise ValueError("without an assistant only targets='teacher', schedule='two_stage', init_from_assistant=False make sense")
+    if recipe.assistant == "none" and (
+        recipe.targets != "teacher" or recipe.init_from_assistant or recipe.schedule == "joint"
+    ):
+        raise ValueError(
+            "without an assistant only targets='teacher', schedule='two_stage', init_from_assistant=False make sense"
+        )
     if min(recipe.task, *(getattr(recipe, term) for term in TERMS)) < 0:
         raise ValueError(f"loss weights must be >= 0, got {recipe}")
     if not any((recipe.task, *(getattr(recipe, term) for term in TERMS))):
@@ -101,7 +105,7 @@ class Learner(nn.Module):
         prediction = self.network(x)
         return prediction, {name: r(prediction.features) for name, r in self.r.items()}
 
-# %% ../../nbs/papers/horkd.ipynb #e0eae64f
+# %% ../../nbs/papers/horkd.ipynb #1d33cec2
 def order_loss(term: str, recipe: Recipe, s: Prediction, r_s: Tensor, t: Prediction, labels: Tensor) -> Tensor:
     """One loss term between the stream `s` and the constant target `t`; `r_s` is `r(s.features)`."""
     match term:
@@ -109,7 +113,12 @@ def order_loss(term: str, recipe: Recipe, s: Prediction, r_s: Tensor, t: Predict
             return kd_loss(s.logits, t.logits, temperature=recipe.temperature)
         case "point":
             variance = t.features.float().var(dim=0, unbiased=False).mean()
-            return point_loss(r_s, t.features, normalize=recipe.normalize, scale=None if recipe.normalize else variance.sqrt().clamp_min(1e-6))
+            return point_loss(
+                r_s,
+                t.features,
+                normalize=recipe.normalize,
+                scale=None if recipe.normalize else variance.sqrt().clamp_min(1e-6),
+            )
         case "pair":
             return pair_loss(s.features, t.features, delta=recipe.delta)
         case "triplet":
@@ -118,17 +127,19 @@ def order_loss(term: str, recipe: Recipe, s: Prediction, r_s: Tensor, t: Predict
             return group_loss(s.features, t.features, labels=labels, kind=recipe.group_kind)
     raise ValueError(f"unknown loss term {term!r}; known: {', '.join(TERMS)}")
 
-# %% ../../nbs/papers/horkd.ipynb #22be9881
-def hybrid_loss(recipe: Recipe, s: Prediction, r: dict[str, Tensor], targets: dict[str, Prediction], labels: Tensor) -> dict[str, Tensor]:
+# %% ../../nbs/papers/horkd.ipynb #36084c69
+def hybrid_loss(
+    recipe: Recipe, s: Prediction, r: dict[str, Tensor], targets: dict[str, Prediction], labels: Tensor
+) -> dict[str, Tensor]:
     """The weighted terms of a stream and their sum under `loss`.
 
     `targets` maps "teacher" and "assistant" to their predictions for the same images; they are detached here.
     """
     targets = {name: Prediction(t.logits.detach(), t.features.detach()) for name, t in targets.items()}
     terms = {"task": recipe.task * F.cross_entropy(s.logits, labels)} if recipe.task else {}
-    for term, names in sources(recipe).items():
+    for term, parts in sources(recipe).items():
         if weight := getattr(recipe, term):
-            each = [order_loss(term, recipe, s, r.get(name, s.features), targets[name], labels) for name in names]
+            each = [order_loss(term, recipe, s, r.get(name, s.features), targets[name], labels) for name in parts]
             terms[term] = weight * torch.stack(each).mean()
     return {"loss": torch.stack(list(terms.values())).sum()} | terms
 
@@ -151,15 +162,20 @@ def recipes(task: str, config: "Config") -> dict[str, Recipe]:
         methods[name] = Recipe(task=float(task == "classification"), **weights, **options, **across)
     return methods
 
-# %% ../../nbs/papers/horkd.ipynb #5431d396
+# %% ../../nbs/papers/horkd.ipynb #7211e8ab
 def bridge(config: "Config") -> dict:
     """The options of the assistant; only one of the student's architecture that is trained first can lend its weights."""
     if config.assistant == "none":
         return {}
     lends = config.init_from_assistant and config.assistant == "student_arch_hr" and config.schedule == "two_stage"
-    return {"assistant": config.assistant, "schedule": config.schedule, "targets": config.targets, "init_from_assistant": lends}
+    return {
+        "assistant": config.assistant,
+        "schedule": config.schedule,
+        "targets": config.targets,
+        "init_from_assistant": lends,
+    }
 
-# %% ../../nbs/papers/horkd.ipynb #235014ce
+# %% ../../nbs/papers/horkd.ipynb #4bf8fb0d
 @dataclass(frozen=True)
 class Images:
     """The data, the degradation and the protocol."""
@@ -168,6 +184,7 @@ class Images:
     dataset: str = "digits"          # [scale]
     tasks: tuple = ("retrieval", "classification")  # two of the three families of tasks [paper]; faces need another data room
     seen: tuple = (0, 2, 4, 6, 8)    # retrieval: classes trained on; the others are searched [component: class-disjoint]
+    searched: str = "all"            # retrieval searches "all" images of the unseen classes, or those of the "test" split [scale]
     train_size: int = 0              # training images per class, 0 = all [scale]
     size: int = 0                    # high resolution in pixels, 0 = the data set's own
     low: int = 3                     # low resolution in pixels [reconstructed]
@@ -213,7 +230,7 @@ class Training:
     clip: float = 0.0                # largest gradient norm, 0 = no clipping
     seeds: tuple = (0, 1, 2)
 
-# %% ../../nbs/papers/horkd.ipynb #2c2c5b4d
+# %% ../../nbs/papers/horkd.ipynb #7e0c8694
 @dataclass(frozen=True)
 class Config(Training, Streams, Images, Profiled):
     """Everything that a run depends on; `Config.profile("demo", steps=100)` makes one."""
@@ -228,6 +245,8 @@ class Config(Training, Streams, Images, Profiled):
             raise ValueError(f"lr={self.lr} must be above 0")
         if unknown := set(self.tasks) - {"retrieval", "classification"}:
             raise unknown_name("task", sorted(unknown)[0], ("retrieval", "classification"))
+        if self.searched not in ("all", "test"):
+            raise unknown_name("choice of searched images", self.searched, ("all", "test"))
         if len(set(self.seen)) < 2:
             raise ValueError(f"seen={self.seen} must name at least two classes to train on")
         for method in recipes("retrieval", self).values():
@@ -235,30 +254,44 @@ class Config(Training, Streams, Images, Profiled):
         for network in (self.teacher, self.student, *self.student_sweep):
             parse_network(network)
 
-# %% ../../nbs/papers/horkd.ipynb #25d8e039
+# %% ../../nbs/papers/horkd.ipynb #d345167c
 def parse_network(text: str) -> tuple[str, dict]:
     """Name and options of the network `text`: "resnet20", or "smallconv:4-8-16:32" (widths, embedding)."""
     name, *rest = text.split(":")
     if name not in names():
         raise unknown_name("network", name, names())
     try:
-        options = {key: kind(value) for (key, kind), value in zip(NETWORK_OPTIONS.items(), rest, strict=False)}
+        options = {
+            key: kind(value) for (key, kind), value in zip(NETWORK_OPTIONS.items(), rest, strict=False) if value
+        }
     except ValueError:
-        raise ValueError(f"network {text!r} is not of the form name:widths:embedding, such as smallconv:4-8-16:32") from None
+        raise ValueError(
+            f"network {text!r} is not of the form name:widths:embedding, such as smallconv:4-8-16:32"
+        ) from None
     return name, options
 
 
-NETWORK_OPTIONS = {"widths": lambda text: tuple(map(int, text.split("-"))), "embedding": int}
+NETWORK_OPTIONS = {
+    "widths": lambda text: tuple(map(int, text.split("-"))),
+    "embedding": int,
+    "pretrained": lambda text: text == "pretrained",
+}
 
-# %% ../../nbs/papers/horkd.ipynb #2bf8b05b
-GREY = {"size": 0, "seen": (0, 1, 2, 3, 4, 5), "low": 7, "low_sweep": (4, 14), "mode": "bicubic"}
+# %% ../../nbs/papers/horkd.ipynb #7e684ad4
+GREY = {"searched": "test", "size": 0, "seen": (0, 1, 2, 3, 4, 5), "low": 7, "low_sweep": (4, 14), "mode": "bicubic"}
 COLOUR = GREY | {"low": 8, "low_sweep": (4, 16), "flip": True, "padding": 4}
 CONV = {"teacher": "smallconv:64-128-256:128", "student": "smallconv:8-16-32:32", "student_sweep": ("smallconv:4-8-16:32", "smallconv:16-32-64:32")}
 RESNET = {"teacher": "resnet8x4", "student": "smallconv:16-32-64:64", "student_sweep": ("smallconv:8-16-32:32", "smallconv:32-64-128:128")}
-BIRDS = {"size": 224, "tasks": ("retrieval",), "low": 32, "low_sweep": (16, 64), "flip": True, "per_class": 5, "batch_size": 125, "pair": 1.0, "triplet": 2.0,
-         "mode": "bicubic", "teacher": "imagenet_resnet50:512", "student": "imagenet_resnet18:128", "student_sweep": (), "lr": 1e-4, "weight_decay": 1e-5}
+BIRDS = {"size": 224, "tasks": ("retrieval",), "low": 32, "low_sweep": (16, 64), "flip": True, "per_class": 5,
+         "batch_size": 125, "pair": 1.0, "triplet": 2.0,
+         "mode": "bicubic", "teacher": "resnet50::512:pretrained", "student": "resnet18::128:pretrained",
+         "student_sweep": (), "lr": 1e-4, "weight_decay": 1e-5}
+
+# %% ../../nbs/papers/horkd.ipynb #cabc51d7
 Config.PROFILES = {
-    "smoke": {"steps": 8, "teacher_steps": 8, "train_size": 40, "seeds": (0, 1), "student_sweep": (), "low_sweep": (4,), "weight_sweep": (0.2,)},
+    "smoke": {"steps": 8, "teacher_steps": 8, "train_size": 20, "seeds": (0, 1), "student_sweep": (),
+              "low_sweep": (4,), "weight_sweep": (0.0,),
+              "student": "smallconv:2-4-8:8", "teacher": "smallconv:4-8-16:16"},
     "demo": {},
     "real": {"dataset": "fashion_mnist", "steps": 4000, "teacher_steps": 4000, "batch_size": 128},
     "paper": {"dataset": "cub200", "steps": 8000, "teacher_steps": 4000, "seeds": (0, 1, 2, 3, 4)},
@@ -269,6 +302,8 @@ Config.DATASETS = {
     ("real", "mnist"): {**GREY, **CONV}, ("real", "fashion_mnist"): {**GREY, **CONV, "flip": True},
     ("real", "cifar10"): {**COLOUR, **RESNET},
     ("paper", "cub200"): {**BIRDS, "seen": tuple(range(100))}, ("paper", "cars196"): {**BIRDS, "seen": tuple(range(98))},
+    ("paper", "uccs"): {**BIRDS, "tasks": ("classification",), "size": 112, "low": 16, "low_sweep": (8, 32), "per_class": 0,
+                        "pair": 25.0, "triplet": 50.0},
 }
 
 # %% ../../nbs/papers/horkd.ipynb #6795304f
@@ -309,35 +344,47 @@ def assistant_of(stream: Stream, config: Config) -> Stream:
     network, low = (stream.network, 0) if bridges_capacity else (config.teacher, stream.low)
     return Stream(stream.task, stream.seed, network, alone(stream.recipe), low)
 
-# %% ../../nbs/papers/horkd.ipynb #010a2745
-def images_of(dataset: str, task: str, seen: tuple, train_size: int, size: int) -> tuple[ImageSet, ImageSet]:
+# %% ../../nbs/papers/horkd.ipynb #d9fa91c7
+def images_of(
+    dataset: str, task: str, seen: tuple, searched: str, train_size: int, size: int
+) -> tuple[ImageSet, ImageSet]:
     """Training and test images of `task`."""
-    train, test = (load(dataset, split, size=size or None) for split in ("train", "test"))
+    train, test = (
+        remembered((dataset, split, size), lambda split=split: load(dataset, split, size=size or None))
+        for split in ("train", "test")
+    )
     if task == "retrieval":
         unseen = tuple(c for c in range(len(train.classes)) if c not in seen)
         if len(unseen) < 2:
-            raise ValueError(f"seen={seen} leaves {len(unseen)} of the {len(train.classes)} classes of {dataset}; retrieval needs two unseen ones")
-        test = join(train.select(unseen), test.select(unseen))
+            raise ValueError(
+                f"seen={seen} leaves {len(unseen)} of the {len(train.classes)} classes of {dataset}; retrieval needs two unseen ones"
+            )
+        parts = (train, test) if searched == "all" else (test,)
+        test = join(*(part.select(unseen) for part in parts if set(part.labels.tolist()) & set(unseen)))
         train = train.select(seen, relabel=True)
     return first_of_each(train, train_size) if train_size else train, test
 
-
+# %% ../../nbs/papers/horkd.ipynb #ae5a6f3a
 def first_of_each(images: ImageSet, count: int) -> ImageSet:
     """The first `count` images of each class."""
     return images.take(torch.cat([torch.where(images.labels == c)[0][:count] for c in images.labels.unique()]))
 
 
-def join(a: ImageSet, b: ImageSet) -> ImageSet:
-    """The images of `a`, then those of `b`."""
-    return replace(a, images=torch.cat([a.images, b.images]), labels=torch.cat([a.labels, b.labels]))
+def join(*parts: ImageSet) -> ImageSet:
+    """The images of all `parts`, one after another."""
+    return replace(
+        parts[0], images=torch.cat([part.images for part in parts]), labels=torch.cat([part.labels for part in parts])
+    )
 
-# %% ../../nbs/papers/horkd.ipynb #063437eb
+# %% ../../nbs/papers/horkd.ipynb #f9b79aab
 def data_of(stream: Stream, config: Config) -> tuple[ImageSet, ImageSet]:
     """Training and test images for `stream`."""
-    return images_of(config.dataset, stream.task, config.seen, config.train_size, config.size)
+    return images_of(config.dataset, stream.task, config.seen, config.searched, config.train_size, config.size)
 
 
-def see(images: Tensor, mean: Tensor, std: Tensor, config: Config, low: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+def see(
+    images: Tensor, mean: Tensor, std: Tensor, config: Config, low: int, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
     """Both views of uint8 `images`, normalised: `high`, and `low` of `low` x `low` pixels at the high one's size.
 
     With a `generator` one crop and flip is drawn for each image and serves both views.
@@ -347,12 +394,18 @@ def see(images: Tensor, mean: Tensor, std: Tensor, config: Config, low: int, gen
     high, low_view = high_low_pair(to_float(images), generator, **drawn, **degrade)
     return {"high": normalise(high, mean, std), "low": normalise(low_view, mean, std)}
 
-# %% ../../nbs/papers/horkd.ipynb #bf9adce6
-def training_batches(stream: Stream, config: Config, teachers: dict[str, nn.Module], views: dict[str, str], device: torch.device) -> Batches:
+# %% ../../nbs/papers/horkd.ipynb #a551158c
+def training_batches(
+    stream: Stream, config: Config, teachers: dict[str, nn.Module], views: dict[str, str], device: torch.device
+) -> Batches:
     """Batches for `stream` with both views and, under "teacher.logits" and the like, what `teachers` make of their `views`."""
     train = data_of(stream, config)[0].to(device)
     mean, std = channel_statistics(train.images)
-    options = {"batch_size": min(config.batch_size, len(train)), "seed": derive_seed(stream.seed, "batches", stream.task), "per_class": config.per_class or None}
+    options = {
+        "batch_size": min(config.batch_size, len(train)),
+        "seed": derive_seed(stream.seed, "batches", stream.task),
+        "per_class": config.per_class or None,
+    }
 
     def look(batch: dict, generator: torch.Generator | None) -> dict:
         batch = batch | see(batch["images"], mean, std, config, stream.low, generator)
@@ -366,10 +419,14 @@ def training_batches(stream: Stream, config: Config, teachers: dict[str, nn.Modu
         return Batches(fixed, transform=look, **options)
     return Batches(look(fixed, None), **options)
 
-# %% ../../nbs/papers/horkd.ipynb #6dbd818d
+# %% ../../nbs/papers/horkd.ipynb #c4cf80f7
 def targets_in(batch: dict[str, Tensor], parts=("teacher", "assistant")) -> dict[str, Prediction]:
     """The targets that travel with a batch, by the part that gave them."""
-    return {part: Prediction(batch[f"{part}.logits"], batch[f"{part}.features"]) for part in parts if f"{part}.logits" in batch}
+    return {
+        part: Prediction(batch[f"{part}.logits"], batch[f"{part}.features"])
+        for part in parts
+        if f"{part}.logits" in batch
+    }
 
 # %% ../../nbs/papers/horkd.ipynb #2d3abf01
 def new_network(stream: Stream, config: Config) -> nn.Module:
@@ -398,7 +455,7 @@ def two_stage_step(stream: Stream):
 
     return step
 
-# %% ../../nbs/papers/horkd.ipynb #6eb59809
+# %% ../../nbs/papers/horkd.ipynb #7ddeca15
 class Both(nn.Module):
     """Assistant and student in one module, for the joint schedule."""
 
@@ -409,15 +466,20 @@ class Both(nn.Module):
     def forward(self, x_a: Tensor, x_s: Tensor):
         return self.assistant(x_a), self.student(x_s)
 
-
+# %% ../../nbs/papers/horkd.ipynb #2a41397a
 def joint_step(stream: Stream, assistant: Stream):
     """One step of both streams: the assistant follows the teacher, the student both."""
+
     def step(both: nn.Module, batch: dict) -> dict[str, Tensor]:
         (a, r_a), (s, r_s) = both(batch[assistant.view], batch[stream.view])
         teacher, labels = targets_in(batch), batch["labels"]
         of_assistant = hybrid_loss(assistant.recipe, a, r_a, teacher, labels)
         of_student = hybrid_loss(stream.recipe, s, r_s, teacher | {"assistant": a}, labels)
-        return {"loss": of_assistant["loss"] + of_student["loss"], "assistant": of_assistant["loss"], "student": of_student["loss"]}
+        return {
+            "loss": of_assistant["loss"] + of_student["loss"],
+            "assistant": of_assistant["loss"],
+            "student": of_student["loss"],
+        }
 
     return step
 
@@ -431,23 +493,27 @@ def assemble(stream: Stream, teachers: dict[str, nn.Module], config: Config) -> 
     student = learner_of(stream, teachers | {"assistant": assistant.network}, config)
     return Both(assistant, student), joint_step(stream, helper)
 
-# %% ../../nbs/papers/horkd.ipynb #a39ac23f
+# %% ../../nbs/papers/horkd.ipynb #f4bac0ea
 def train(stream: Stream, config: Config, place: "Place", checkpoint: Path) -> dict[str, Tensor]:
     """Trained weights of `stream` (the network's alone: the maps `r` and the assistant are not part of the student)."""
     fabric = place.fabric()
     parents = ancestors(stream, config)
     teachers = {name: learn(parent, config, place) for name, parent in parents.items()}
     module, step = assemble(stream, teachers, config)
-    batches = training_batches(stream, config, teachers, {name: parent.view for name, parent in parents.items()}, fabric.device)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fabric.device.type in ("cpu", "cuda"))
-    steps = config.teacher_steps if stream.view == "high" and not parents else config.steps   # only a teacher learns high views unaided
-    epochs = max(1, round(steps / len(batches)))
-    fit(module, batches, step, optimizer=optimizer, epochs=epochs, fabric=fabric, schedule=one_cycle(), clip=config.clip or None,
-        checkpoint=checkpoint if steps > 1000 else None)   # a stream of seconds is its own checkpoint
+    views = {name: parent.view for name, parent in parents.items()}
+    batches = training_batches(stream, config, teachers, views, fabric.device)
+    fused = fabric.device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(module.parameters(), config.lr, weight_decay=config.weight_decay, fused=fused)
+    steps = (
+        config.teacher_steps if stream.view == "high" and not parents else config.steps
+    )  # a teacher learns unaided
+    options = {"epochs": max(1, round(steps / len(batches))), "schedule": one_cycle(), "clip": config.clip or None}
+    checkpoint = checkpoint if steps > 1000 else None  # a stream of seconds is its own checkpoint
+    fit(module, batches, step, optimizer=optimizer, fabric=fabric, checkpoint=checkpoint, **options)
     learner = module.student if isinstance(module, Both) else module
     return {key: value.detach().cpu() for key, value in learner.network.state_dict().items()}
 
-# %% ../../nbs/papers/horkd.ipynb #9ab3b2ea
+# %% ../../nbs/papers/horkd.ipynb #eeb0e3a6
 @dataclass(frozen=True)
 class Place:
     """Device, precision and the folder of intermediate results; small enough to travel to worker processes."""
@@ -462,18 +528,24 @@ class Place:
 
 def place_of(fabric, root: Path | str | None) -> Place:
     """Where `fabric` computes, with `root` for intermediate results (default: the artifact cache)."""
-    return Place(str(fabric.device), fabric.strategy.precision.precision, Path(root) if root else cache_folder() / "horkd")
+    return Place(
+        str(fabric.device), fabric.strategy.precision.precision, Path(root) if root else cache_folder() / "horkd"
+    )
 
-# %% ../../nbs/papers/horkd.ipynb #4ba4aac3
+# %% ../../nbs/papers/horkd.ipynb #53500d51
 NOT_IN_KEY = ("profile_name", "seeds", "tasks", "low", "low_sweep", "student", "student_sweep", "weight_sweep", "ks",
               "assistant", "schedule", "targets", "init_from_assistant", *TERMS)
 
-
+# %% ../../nbs/papers/horkd.ipynb #aa7eeeb2
 def learn(stream: Stream, config: Config, place: Place) -> nn.Module:
     """The trained network of `stream`, frozen and in eval mode; trained now if it is not there yet."""
-    key = {"stream": stream, "precision": place.precision} | {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IN_KEY}
+    key = {"stream": stream, "precision": place.precision} | {
+        k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IN_KEY
+    }
     checkpoint = place.root / f"{fingerprint(key)[:16]}.resume"
-    weights = cached(key, lambda: train(stream, config, place, checkpoint), root=place.root, name=f"{stream.task}-{stream.seed}")
+    weights = cached(
+        key, lambda: train(stream, config, place, checkpoint), root=place.root, name=f"{stream.task}-{stream.seed}"
+    )
     checkpoint.unlink(missing_ok=True)
     network = new_network(stream, config)
     network.load_state_dict(weights)
@@ -530,11 +602,13 @@ def main_table(task: str, seed: int, config: Config) -> list[Trial]:
     rows = frame | {name: (student(recipe), "low") for name, recipe in methods.items()}
     return [Trial(TABLES[task], name, stream, view, (("low", config.low),)) for name, (stream, view) in rows.items()]
 
-# %% ../../nbs/papers/horkd.ipynb #6ed8fd57
+# %% ../../nbs/papers/horkd.ipynb #10d1eb98
 def assistant_table(seed: int, config: Config) -> list[Trial]:
     """Readings of the assistant, all with the orders 1+2+3, in retrieval."""
     recipe = recipes("retrieval", config)["HORKD"]
-    full = replace(recipe, assistant="student_arch_hr", schedule="two_stage", targets="both", init_from_assistant=True)
+    full = replace(
+        recipe, assistant="student_arch_hr", schedule="two_stage", targets="both", init_from_assistant=True
+    )
     readings = {
         "none": alone(recipe),
         "targets=assistant": replace(full, targets="assistant"),
@@ -544,10 +618,12 @@ def assistant_table(seed: int, config: Config) -> list[Trial]:
         "joint": replace(full, schedule="joint", init_from_assistant=False),
         "teacher's network on low": replace(full, assistant="teacher_arch_lr", init_from_assistant=False),
     }
-    streams = {name: Stream("retrieval", seed, config.student, reading, config.low) for name, reading in readings.items()}
+    streams = {
+        name: Stream("retrieval", seed, config.student, reading, config.low) for name, reading in readings.items()
+    }
     return [Trial("assistant", name, stream, "low", (("low", config.low),)) for name, stream in streams.items()]
 
-# %% ../../nbs/papers/horkd.ipynb #e918dd96
+# %% ../../nbs/papers/horkd.ipynb #5bf5108e
 def sweeps(task: str, seed: int, config: Config) -> list[Trial]:
     """CE against HORKD over resolutions and student sizes."""
     methods = {name: recipes(task, config)[name] for name in ("CE", "HORKD")}
@@ -561,13 +637,16 @@ def sweeps(task: str, seed: int, config: Config) -> list[Trial]:
             rows.append(Trial("student size", name, stream, "low", (("low", config.low), ("student", network))))
     return rows
 
-
+# %% ../../nbs/papers/horkd.ipynb #072d6bbf
 def weight_table(seed: int, config: Config) -> list[Trial]:
     """Classification with the relational weights scaled: long known to hurt tiny and short trainings when large."""
     recipe = recipes("classification", config)["HORKD"]
-    scaled = {factor: replace(recipe, pair=factor * recipe.pair, triplet=factor * recipe.triplet) for factor in sorted({*config.weight_sweep, 1.0})}
-    return [Trial("relational weight", "HORKD", Stream("classification", seed, config.student, scaled_recipe, config.low), "low",
-                  (("low", config.low), ("factor", factor))) for factor, scaled_recipe in scaled.items()]
+    rows = []
+    for factor in sorted({*config.weight_sweep, 1.0}):
+        scaled = replace(recipe, pair=factor * recipe.pair, triplet=factor * recipe.triplet)
+        stream = Stream("classification", seed, config.student, scaled, config.low)
+        rows.append(Trial("relational weight", "HORKD", stream, "low", (("low", config.low), ("factor", factor))))
+    return rows
 
 # %% ../../nbs/papers/horkd.ipynb #61442607
 def trials(config: Config) -> list[Trial]:
@@ -594,37 +673,57 @@ def generations(streams: list[Stream], config: Config) -> list[list[Stream]]:
         visit(stream)
     return [[s for s, d in depth.items() if d == level] for level in range(max(depth.values()) + 1)]
 
-# %% ../../nbs/papers/horkd.ipynb #3eaacf7f
+# %% ../../nbs/papers/horkd.ipynb #347e90cc
 def run(config: Config, fabric, root: Path | str | None = None) -> Results:
     """The whole experiment. `root` keeps trained streams; a second call with the same `root` trains only what is missing."""
     place, rows = place_of(fabric, root), trials(config)
     workers = None if fabric.device.type == "cpu" else 1
     for level, streams in enumerate(generations([row.stream for row in rows], config)):
         log.info("generation %d: %d networks", level, len(streams))
-        parallel_map(functools.partial(ensure, config=config, place=place), streams, workers=workers, desc=f"training generation {level}")
-    values = parallel_map(functools.partial(measure, config=config, place=place), rows, workers=workers, desc="measuring")
+        parallel_map(
+            functools.partial(ensure, config=config, place=place),
+            streams,
+            workers=workers,
+            desc=f"training generation {level}",
+        )
+    values = parallel_map(
+        functools.partial(measure, config=config, place=place), rows, workers=workers, desc="measuring"
+    )
     results = Results("horkd", config.profile_name)
     for row, metrics in zip(rows, values, strict=True):
         for metric, value in metrics.items():
             results.add(row.table, config.dataset, row.method, metric, value, row.stream.seed, dict(row.setting))
     return results
 
-# %% ../../nbs/papers/horkd.ipynb #48c51125
+# %% ../../nbs/papers/horkd.ipynb #d7fe3fca
+def retrieval_claims() -> list[Claim]:
+    """The claims on images of unseen classes."""
+    claim = functools.partial(Claim, metric="recall_at_1", where={"table": TABLES["retrieval"]})
+    alone = {"FitNet": "each sample", "RKD-D": "pairs", "RKD-A": "triplets"}
+    return [
+        claim("hybrid > plain student", "relations help a low-resolution student", "HORKD", "CE"),
+        claim("order 1 > plain student", "one sample already helps", "HORKD, order 1", "CE"),
+        claim("orders 1+2 > order 1", "pairs add to samples", "HORKD, orders 1+2", "HORKD, order 1"),
+        claim("orders 1+2+3 > orders 1+2", "triplets add to pairs", "HORKD", "HORKD, orders 1+2"),
+        *(
+            claim(f"hybrid > {name}", f"the orders together beat {what} alone", "HORKD", name)
+            for name, what in alone.items()
+        ),
+        claim("assistant > no assistant", "the assistant is a bridge", "HORKD", "HORKD, no assistant"),
+        claim(
+            "student > teacher fed low", "the student beats the teacher on low resolution", "HORKD", "teacher fed low"
+        ),
+    ]
+
+# %% ../../nbs/papers/horkd.ipynb #fbfcbc80
 def claims(config: Config) -> list[Claim]:
-    """The testable claims, for the tasks of `config`."""
-    search = {"where": {"table": TABLES["retrieval"]}, "metric": "recall_at_1"}
-    seen = {"where": {"table": TABLES["classification"]}, "metric": "accuracy"}
-    retrieval = [
-        Claim("hybrid > plain student", "relations help a low-resolution student", "HORKD", "CE", **search),
-        Claim("order 1 > plain student", "one sample already helps", "HORKD, order 1", "CE", **search),
-        Claim("orders 1+2 > order 1", "pairs add to samples", "HORKD, orders 1+2", "HORKD, order 1", **search),
-        Claim("orders 1+2+3 > orders 1+2", "triplets add to pairs", "HORKD", "HORKD, orders 1+2", **search),
-        *(Claim(f"hybrid > {single}", "look one and more: the orders together beat each alone", "HORKD", single, **search) for single in ("FitNet", "RKD-D", "RKD-A")),
-        Claim("assistant > no assistant", "the assistant is a bridge", "HORKD", "HORKD, no assistant", **search),
-        Claim("student > teacher fed low", "a small trained student beats the large teacher on low resolution", "HORKD", "teacher fed low", **search),
+    """All claims that the tasks of `config` can test."""
+    claim = functools.partial(Claim, metric="accuracy", where={"table": TABLES["classification"]})
+    closed = [
+        claim(
+            "classification: hybrid > plain student", "relations help low-resolution classification", "HORKD", "CE"
+        ),
+        claim("classification: hybrid > KD", "relations say more than soft labels", "HORKD", "KD"),
     ]
-    accuracy_claims = [
-        Claim("classification: hybrid > plain student", "relations help low-resolution classification", "HORKD", "CE", **seen),
-        Claim("classification: hybrid > KD", "relations say more than soft labels", "HORKD", "KD", **seen),
-    ]
-    return (retrieval if "retrieval" in config.tasks else []) + (accuracy_claims if "classification" in config.tasks else [])
+    of_task = {"retrieval": retrieval_claims(), "classification": closed}
+    return [claim for task in config.tasks for claim in of_task[task]]

@@ -109,7 +109,7 @@ def test_mnist_missing_and_corrupt(mnist):
     with pytest.raises(ValueError, match=r"train-labels.* is corrupt: its md5 is .* expected .*; delete it, then .*download=True.*kdnotes data add"):
         load(name, "train", root=root)
     labels.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"train-labels-idx1-ubyte.gz is missing; .*load\('{name}', 'train', download=True\)"):
+    with pytest.raises(FileNotFoundError, match=rf"train-labels-idx1-ubyte.gz is missing; .*kdnotes data get {name}.*download=True\)"):
         load(name, "train", root=root)
     labels.with_suffix("").write_bytes(gzip.decompress(whole)[:-5])              # unpacked, cut short: no checksum, but the header tells
     with pytest.raises(ValueError, match=r"cannot be read .*; delete it"):

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdnotes.data import crowds
-from kdnotes.data.crowds import Crowd, Truth
+from kdnotes.data.crowds import Crowd
 from kdnotes.losses.crowd import crowd_nll
 from kdnotes.models.classifiers import Prediction
 from kdnotes.papers import ccc
-from kdnotes.papers.ccc import Committee, Correction, Expert, couple, distil, fit, group_annotators, normalise_correction, prepare, probabilities
+from kdnotes.papers.ccc import Committee, Correction, couple, distil, fit, group_annotators, normalise_correction, prepare, probabilities
 from kdnotes.runtime import make_fabric
 
 C, R = 4, 12

@@ -155,7 +155,7 @@ def test_joint_and_two_stage_differ_in_what_is_trained_beforehand(config):
     module, step = horkd.assemble(joint, {"teacher": horkd.new_network(horkd.ancestors(joint, config)["teacher"], config)}, config)
     n = 6
     batch = {"high": torch.randn(n, 1, 8, 8), "low": torch.randn(n, 1, 8, 8), "labels": torch.arange(n) % 5,
-             "teacher.logits": torch.randn(n, 5), "teacher.features": torch.randn(n, 128)}
+             "teacher.logits": torch.randn(n, 5), "teacher.features": torch.randn(n, 16)}
     step(module, batch)["student"].backward()
     grads = [p.grad for p in module.assistant.parameters()]
     assert all(g is None for g in grads), "the student's loss must not move the assistant"
@@ -210,6 +210,31 @@ def test_a_second_run_trains_nothing_and_gives_the_same_numbers(tmp_path, monkey
 def test_bad_configurations_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         Config.profile("demo", **overrides)
+
+
+@pytest.mark.parametrize(("profile", "dataset"), [(name, "") for name in Config.PROFILES] + sorted(Config.DATASETS))
+def test_every_profile_is_a_valid_configuration(profile, dataset):
+    config = Config.profile(profile, dataset=dataset)
+    assert config.profile_name == profile and (not dataset or config.dataset == dataset)
+    assert horkd.trials(replace(config, seeds=(0,)))
+
+
+def test_a_network_is_one_line_of_text():
+    assert horkd.parse_network("resnet50::512:pretrained") == ("resnet50", {"embedding": 512, "pretrained": True})
+    assert horkd.parse_network("smallconv:4-8-16:32") == ("smallconv", {"widths": (4, 8, 16), "embedding": 32})
+    assert horkd.parse_network("resnet20") == ("resnet20", {})
+
+
+def test_splits_that_are_disjoint_in_classes_already(monkeypatch):
+    """CUB-200-2011 and Cars196: training and test images share no class."""
+    from kdnotes.data.images import ImageSet
+
+    classes = tuple("abcd")
+    sets = {split: ImageSet(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), labels, classes, "birds")
+            for split, labels in (("train", torch.tensor([0, 0, 0, 1, 1, 1])), ("test", torch.tensor([2, 2, 2, 3, 3, 3])))}
+    monkeypatch.setattr(horkd, "load", lambda name, split, size=None: sets[split])
+    train, test = horkd.images_of("birds of this test", "retrieval", (0, 1), "all", 0, 0)
+    assert set(train.labels.tolist()) == {0, 1} and set(test.labels.tolist()) == {2, 3} and len(test) == 6
 
 
 def test_the_assistant_can_be_left_out():
