@@ -135,21 +135,23 @@ def count(index: Tensor | None, n: int, otherwise: int) -> int:
         raise ValueError(f"groups or calls are {index.dtype} {tuple(index.shape)} for {n} images; expected int64 ({n},)")
     return int(index.max()) + 1
 
-# %% ../../nbs/data/siamese.ipynb #b14c8f14
+# %% ../../nbs/data/siamese.ipynb #5766ccc2
 def siamese(x: Tensor, strategy: str, generator: torch.Generator | None = None, groups: Tensor | None = None, rule: str = "idc",
-            calls: Tensor | None = None) -> Tensor:
+            calls: Tensor | None = None, draws: int | None = None) -> Tensor:
     """Augment standardised images `x` `(N, C, H, H)` by `strategy`, differentiably; the same shape.
 
     `groups` int64 `(N,)`: images with one number share one draw; None: each image has its own, and all share the choice among operations,
-    or those with the same number in `calls` do. `rule`: "idc" or "dsa", see above. ValueError for an unknown name or rule, or images that are not square.
+    or those with the same number in `calls` do. `draws` is how many groups to draw for (None: as many as there are; with it, part of the groups see
+    the same draws as all of them would). `rule`: "idc" or "dsa", see above. ValueError for an unknown name or rule, or images that are not square.
     """
     check_batch(x)
     names, side = parse(strategy), x.shape[-1]
     if x.shape[2] != side or not x.is_floating_point():
         raise ValueError(f"images are {x.dtype} {tuple(x.shape)}; expected floating point (N, C, H, H): standardised and square")
     calls = groups if calls is None else calls
-    G, n, device = count(groups, len(x), len(x)), len(x), x.device
-    for name, mask in fires(names, rule, count(calls, n, 1), generator).items():
+    n, device, together = len(x), x.device, calls is groups
+    G = draws or count(groups, n, n)
+    for name, mask in fires(names, rule, G if together and groups is not None else count(calls, n, 1), generator).items():
         u = torch.rand(G, OPERATIONS[name].numbers, generator=generator, device=generator.device if generator else None)
         if rule == "dsa" and groups is not None and name in ("crop", "scale"):
             u = u[:, :1].expand(-1, 2)

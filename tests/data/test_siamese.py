@@ -102,6 +102,13 @@ def test_all_classes_in_one_call_equal_a_class_alone():
     assert siamese(other, "color_crop_cutout", generator(5), groups)[groups == 1].equal(whole[groups == 1])
 
 
+@pytest.mark.parametrize("rule", ["idc", "dsa"])
+def test_some_classes_alone_see_the_draws_of_all(rule):
+    x, groups = images(6), torch.tensor([0, 1, 2, 0, 1, 2])
+    whole = siamese(x, FULL, generator(5), groups, rule, draws=3)
+    assert siamese(x[groups < 2], FULL, generator(5), groups[groups < 2], rule, draws=3).equal(whole[groups < 2])
+
+
 def test_composition_rules():
     always = fires(parse("color_crop_cutout"), "idc", 50, generator())
     assert list(always) == ["color", "crop", "cutout"] and all(mask is None for mask in always.values())
