@@ -21,7 +21,7 @@ setup(
     packages=find_packages(include=["kdnotes", "kdnotes.*"]),
     package_data={"kdnotes.reported": ["*.csv"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "cluster": cfg["cluster_requirements"].split()},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "cluster", "parquet")},
     entry_points={
         "console_scripts": [cfg["console_scripts"]],
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],

@@ -4,9 +4,8 @@
 __all__ = ['check_factor', 'decode', 'mosaic', 'draw_per_class', 'SyntheticSet', 'check_pixels', 'from_real', 'contact_sheet',
            'save', 'load_set', 'check_labels_of']
 
-# %% ../../nbs/condense/synthetic.ipynb #676ef79a
+# %% ../../nbs/condense/synthetic.ipynb #effb168f
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +117,7 @@ def contact_sheet(synthetic: SyntheticSet, columns: int = 10, zoom: int = 2) -> 
     grid = make_grid(rows.flatten(0, 1), nrow=rows.shape[1], padding=1, pad_value=1.0)
     return (grid * 255).round().byte().repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
 
-# %% ../../nbs/condense/synthetic.ipynb #91809945
+# %% ../../nbs/condense/synthetic.ipynb #cc995c07
 def save(synthetic: SyntheticSet, path: str | Path) -> None:
     """Write `path` (safetensors) and, beside it, its contact sheet as PNG; both atomically."""
     from safetensors.torch import save_file
@@ -131,7 +130,7 @@ def save(synthetic: SyntheticSet, path: str | Path) -> None:
     with atomic_write(path.with_suffix(".png")) as temporary:
         write_png(contact_sheet(synthetic), str(temporary))
 
-
+# %% ../../nbs/condense/synthetic.ipynb #71e79ff0
 def load_set(path: str | Path) -> SyntheticSet:
     """The set in the file `path`. FileNotFoundError where there is none, ValueError for a damaged one or labels that are not class after class."""
     from safetensors import SafetensorError, safe_open

@@ -734,10 +734,9 @@ def trials(config: Config) -> list[Trial]:
     """Every row of every table, for every seed."""
     return [row for seed in config.seeds for row in main_table(seed, config) + ablations(seed, config)]
 
-# %% ../../nbs/papers/ccc.ipynb #4f1c9844
-def scores(found: dict, config: Config, expert: int = 0) -> dict[str, float]:
-    """The metrics of a trial in percent."""
-    rows = found["rows"][config.warmup:]
+# %% ../../nbs/papers/ccc.ipynb #8eb1c409
+def scores(rows: list[dict], expert: int = 0) -> dict[str, float]:
+    """The metrics of a trial in percent, from the rows of its epochs."""
     mark = f" {expert}" if expert else ""
     curve, validation = ([row[name + mark] for row in rows] for name in ("accuracy", "validation"))
     chosen = max(range(len(rows)), key=lambda e: (validation[e], -e))
@@ -758,7 +757,7 @@ def add_findings(results: Results, job: Job, found: dict, config: Config) -> Non
     for method, right in (("raw labels", crowds.raw_accuracy(crowd)), ("MajorVote", crowds.majority_accuracy(crowd)), ("Dawid-Skene", accuracy(em, crowd.truth.reveal()))):
         results.add("labels recovered", name, method, "label_accuracy", 100 * right, job.seed, setting)
 
-# %% ../../nbs/papers/ccc.ipynb #06a83959
+# %% ../../nbs/papers/ccc.ipynb #c673e43f
 def run(config: Config, fabric, root: Path | str | None = None) -> Results:
     """The whole experiment. `root` keeps what was trained; a second call with the same `root` trains only what is missing."""
     rows = trials(config)
@@ -767,7 +766,7 @@ def run(config: Config, fabric, root: Path | str | None = None) -> Results:
     found = dict(zip(jobs, parallel_map(keeper(config, fabric, root), jobs, workers=None if fabric.device.type == "cpu" else 1, desc="training")))
     results = Results("ccc", config.profile_name)
     for row in rows:
-        for metric, value in scores(found[row.job], config, row.expert).items():
+        for metric, value in scores(found[row.job]["rows"], row.expert).items():
             results.add(row.table, DISPLAY.get(config.dataset, config.dataset), row.method, metric, value, row.job.seed, dict(row.setting))
     for job in jobs:
         if job in {row.job for row in rows if row.table in MAIN.values()}:

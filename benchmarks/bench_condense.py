@@ -1,0 +1,71 @@
+"""One matching iteration over all classes, CIFAR-10 shape, ConvNet-3, 10 images per class, factor 2, against a plain eager loop over the classes."""
+
+from time import perf_counter
+
+import pytest
+import torch
+
+from kdnotes.condense.matching import Matching, Pass, RandomNetworks, Settings, mean_gap, one_iteration
+from kdnotes.condense.synthetic import decode, from_real
+from kdnotes.data.augment import normalise
+from kdnotes.data.images import ImageSet
+from kdnotes.data.siamese import siamese
+from kdnotes.models.classifiers import build
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+REAL, AT_LEAST = 128, {"cuda": 4.0, "cpu": 2.0}[DEVICE]
+
+
+def noise(per_class=200):
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(10).repeat(per_class)
+    return ImageSet(torch.randint(256, (len(labels), 3, 32, 32), dtype=torch.uint8, generator=g), labels, tuple(map(str, range(10))), "cifar10").to(DEVICE)
+
+
+def plain(real, pixels, net):
+    """As released research code does it: a forward, backward and step for one class after the other, eagerly."""
+    optimizer = torch.optim.SGD([pixels], lr=0.1, momentum=0.5)
+    rows = [(real.labels == c).nonzero().flatten() for c in range(10)]
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+    def iteration():
+        for c in range(10):
+            pick = rows[c][torch.randperm(len(rows[c]), device=DEVICE)[:REAL]]
+            both = torch.cat([real.images[pick] / 255, decode(pixels[10 * c : 10 * c + 10], 2)])
+            both = siamese(normalise(both, mean, std), "color_crop_cutout", groups=torch.zeros(len(both), dtype=torch.int64, device=DEVICE), draws=1)
+            with torch.no_grad():
+                seen = net(both[:REAL]).features
+            loss = (seen.mean(0) - net(both[REAL:]).features.mean(0)).square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return iteration
+
+
+def finished(call):
+    """Seconds of one call, to its end on the device."""
+    start = perf_counter()
+    call()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter() - start
+
+
+def test_time_of_one_matching_iteration(benchmark):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2 if DEVICE == "cpu" else threads)
+    real, seconds = noise(), []
+    net = build("convnet3", 10).to(DEVICE)
+    run = Matching(from_real(real, 10, 2), real, [Pass(RandomNetworks(build("convnet3", 10), 0), mean_gap)], Settings(1000, lr=0.1, compile="yes"))
+    slow = plain(real, from_real(real, 10, 2).pixels.requires_grad_(), net.requires_grad_(False))
+    for call in (slow, lambda: one_iteration(run), lambda: one_iteration(run)):
+        call()
+    try:
+        benchmark.pedantic(lambda: finished(lambda: one_iteration(run)), setup=lambda: seconds.append(finished(slow)), rounds=4)
+    finally:
+        torch.set_num_threads(threads)
+    best, plain_best = benchmark.stats["min"], min(seconds)
+    benchmark.extra_info["ratio"] = ratio = plain_best / best
+    print(f"\none matching iteration on {DEVICE}: plain loop {1e3 * plain_best:.0f} ms, kdnotes {1e3 * best:.0f} ms: {ratio:.1f}x (at least {AT_LEAST:.0f}x)")
+    assert ratio >= AT_LEAST
