@@ -5,6 +5,7 @@ from time import perf_counter
 import pytest
 import torch
 
+from kdnotes.condense.evaluate import Contest, Protocol, evaluate
 from kdnotes.condense.matching import Matching, Pass, RandomNetworks, Settings, mean_gap, one_iteration
 from kdnotes.condense.synthetic import decode, from_real
 from kdnotes.data.augment import normalise
@@ -69,3 +70,17 @@ def test_time_of_one_matching_iteration(benchmark):
     benchmark.extra_info["ratio"] = ratio = plain_best / best
     print(f"\none matching iteration on {DEVICE}: plain loop {1e3 * plain_best:.0f} ms, kdnotes {1e3 * best:.0f} ms: {ratio:.1f}x (at least {AT_LEAST:.0f}x)")
     assert ratio >= AT_LEAST
+
+
+def test_time_of_evaluating_five_networks(benchmark):
+    """Five trainings at once (on a GPU as one stacked network, on a CPU in a process per core) against one after the other with all threads."""
+    real, options = noise(20), {"width": 32, "norm_kind": "instance"}
+    x, y = from_real(real, 4, 2).decoded()
+    contest = Contest(x, y, real, Protocol(epochs=20 if DEVICE == "cuda" else 4, looks=1), "convnet3", options, ((0.5,) * 3, (0.25,) * 3))
+    call = {"protocol": contest.protocol, "network": "convnet3", "options": options, "repeats": 5, "normal": contest.normal}
+    evaluate(x, y, real, **call)                                                   # processes start, kernels are chosen
+    one_by_one = min(finished(lambda: [contest.run([seed]) for seed in range(5)]) for _ in range(2))
+    benchmark.pedantic(lambda: finished(lambda: evaluate(x, y, real, **call)), rounds=2)
+    ratio = one_by_one / benchmark.stats["min"]
+    print(f"\nfive evaluation networks on {DEVICE}: one after the other {one_by_one:.1f} s, at once {benchmark.stats['min']:.1f} s: {ratio:.2f}x (at least 1x)")
+    assert ratio > 1

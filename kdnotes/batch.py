@@ -599,7 +599,7 @@ class Board:
         """Living lines, from the run's name to its progress."""
         draw_in_place(self, lines) if self.live else tell_sparsely(self, lines)
 
-# %% ../nbs/batch.ipynb #f36e0fbe
+# %% ../nbs/batch.ipynb #0c0e8907
 def draw_in_place(board: Board, lines: Mapping[str, str]) -> None:
     """Rewrite the living lines of a terminal."""
     width = shutil.get_terminal_size().columns - 1
@@ -611,13 +611,13 @@ def draw_in_place(board: Board, lines: Mapping[str, str]) -> None:
 
 
 def tell_sparsely(board: Board, lines: Mapping[str, str]) -> None:
-    """Print the lines in which more cells are done, each run's no oftener than every `board.every` seconds."""
+    """Print the lines that say something new, the clock aside, each run's no oftener than every `board.every` seconds."""
     now = time.monotonic()
     for name, text in lines.items():
-        cells, told = text.split(" ")[0], board.told.setdefault(name, ("", now))
-        if text and cells != told[0] and now - told[1] >= board.every:
+        news, told = re.sub(r"  [\d:]+", "", text, count=1), board.told.setdefault(name, ("", now))
+        if text and news != told[0] and now - told[1] >= board.every:
             print(f"{name}  {text}", file=board.stream, flush=True)
-            board.told[name] = (cells, now)
+            board.told[name] = (news, now)
 
 # %% ../nbs/batch.ipynb #b2cd8f4b
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ __all__ = ['log', 'PRECISIONS', 'seed_everything', 'set_deterministic', 'generat
            'peak_memory', 'make_folder', 'atomic_write', 'write_text', 'write_json', 'cache_folder', 'cached',
            'remembered', 'progress', 'parallel_map']
 
-# %% ../nbs/runtime.ipynb #4dab64d0
+# %% ../nbs/runtime.ipynb #96263c49
 import copyreg
 import hashlib
 import importlib
@@ -20,6 +20,7 @@ import random
 import re
 import struct
 import sys
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# %% ../nbs/runtime.ipynb #802ae4da
 log = logging.getLogger("kdnotes")
 
 # %% ../nbs/runtime.ipynb #f481feee
@@ -477,7 +479,17 @@ def _call_alone(function: Callable, seed: int, item: object) -> object:
 for _namespace in (torch.classes, torch.ops):
     copyreg.pickle(type(_namespace), lambda namespace: (importlib.import_module, (namespace.__name__,)))
 
-# %% ../nbs/runtime.ipynb #4ed6ca1c
+# %% ../nbs/runtime.ipynb #81f7350b
+def _noted(results: Iterable, total: int, desc: str, seconds: float = 15.0) -> Iterator:
+    """`results`, with a line in the log every `seconds` while they come."""
+    told = time.monotonic()
+    for done, result in enumerate(results, 1):
+        if desc and done < total and time.monotonic() - told >= seconds:
+            told = time.monotonic()
+            log.info("%s: %d of %d", desc, done, total)
+        yield result
+
+# %% ../nbs/runtime.ipynb #138c7368
 def parallel_map(function: Callable, items: Iterable, workers: int | None = None, desc: str = "") -> list:
     """`[function(item) for item in items]` in `workers` processes (None: one per core), with the same numbers for every `workers`.
 
@@ -491,7 +503,7 @@ def parallel_map(function: Callable, items: Iterable, workers: int | None = None
         raise ValueError(f"{workers} workers; give at least 1, or None for one per core")
     workers = min(workers or joblib.cpu_count(), len(jobs))
     if workers <= 1 or _inside_parallel_map:
-        return [_call_alone(function, *job) for job in progress(jobs, desc=desc)]
+        return list(_noted((_call_alone(function, *job) for job in progress(jobs, desc=desc)), len(jobs), desc))
     pool = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1, inner_max_num_threads=1)
     results = pool(joblib.delayed(_call_alone)(function, *job) for job in jobs)
-    return list(progress(results, total=len(jobs), desc=desc))
+    return list(_noted(progress(results, total=len(jobs), desc=desc), len(jobs), desc))

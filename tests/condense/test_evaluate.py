@@ -99,11 +99,12 @@ def test_accuracy_is_looked_at_evenly_and_at_the_end():
     assert looks.rows[0][1] == [pytest.approx(right)]
 
 
-def test_what_can_be_learned_is_learned_and_workers_do_not_matter():
+def test_what_can_be_learned_is_learned_from_bytes_as_from_floats():
     data, test = toy(), toy(seed=1)
     call = {"protocol": Protocol(epochs=25, batch_size=12, lr=0.05, looks=2, strategy="none", cutmix=0.0), "network": "convnet2", "options": {"width": 8}, "repeats": 2, "normal": NORMAL}
     found = evaluate(data.images / 255, data.labels, test, workers=1, **call)
-    assert found == evaluate(data.images, data.labels, test, workers=1, **call) or found[0]["last"] > 0      # bytes are as good as floats
+    as_bytes = evaluate(data.images, data.labels, test, workers=1, **call)
+    assert [row["last"] for row in as_bytes] == pytest.approx([row["last"] for row in found], abs=0.06)
     assert min(row["last"] for row in found) > 0.8 and found[0]["looks"][-1][0] == 25
     together = Contest(data.images / 255, data.labels, test, call["protocol"], "convnet2", {"width": 8}, NORMAL).run([1, 2], together=True)
     assert min(row["last"] for row in together) > 0.8
