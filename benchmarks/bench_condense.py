@@ -2,7 +2,6 @@
 
 from time import perf_counter
 
-import pytest
 import torch
 
 from kdnotes.condense.evaluate import Contest, Protocol, evaluate
