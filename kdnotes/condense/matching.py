@@ -138,16 +138,17 @@ def statistics(real: ImageSet) -> Statistics:
     """`(mean, std)` of each channel: as published for the data set's name, else those of its images."""
     return PUBLISHED[real.name] if real.name in PUBLISHED else tuple(tuple(s.tolist()) for s in channel_statistics(real.images))
 
-# %% ../../nbs/condense/matching.ipynb #88dca2be
+# %% ../../nbs/condense/matching.ipynb #78d2dc38
 def compiled(net: nn.Module, example: Tensor) -> Callable:
     """`net` compiled for images like `example`, forward and backward; `net` itself, with one log line, where that fails."""
     try:
         fast = torch.compile(net, dynamic=False)
-        probe = example.detach().clone().requires_grad_()
-        torch.autograd.grad(fast(probe).features.float().sum(), probe)
+        with torch.enable_grad():                        # the first caller may be the real side, which asks for no gradient
+            probe = example.detach().clone().requires_grad_()
+            torch.autograd.grad(fast(probe).features.float().sum(), probe)
         return fast
     except Exception as error:  # a compiler fails in as many ways as there are compilers
-        log.info("torch.compile is not available here (%s); networks run as they are", type(error).__name__)
+        log.warning("torch.compile does not work here (%s: %s); networks run as they are", type(error).__name__, str(error).split("\n")[0])
         return net
 
 

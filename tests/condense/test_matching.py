@@ -219,6 +219,13 @@ def test_without_a_compiler_one_line_is_logged_and_the_network_runs(monkeypatch,
     assert len(caplog.records) == 1 and "networks run as they are" in caplog.text
 
 
+def test_compiling_is_tried_with_gradients_whoever_asks_first(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **options: lambda x: model(x))
+    model = net()
+    with torch.no_grad():
+        assert compiled(model, torch.rand(2, 1, 8, 8)) is not model
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     real = toy()
     with pytest.raises(FloatingPointError, match="not finite at iteration"):
