@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'TERMS', 'ORDERS', 'NETWORK_OPTIONS', 'GREY', 'COLOUR', 'CONV', 'RESNET', 'BIRDS', 'NOT_IN_KEY', 'TABLES',
            'Recipe', 'check_recipe', 'sources', 'Learner', 'order_loss', 'hybrid_loss', 'recipes', 'bridge', 'Images',
-           'Streams', 'Training', 'Config', 'parse_network', 'Stream', 'alone', 'ancestors', 'assistant_of',
-           'images_of', 'first_of_each', 'join', 'data_of', 'see', 'training_batches', 'targets_in', 'new_network',
-           'learner_of', 'two_stage_step', 'Both', 'joint_step', 'assemble', 'train', 'Place', 'place_of', 'learn',
-           'ensure', 'Trial', 'outputs', 'measure', 'main_table', 'assistant_table', 'sweeps', 'weight_table', 'trials',
-           'generations', 'run', 'retrieval_claims', 'claims']
+           'Streams', 'Training', 'Config', 'parse_network', 'Stream', 'alone', 'recipe_of_assistant', 'ancestors',
+           'assistant_of', 'images_of', 'first_of_each', 'join', 'data_of', 'see', 'training_batches', 'targets_in',
+           'new_network', 'learner_of', 'two_stage_step', 'Both', 'joint_step', 'assemble', 'train', 'Place',
+           'place_of', 'learn', 'ensure', 'Trial', 'outputs', 'measure', 'main_table', 'assistant_table', 'sweeps',
+           'weight_table', 'trials', 'generations', 'run', 'retrieval_claims', 'claims']
 
 # %% ../../nbs/papers/horkd.ipynb #b9059153
 import dataclasses
@@ -216,13 +216,13 @@ class Streams:
     normalize: bool = False                    # L2-normalise embeddings in order 1 [component: RKD found it worse]
     weight_sweep: tuple = (0.0, 0.2)           # factors on (lambda_2, lambda_3), beside 1
 
-# %% ../../nbs/papers/horkd.ipynb #71fab4d8
+# %% ../../nbs/papers/horkd.ipynb #7def4f0b
 @dataclass(frozen=True)
 class Training:
     """Optimisation: AdamW, one-cycle. Nothing is selected on test images: the last weights count."""
 
-    steps: int = 240                 # of assistants and students, rounded to whole epochs [scale]
-    teacher_steps: int = 240         # [scale]
+    steps: int = 200                 # of assistants and students, rounded to whole epochs [scale]
+    teacher_steps: int = 200         # [scale]
     batch_size: int = 48             # [scale]
     per_class: int = 0               # whole classes in a batch with this many images each [component: 5]; 0 = plain shuffling
     lr: float = 2e-3                 # peak; chosen on classes held out of the seen ones [scale]
@@ -321,12 +321,18 @@ class Stream:
     def view(self) -> str:
         return "low" if self.low else "high"
 
-# %% ../../nbs/papers/horkd.ipynb #dc8f00d2
+# %% ../../nbs/papers/horkd.ipynb #044194a3
 def alone(recipe: Recipe) -> Recipe:
-    """The recipe of the assistant: the same losses, with the teacher as the only source."""
+    """`recipe` with the teacher as the only source."""
     return replace(recipe, assistant="none", schedule="two_stage", targets="teacher", init_from_assistant=False)
 
 
+def recipe_of_assistant(recipe: Recipe, config: Config) -> Recipe:
+    """What the assistant of a student with `recipe` learns: soft labels for soft labels, else all three orders from the teacher."""
+    orders = {"point": config.point, "pair": config.pair, "triplet": config.triplet, "group": 0.0}
+    return alone(recipe if recipe.kd else replace(recipe, **orders))
+
+# %% ../../nbs/papers/horkd.ipynb #edb1be02
 def ancestors(stream: Stream, config: Config) -> dict[str, Stream]:
     """The streams that must be trained before `stream`, by the part they play."""
     recipe = stream.recipe
@@ -342,7 +348,7 @@ def assistant_of(stream: Stream, config: Config) -> Stream:
     """The assistant between the teacher and the student `stream`."""
     bridges_capacity = stream.recipe.assistant == "student_arch_hr"
     network, low = (stream.network, 0) if bridges_capacity else (config.teacher, stream.low)
-    return Stream(stream.task, stream.seed, network, alone(stream.recipe), low)
+    return Stream(stream.task, stream.seed, network, recipe_of_assistant(stream.recipe, config), low)
 
 # %% ../../nbs/papers/horkd.ipynb #d9fa91c7
 def images_of(
