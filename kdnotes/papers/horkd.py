@@ -216,13 +216,13 @@ class Streams:
     normalize: bool = False                    # L2-normalise embeddings in order 1 [component: RKD found it worse]
     weight_sweep: tuple = (0.0, 0.2)           # factors on (lambda_2, lambda_3), beside 1
 
-# %% ../../nbs/papers/horkd.ipynb #7def4f0b
+# %% ../../nbs/papers/horkd.ipynb #10fe6bf6
 @dataclass(frozen=True)
 class Training:
     """Optimisation: AdamW, one-cycle. Nothing is selected on test images: the last weights count."""
 
-    steps: int = 200                 # of assistants and students, rounded to whole epochs [scale]
-    teacher_steps: int = 200         # [scale]
+    steps: int = 170                 # of assistants and students, rounded to whole epochs [scale]
+    teacher_steps: int = 170         # [scale]
     batch_size: int = 48             # [scale]
     per_class: int = 0               # whole classes in a batch with this many images each [component: 5]; 0 = plain shuffling
     lr: float = 2e-3                 # peak; chosen on classes held out of the seen ones [scale]
