@@ -355,7 +355,7 @@ def execute(order: Mapping[str, Any]) -> None:
     with own_kernel():
         papermill.execute_notebook(*paths, order["parameters"], kernel_name="python3", language="python", progress_bar=False)
 
-# %% ../nbs/batch.ipynb #2feb65a6
+# %% ../nbs/batch.ipynb #7fd5c080
 def end_with_parent(main: int) -> None:
     """Wait until nobody holds the other end of our standard input, then interrupt the thread `main`."""
     while os.read(0, 1024):
@@ -366,6 +366,7 @@ def end_with_parent(main: int) -> None:
 def work() -> None:
     """Body of a worker process: do the order that comes as a line of JSON on standard input; the verdict goes into the notebook."""
     order = json.loads(sys.stdin.readline())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that put the batch in the background has it ignored
     threading.Thread(target=end_with_parent, args=(threading.main_thread().ident,), daemon=True).start()
     status, reason = "finished", ""
     try:

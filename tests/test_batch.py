@@ -284,12 +284,17 @@ def wait_for(condition, seconds=60):
     raise AssertionError("waited in vain")
 
 
+# a test run in the background of a shell inherits an ignored SIGINT, which a person at a terminal does not
+CLI = """import signal, sys; from kdnotes.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_a_batch_that_is_stopped_or_killed_leaves_no_kernel_and_is_resumed(write_paper, workplace):
     write_paper(workplace / "papers", "sleeper", WRITE, SLEEP)
     write_paper(workplace / "papers", "waiter", WRITE)
-    command = [sys.executable, "-c", "import sys; from kdnotes.cli import main; sys.exit(main())", "run", "--all", "--notebooks", "papers"]
+    command = [sys.executable, "-c", CLI, "run", "--all", "--notebooks", "papers"]
     for end, status in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         note = wait_for(lambda: next(workplace.glob("runs/sleeper/*/kernel"), None))
