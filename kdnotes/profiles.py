@@ -51,12 +51,11 @@ def _from_json(text: str, otherwise):
     except json.JSONDecodeError:
         return otherwise
 
-# %% ../nbs/profiles.ipynb #14b8a3b1
+# %% ../nbs/profiles.ipynb #a751d3ee
 class Profiled:
     """Base of a paper's frozen `Config` dataclass: named profiles, checked types and ranges.
 
-    `PROFILES` maps a profile's name to the fields in which it differs from the defaults; `DATASETS` maps (profile, data set) to the
-    fields that go with that data set. `check`, where overridden, raises ValueError for values out of range.
+    `PROFILES` maps a profile's name to the fields in which it differs from the defaults; `DATASETS` maps (profile, data set) to the fields that go with that data set.
     """
 
     PROFILES: ClassVar[dict[str, dict]] = {}
@@ -67,12 +66,16 @@ class Profiled:
         self.check()
 
     def check(self) -> None:
-        """Ranges; nothing to check by default."""
+        """Raise ValueError for values out of range; nothing to check by default."""
 
     @classmethod
     def profile(cls, name: str = "demo", **overrides) -> Self:
         """Profile `name` with `overrides`, see `choose`."""
         return cls(**choose(cls, name, overrides))
+
+    def without(self, *names: str) -> dict[str, Any]:
+        """The fields but for `names`, as a dictionary: for the key of a stage that does not depend on those."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in names}
 
 # %% ../nbs/profiles.ipynb #d3d2830d
 def conform(config) -> None:

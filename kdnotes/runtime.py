@@ -5,9 +5,9 @@ __all__ = ['log', 'PRECISIONS', 'seed_everything', 'set_deterministic', 'generat
            'fingerprint', 'derive_seed', 'make_generator', 'parse_seeds', 'available_devices', 'pick_device',
            'pick_precision', 'make_fabric', 'world_size', 'is_first', 'from_first', 'from_all', 'set_threads',
            'peak_memory', 'make_folder', 'atomic_write', 'write_text', 'write_json', 'cache_folder', 'cached',
-           'remembered', 'progress', 'parallel_map']
+           'remembered', 'progress', 'parallel_map', 'Place', 'place_of']
 
-# %% ../nbs/runtime.ipynb #96263c49
+# %% ../nbs/runtime.ipynb #34dfcdfd
 import copyreg
 import hashlib
 import importlib
@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import singledispatch
 from pathlib import Path
 from uuid import uuid4
@@ -507,3 +507,32 @@ def parallel_map(function: Callable, items: Iterable, workers: int | None = None
     pool = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1, inner_max_num_threads=1)
     results = pool(joblib.delayed(_call_alone)(function, *job) for job in jobs)
     return list(_noted(progress(results, total=len(jobs), desc=desc), len(jobs), desc))
+
+# %% ../nbs/runtime.ipynb #aba0ac75
+@dataclass(frozen=True)
+class Place:
+    """Device, precision and folder of the stages of a run."""
+
+    device: str
+    precision: str
+    root: Path
+
+    def fabric(self):
+        return make_fabric(self.device, self.precision)
+
+    def stage(self, key: object, build: Callable[[Path], object], name: str = "stage") -> object:
+        """`build(checkpoint)`, computed once for `key` (see `cached`); an interrupted `build` finds again what it left in the file `checkpoint`."""
+        key = {"key": key, "precision": self.precision}
+        checkpoint = Path(self.root) / f"{fingerprint(key)[:16]}.resume"
+        value = cached(key, lambda: build(checkpoint), root=self.root, name=name)
+        checkpoint.unlink(missing_ok=True)
+        return value
+
+    def map(self, function: Callable, items: Iterable, desc: str = "") -> list:
+        """`parallel_map` of `function`: over the cores on a CPU, one after the other on an accelerator."""
+        return parallel_map(function, items, None if self.device == "cpu" else 1, desc)
+
+# %% ../nbs/runtime.ipynb #e0574a2a
+def place_of(fabric, root: str | Path | None = None, name: str = "stages") -> Place:
+    """Where `fabric` computes; what is kept goes to `root` (default: folder `name` of the artifact cache)."""
+    return Place(str(fabric.device), fabric.strategy.precision.precision, Path(root) if root else cache_folder() / name)

@@ -461,3 +461,32 @@ def test_parallel_map_in_this_process():
     with pytest.raises(ZeroDivisionError):
         parallel_map(lambda n: 1 / n, [1, 0], workers=1)
     assert not runtime._inside_parallel_map
+
+
+def half_then_whole(checkpoint: Path) -> dict:
+    """A stage that is killed the first time and goes on from its checkpoint the second time."""
+    if not checkpoint.exists():
+        checkpoint.write_text("half")
+        raise KeyboardInterrupt
+    return {"value": torch.ones(2), "from": checkpoint.read_text()}
+
+
+def test_a_stage_goes_on_from_its_checkpoint_and_is_built_once(tmp_path):
+    place = runtime.place_of(runtime.make_fabric("cpu"), tmp_path)
+    assert (place.device, place.precision, place.root) == ("cpu", "32-true", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        place.stage({"method": "a"}, half_then_whole)
+    assert len(list(tmp_path.glob("*.resume"))) == 1
+    found = place.stage({"method": "a"}, half_then_whole)
+    assert found["from"] == "half" and not list(tmp_path.glob("*.resume"))
+    assert place.stage({"method": "a"}, pytest.fail)["from"] == "half"
+    with pytest.raises(KeyboardInterrupt):    # another precision is another stage
+        runtime.Place("cpu", "bf16-mixed", tmp_path).stage({"method": "a"}, half_then_whole)
+
+
+def test_a_place_maps_over_workers_and_travels(tmp_path, monkeypatch):
+    place = runtime.Place("cpu", "32-true", tmp_path)
+    assert pickle.loads(pickle.dumps(place)) == place
+    assert place.map(len, ["a", "bc"]) == [1, 2] == runtime.Place("cuda", "bf16-mixed", tmp_path).map(len, ["a", "bc"])
+    monkeypatch.setenv("KDNOTES_CACHE", str(tmp_path / "cache"))
+    assert runtime.place_of(runtime.make_fabric("cpu"), name="horkd").root == tmp_path / "cache" / "horkd"

@@ -28,13 +28,13 @@ __all__ = ['MERGED', 'THRIFTY', 'METHODS', 'REAL', 'LABELME', 'MUSIC', 'SENTIMEN
            'How', 'What', 'Config', 'correction_of', 'parse_network', 'Perceptron', 'new_network', 'Job', 'Material',
            'picture_data', 'published_data', 'material', 'assemble', 'optimizer_of', 'agreement', 'examiner',
            'train_job', 'look_back', 'learn', 'Trial', 'job_of', 'main_table', 'ablations', 'trials', 'scores',
-           'add_findings', 'run', 'keeper', 'add_leads', 'claims', 'ablation_claims']
+           'add_findings', 'run', 'add_leads', 'claims', 'ablation_claims']
 
-# %% ../../nbs/papers/ccc.ipynb #c8f0c325
+# %% ../../nbs/papers/ccc.ipynb #db9310f8
 from ..data import crowds
 from ..data.augment import channel_statistics, normalise
 from ..data.crowds import Crowd, Labelled, sealed
-from ..data.images import Batches, load, to_float
+from ..data.images import Batches, data_root, load, to_float
 from ..losses.annotators import CoNAL, DoctorNet, MaxMIG, UnionNet, vote_confusions
 from ..losses.crowd import CrowdHead, CrowdLayer, VectorCrowdLayer, crowd_nll
 from ..metrics.aggregate import dawid_skene, majority_vote
@@ -42,7 +42,7 @@ from ..metrics.classify import accuracy
 from ..models.classifiers import Classifier, Prediction, build, names, torchvision_resnet
 from ..profiles import Profiled, unknown_name
 from ..results import Claim, Results
-from ..runtime import cache_folder, cached, derive_seed, fingerprint, log, make_fabric, make_generator, parallel_map, seed_everything
+from ..runtime import Place, derive_seed, fingerprint, log, make_fabric, make_generator, place_of, remembered, seed_everything
 from ..train import fit as train
 from ..train import multistep
 
@@ -556,10 +556,10 @@ class Material(NamedTuple):
     test: Labelled
     theta: Tensor | None = None
 
-# %% ../../nbs/papers/ccc.ipynb #3380e4fc
+# %% ../../nbs/papers/ccc.ipynb #f35e02b0
 def picture_data(config: Config, job: Job) -> tuple[crowds.CrowdData, Tensor]:
     """A synthetic crowd on images, normalised per channel, and its annotators' true confusions."""
-    train_set, test_set = load(config.dataset, "train"), load(config.dataset, "test")
+    train_set, test_set = (remembered((config.dataset, split, data_root()), functools.partial(load, config.dataset, split)) for split in ("train", "test"))
     train_set = train_set.take(slice(config.train_size)) if config.train_size else train_set
     mean, std = channel_statistics(train_set.images)
     made = crowds.synthetic(normalise(to_float(train_set.images), mean, std), train_set.labels, train_set.classes, job.case, config.annotators,
@@ -569,7 +569,7 @@ def picture_data(config: Config, job: Job) -> tuple[crowds.CrowdData, Tensor]:
 
 def published_data(config: Config) -> crowds.CrowdData:
     """A published crowd, standardised; CIFAR-10N's images per channel, other features one by one."""
-    data = crowds.load(config.dataset)
+    data = remembered(("crowd", config.dataset, data_root()), functools.partial(crowds.load, config.dataset))
     if config.train_size:
         data = data._replace(crowd=crowds.take(data.crowd, torch.arange(min(config.train_size, data.crowd.items))))
     if data.crowd.features.dtype != torch.uint8:
@@ -660,19 +660,15 @@ def look_back(committee: Committee, crowd: Crowd, fabric) -> dict:
         found |= {"groups": committee.lessons["groups"][0].cpu(), "meta_accuracy": 100 * sum(right) / len(right)}
     return found
 
-# %% ../../nbs/papers/ccc.ipynb #cb2f77cd
+# %% ../../nbs/papers/ccc.ipynb #338c0249
 NOT_IN_KEY = ("profile_name", "seeds", "methods", "cases", "case", "labels_per_item", "group_sweep", "density_sweep", "meta_sweep", "gamma_sweep",
               "self_distilled", "groups", "meta_size", "meta_batch", "gamma", "active", "duplicates")
 
 
-def learn(job: Job, config: Config, device: str, precision: str, root: Path) -> dict:
+def learn(job: Job, config: Config, place: Place) -> dict:
     """What `train_job` found for a job, trained now if it is not there yet."""
-    key = {"job": job, "precision": precision} | {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IN_KEY}
-    checkpoint = Path(root) / f"{fingerprint(key)[:16]}.resume"
-    build_now = lambda: train_job(job, config, make_fabric(device, precision), checkpoint)
-    found = cached(key, build_now, root=root, name=f"{job.method.replace(' ', '-')}-{job.seed}")
-    checkpoint.unlink(missing_ok=True)
-    return found
+    key = {"job": job} | config.without(*NOT_IN_KEY)
+    return place.stage(key, lambda checkpoint: train_job(job, config, place.fabric(), checkpoint), name=f"{job.method.replace(' ', '-')}-{job.seed}")
 
 # %% ../../nbs/papers/ccc.ipynb #06cd744b
 DISPLAY = {"labelme": "LabelMe", "music": "MUSIC", "cifar10n": "CIFAR-10N", "cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST"}
@@ -759,13 +755,14 @@ def add_findings(results: Results, job: Job, found: dict, config: Config) -> Non
     for method, right in (("raw labels", crowds.raw_accuracy(crowd)), ("MajorVote", crowds.majority_accuracy(crowd)), ("Dawid-Skene", accuracy(em, crowd.truth.reveal()))):
         results.add("labels recovered", name, method, "label_accuracy", 100 * right, job.seed, setting)
 
-# %% ../../nbs/papers/ccc.ipynb #c673e43f
+# %% ../../nbs/papers/ccc.ipynb #851ae2b3
 def run(config: Config, fabric, root: Path | str | None = None) -> Results:
     """The whole experiment. `root` keeps what was trained; a second call with the same `root` trains only what is missing."""
     rows = trials(config)
     jobs = list(dict.fromkeys(row.job for row in rows))
     log.info("%d trainings for %d rows", len(jobs), len(rows))
-    found = dict(zip(jobs, parallel_map(keeper(config, fabric, root), jobs, workers=None if fabric.device.type == "cpu" else 1, desc="training")))
+    place = place_of(fabric, root, "ccc")
+    found = dict(zip(jobs, place.map(functools.partial(learn, config=config, place=place), jobs, "training")))
     results = Results("ccc", config.profile_name)
     for row in rows:
         for metric, value in scores(found[row.job]["rows"], row.expert).items():
@@ -775,12 +772,6 @@ def run(config: Config, fabric, root: Path | str | None = None) -> Results:
             add_findings(results, job, found[job], config)
     add_leads(results, config)
     return results
-
-
-def keeper(config: Config, fabric, root: Path | str | None = None) -> Callable[[Job], dict]:
-    """`learn` for the jobs of one run."""
-    place = {"device": str(fabric.device), "precision": fabric.strategy.precision.precision, "root": Path(root) if root else cache_folder() / "ccc"}
-    return functools.partial(learn, config=config, **place)
 
 # %% ../../nbs/papers/ccc.ipynb #b88b7ad4
 def add_leads(results: Results, config: Config) -> None:

@@ -7,11 +7,11 @@ __all__ = ['OPTIONS', 'TERMS', 'ORDERS', 'NETWORK_OPTIONS', 'GREY', 'COLOUR', 'C
            'Recipe', 'check_recipe', 'sources', 'Learner', 'order_loss', 'hybrid_loss', 'recipes', 'bridge', 'Images',
            'Streams', 'Training', 'Config', 'parse_network', 'Stream', 'alone', 'recipe_of_assistant', 'ancestors',
            'assistant_of', 'images_of', 'first_of_each', 'join', 'data_of', 'see', 'training_batches', 'targets_in',
-           'new_network', 'learner_of', 'two_stage_step', 'Both', 'joint_step', 'assemble', 'train', 'Place',
-           'place_of', 'learn', 'ensure', 'Trial', 'outputs', 'measure', 'main_table', 'assistant_table', 'sweeps',
-           'weight_table', 'trials', 'generations', 'run', 'retrieval_claims', 'claims']
+           'new_network', 'learner_of', 'two_stage_step', 'Both', 'joint_step', 'assemble', 'train', 'learn', 'ensure',
+           'Trial', 'outputs', 'measure', 'main_table', 'assistant_table', 'sweeps', 'weight_table', 'trials',
+           'generations', 'run', 'retrieval_claims', 'claims']
 
-# %% ../../nbs/papers/horkd.ipynb #b9059153
+# %% ../../nbs/papers/horkd.ipynb #3527c5ab
 import dataclasses
 import functools
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ..data.augment import channel_statistics, normalise
 from ..data.degrade import high_low_pair
-from ..data.images import Batches, ImageSet, load, to_float
+from ..data.images import Batches, ImageSet, data_root, load, to_float
 from ..losses.distill import kd_loss
 from ..losses.relational import group_loss, pair_loss, point_loss, triplet_loss
 from ..metrics.classify import accuracy
@@ -31,7 +31,7 @@ from ..metrics.retrieve import recall_at_k
 from ..models.classifiers import Prediction, build, names
 from ..profiles import Profiled, unknown_name
 from ..results import Claim, Results
-from ..runtime import cache_folder, cached, derive_seed, fingerprint, log, make_fabric, parallel_map, remembered, seed_everything
+from ..runtime import Place, derive_seed, log, make_fabric, place_of, remembered, seed_everything
 from ..train import fit, one_cycle, predict
 
 # %% ../../nbs/papers/horkd.ipynb #5f17faff
@@ -350,13 +350,13 @@ def assistant_of(stream: Stream, config: Config) -> Stream:
     network, low = (stream.network, 0) if bridges_capacity else (config.teacher, stream.low)
     return Stream(stream.task, stream.seed, network, recipe_of_assistant(stream.recipe, config), low)
 
-# %% ../../nbs/papers/horkd.ipynb #d9fa91c7
+# %% ../../nbs/papers/horkd.ipynb #71e2810c
 def images_of(
     dataset: str, task: str, seen: tuple, searched: str, train_size: int, size: int
 ) -> tuple[ImageSet, ImageSet]:
     """Training and test images of `task`."""
     train, test = (
-        remembered((dataset, split, size), lambda split=split: load(dataset, split, size=size or None))
+        remembered((dataset, split, size, data_root()), lambda split=split: load(dataset, split, size=size or None))
         for split in ("train", "test")
     )
     if task == "retrieval":
@@ -499,8 +499,8 @@ def assemble(stream: Stream, teachers: dict[str, nn.Module], config: Config) -> 
     student = learner_of(stream, teachers | {"assistant": assistant.network}, config)
     return Both(assistant, student), joint_step(stream, helper)
 
-# %% ../../nbs/papers/horkd.ipynb #f4bac0ea
-def train(stream: Stream, config: Config, place: "Place", checkpoint: Path) -> dict[str, Tensor]:
+# %% ../../nbs/papers/horkd.ipynb #0a0b17db
+def train(stream: Stream, config: Config, place: Place, checkpoint: Path) -> dict[str, Tensor]:
     """Trained weights of `stream` (the network's alone: the maps `r` and the assistant are not part of the student)."""
     fabric = place.fabric()
     parents = ancestors(stream, config)
@@ -519,40 +519,15 @@ def train(stream: Stream, config: Config, place: "Place", checkpoint: Path) -> d
     learner = module.student if isinstance(module, Both) else module
     return {key: value.detach().cpu() for key, value in learner.network.state_dict().items()}
 
-# %% ../../nbs/papers/horkd.ipynb #eeb0e3a6
-@dataclass(frozen=True)
-class Place:
-    """Device, precision and the folder of intermediate results; small enough to travel to worker processes."""
-
-    device: str
-    precision: str
-    root: Path
-
-    def fabric(self):
-        return make_fabric(self.device, self.precision)
-
-
-def place_of(fabric, root: Path | str | None) -> Place:
-    """Where `fabric` computes, with `root` for intermediate results (default: the artifact cache)."""
-    return Place(
-        str(fabric.device), fabric.strategy.precision.precision, Path(root) if root else cache_folder() / "horkd"
-    )
-
 # %% ../../nbs/papers/horkd.ipynb #53500d51
 NOT_IN_KEY = ("profile_name", "seeds", "tasks", "low", "low_sweep", "student", "student_sweep", "weight_sweep", "ks",
               "assistant", "schedule", "targets", "init_from_assistant", *TERMS)
 
-# %% ../../nbs/papers/horkd.ipynb #aa7eeeb2
+# %% ../../nbs/papers/horkd.ipynb #c9ec9922
 def learn(stream: Stream, config: Config, place: Place) -> nn.Module:
     """The trained network of `stream`, frozen and in eval mode; trained now if it is not there yet."""
-    key = {"stream": stream, "precision": place.precision} | {
-        k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IN_KEY
-    }
-    checkpoint = place.root / f"{fingerprint(key)[:16]}.resume"
-    weights = cached(
-        key, lambda: train(stream, config, place, checkpoint), root=place.root, name=f"{stream.task}-{stream.seed}"
-    )
-    checkpoint.unlink(missing_ok=True)
+    key = {"stream": stream} | config.without(*NOT_IN_KEY)
+    weights = place.stage(key, lambda checkpoint: train(stream, config, place, checkpoint), name=f"{stream.task}-{stream.seed}")
     network = new_network(stream, config)
     network.load_state_dict(weights)
     return network.to(place.device).eval().requires_grad_(False)
@@ -679,22 +654,14 @@ def generations(streams: list[Stream], config: Config) -> list[list[Stream]]:
         visit(stream)
     return [[s for s, d in depth.items() if d == level] for level in range(max(depth.values()) + 1)]
 
-# %% ../../nbs/papers/horkd.ipynb #347e90cc
+# %% ../../nbs/papers/horkd.ipynb #fdf51de8
 def run(config: Config, fabric, root: Path | str | None = None) -> Results:
     """The whole experiment. `root` keeps trained streams; a second call with the same `root` trains only what is missing."""
-    place, rows = place_of(fabric, root), trials(config)
-    workers = None if fabric.device.type == "cpu" else 1
+    place, rows = place_of(fabric, root, "horkd"), trials(config)
     for level, streams in enumerate(generations([row.stream for row in rows], config)):
         log.info("generation %d: %d networks", level, len(streams))
-        parallel_map(
-            functools.partial(ensure, config=config, place=place),
-            streams,
-            workers=workers,
-            desc=f"training generation {level}",
-        )
-    values = parallel_map(
-        functools.partial(measure, config=config, place=place), rows, workers=workers, desc="measuring"
-    )
+        place.map(functools.partial(ensure, config=config, place=place), streams, f"training generation {level}")
+    values = place.map(functools.partial(measure, config=config, place=place), rows, "measuring")
     results = Results("horkd", config.profile_name)
     for row, metrics in zip(rows, values, strict=True):
         for metric, value in metrics.items():

@@ -117,6 +117,7 @@ def test_a_published_crowd_runs_too(tmp_path, monkeypatch):
     x = torch.nn.functional.one_hot(truth, 5).float() + 0.3 * torch.randn(90, 5, generator=g)
     crowd = dataclasses.replace(crowds.synthetic(x, truth, tuple("abc"), "IND-D", annotators=9, seed=0).crowd, name="labelme")
     data = crowds.CrowdData(crowd, crowds.Labelled(x, truth), crowds.Labelled(x, truth))
+    monkeypatch.setattr(ccc, "remembered", lambda key, build: build())
     monkeypatch.setattr(crowds, "load", lambda name, **kw: data)
     config = Config.profile("real", seeds=(0,), methods=("MajorVote", "CCC"), **TINY | {"train_size": 0, "network": "mlp:8:dropout"}, group_sweep=(0,), meta_sweep=(), gamma_sweep=())
     stuff = ccc.material(config, job_of("CCC", 0, config))

@@ -11,7 +11,7 @@ from kdnotes.losses import relational
 from kdnotes.papers import horkd
 from kdnotes.papers.horkd import Config, Learner, Recipe, Stream, TERMS
 from kdnotes.models.classifiers import Prediction, build, count_parameters
-from kdnotes.runtime import make_fabric
+from kdnotes.runtime import Place, make_fabric
 
 EVERYTHING = Recipe(task=1, kd=1, point=1, pair=25, triplet=50, group=300)
 BRIDGED = replace(EVERYTHING, assistant="student_arch_hr", targets="both", init_from_assistant=True)
@@ -24,7 +24,7 @@ def config():
 
 @pytest.fixture
 def place(tmp_path):
-    return horkd.Place("cpu", "32-true", tmp_path)
+    return Place("cpu", "32-true", tmp_path)
 
 
 def prediction(n=8, d=5, classes=4, seed=0, grad=False):
@@ -199,7 +199,7 @@ def test_equal_seeds_start_from_equal_weights(config):
 
 def test_a_second_run_trains_nothing_and_gives_the_same_numbers(tmp_path, monkeypatch):
     config = Config.profile("smoke", seeds=(0,), steps=2, teacher_steps=2, train_size=24, tasks=("retrieval",), low_sweep=(), weight_sweep=())
-    monkeypatch.setattr(horkd, "parallel_map", lambda function, items, **_: [function(item) for item in items])
+    monkeypatch.setattr(Place, "map", lambda self, function, items, desc: [function(item) for item in items])
     fabric = make_fabric("cpu", "fp32")
     first = horkd.run(config, fabric, tmp_path).frame()
     monkeypatch.setattr(horkd, "fit", lambda *args, **kw: pytest.fail("trained again"))
