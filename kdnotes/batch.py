@@ -3,20 +3,21 @@
 # %% auto #0
 __all__ = ['PARAMETERS', 'WORDS', 'THREADS', 'ANSI', 'checkout_folder', 'notebooks_folder', 'find_papers', 'select',
            'read_notebook', 'source', 'title', 'read_parameters', 'paper_config', 'field_kinds', 'literal', 'from_text',
-           'split_names', 'check_machine', 'resolve', 'check_data', 'Job', 'folder_of', 'notebook_of', 'portable',
-           'writable_folder', 'make_job', 'plan', 'verdict', 'is_finished', 'is_outdated', 'write_whole',
+           'split_names', 'check_machine', 'resolve', 'data_sources', 'check_data', 'Job', 'folder_of', 'notebook_of',
+           'portable', 'writable_folder', 'make_job', 'plan', 'verdict', 'is_finished', 'is_outdated', 'write_whole',
            'write_whole_notebooks', 'own_kernel', 'execute', 'end_with_parent', 'work', 'note_verdict', 'thread_limits',
            'visible_gpus', 'take', 'lease_gpus', 'start_worker', 'attend', 'Outcome', 'claim_folder', 'supervise',
            'failing_cell', 'traceback_of', 'failure', 'last_line', 'clock', 'progress', 'Board', 'draw_in_place',
            'tell_sparsely', 'local_pool', 'cluster_pool', 'connect', 'check_workers', 'outcome_of', 'sentence', 'Batch',
            'collect', 'end_early', 'run_batch', 'count_claims', 'columns', 'summary', 'exit_status']
 
-# %% ../nbs/batch.ipynb #bb0e1bcb
+# %% ../nbs/batch.ipynb #579a0d75
 import ast
 import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -201,19 +202,26 @@ def resolve(slug: str, notebook: Path, given: Mapping[str, Any], here: bool = Tr
         del everything["overrides"]  # they are in the fields now
     return parameters, everything
 
-# %% ../nbs/batch.ipynb #29391a12
+# %% ../nbs/batch.ipynb #75f02b82
+def data_sources(rooms: Iterable[str], root: str | None = None) -> dict[str, Any]:
+    """The data sets that these rooms of `kdnotes.data` know, by name."""
+    found = [importlib.import_module(f"kdnotes.data.{room}").known(root) for room in rooms]
+    return {name: source for sources in found for name, source in sources.items()}
+
+
 def check_data(config: Any, dataset: str, root: str | None) -> None:
-    """ValueError for an unknown image set, FileNotFoundError for one that is not below the data folder `root`; both say what to do.
+    """ValueError for a data set that the paper's rooms do not know, FileNotFoundError for one that is not below the data folder `root`; both say what to do.
 
-    Papers on other kinds of data than image sets are left to themselves.
+    Papers whose own data set is unknown to these rooms are left to themselves.
     """
-    from kdnotes.data.images import data_root, find_source, known
+    from kdnotes.data.images import data_root, find_source
 
-    if getattr(config, "dataset", None) not in known(root):
+    sources = data_sources(getattr(config, "DATA", ("images",)), root)
+    if getattr(config, "dataset", None) not in sources:
         return
-    source = find_source(dataset, root)
+    source = find_source(dataset, root, sources)
     if missing := source.missing(data_root(root)):
-        raise FileNotFoundError(f"the images of {dataset} are not there ({missing[0]}): {source.remedy}")
+        raise FileNotFoundError(f"the data of {dataset} are not there ({missing[0]}): {source.remedy}")
 
 # %% ../nbs/batch.ipynb #5dba982e
 @dataclasses.dataclass(frozen=True)

@@ -136,14 +136,14 @@ def count_runs(base: str, slug: str) -> str:
     states = Counter(state(path) for path in find_runs(base) if path.parent.name == slug)
     return ", ".join(f"{number} {name}" for name, number in states.most_common()) or "-"
 
-# %% ../nbs/cli.ipynb #a987a1f1
+# %% ../nbs/cli.ipynb #28aaecd6
 def show_data(args: argparse.Namespace) -> int:
-    """Image sets: what is known, what is present and where, how to get the rest."""
-    from kdnotes.batch import columns
+    """Data sets: what is known, what is present and where, how to get the rest."""
+    from kdnotes.batch import columns, data_sources
     from kdnotes.data.images import data_root, status
 
     with refusals("kdnotes data"):
-        rows = status(args.data_root)
+        rows = status(args.data_root, data_sources(("images", "crowds"), args.data_root))
     print(f"data folder: {data_root(args.data_root)}\n")
     cells = [(r["name"], "present" if r["present"] else "absent", r["images"], str(r["where"] if r["present"] else r["how"])) for r in rows]
     print(columns(("name", "state", "images", "where, or how to get it"), cells))

@@ -51,15 +51,13 @@ def _from_json(text: str, otherwise):
     except json.JSONDecodeError:
         return otherwise
 
-# %% ../nbs/profiles.ipynb #a751d3ee
+# %% ../nbs/profiles.ipynb #3401940b
 class Profiled:
-    """Base of a paper's frozen `Config` dataclass: named profiles, checked types and ranges.
+    """Base of a paper's frozen `Config` dataclass: named profiles, checked types and ranges."""
 
-    `PROFILES` maps a profile's name to the fields in which it differs from the defaults; `DATASETS` maps (profile, data set) to the fields that go with that data set.
-    """
-
-    PROFILES: ClassVar[dict[str, dict]] = {}
-    DATASETS: ClassVar[dict[tuple[str, str], dict]] = {}
+    PROFILES: ClassVar[dict[str, dict]] = {}  # profile -> the fields in which it differs from the defaults
+    DATASETS: ClassVar[dict[tuple[str, str], dict]] = {}  # (profile, data set) -> the fields that go with that data set
+    DATA: ClassVar[tuple[str, ...]] = ("images",)  # the rooms of `kdnotes.data` that know its data sets
 
     def __post_init__(self):
         conform(self)

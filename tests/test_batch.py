@@ -149,6 +149,21 @@ def test_a_missing_or_unknown_image_set_is_known_before_the_run(tmp_path):
     batch.check_data(Config, "clouds", str(tmp_path))  # not a paper on images
 
 
+def test_a_paper_says_which_kinds_of_data_it_reads(tmp_path):
+    """Crowds are known to the paper that reads them, and to no other."""
+    class Crowd(Config):
+        DATA, dataset = ("images", "crowds"), "digits"
+
+    class Images(Config):
+        dataset = "digits"
+
+    assert "crowds/labelme" in message(FileNotFoundError, batch.check_data, Crowd, "labelme", str(tmp_path))
+    (tmp_path / "labelme").mkdir()
+    batch.check_data(Crowd, "labelme", str(tmp_path))
+    assert "did you mean" in message(ValueError, batch.check_data, Crowd, "labelm", str(tmp_path))
+    assert "unknown data set 'labelme'" in message(ValueError, batch.check_data, Images, "labelme", str(tmp_path))
+
+
 def test_the_run_id_stands_for_everything_that_the_parameters_amount_to(write_paper, tmp_path, configured, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_paper(tmp_path / "papers", "toy")

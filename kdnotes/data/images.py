@@ -2,15 +2,16 @@
 
 # %% auto #0
 __all__ = ['DAMAGE', 'FASHION', 'STL', 'TORCHVISION', 'EXPECTED', 'EMBEDDED', 'PICTURES', 'MEMORY_LIMIT', 'check_images',
-           'check_labels', 'LabelledImages', 'rank_in_class', 'stratified_mask', 'select_classes', 'ImageSet',
-           'to_float', 'every_fifth', 'read_embedded', 'data_root', 'verified', 'one_line', 'reading', 'read_idx_array',
-           'read_idx', 'read_cifar', 'read_svhn', 'read_stl10', 'torchvision_files', 'Source', 'channels_first',
-           'as_image_set', 'how_to_get', 'torchvision_source', 'resize', 'read_npz', 'count_npz', 'prepared_source',
-           'open_array', 'open_split', 'check_splits', 'paired_splits', 'add', 'class_files', 'read_picture',
-           'read_pictures', 'folder_source', 'found_below', 'known', 'fetch', 'find_source', 'load', 'status',
-           'class_batches', 'check_order', 'Order', 'as_tensors', 'check_share', 'check_tensors', 'Epochs', 'Batches']
+           'check_labels', 'LabelledImages', 'rank_in_class', 'stratified_mask', 'select_classes', 'aligned',
+           'ImageSet', 'to_float', 'every_fifth', 'read_embedded', 'data_root', 'verified', 'one_line', 'reading',
+           'read_idx_array', 'read_idx', 'read_cifar', 'read_svhn', 'read_stl10', 'torchvision_files', 'Source',
+           'channels_first', 'as_image_set', 'how_to_get', 'torchvision_source', 'resize', 'read_npz', 'count_npz',
+           'prepared_source', 'open_array', 'open_split', 'check_splits', 'paired_splits', 'add', 'class_files',
+           'read_picture', 'read_pictures', 'folder_source', 'found_below', 'known', 'fetch', 'find_source', 'load',
+           'status', 'class_batches', 'check_order', 'Order', 'as_tensors', 'check_share', 'check_tensors', 'Epochs',
+           'Batches']
 
-# %% ../../nbs/data/images.ipynb #ddcc8ae8
+# %% ../../nbs/data/images.ipynb #896f4b67
 import difflib
 import functools
 import gzip
@@ -23,7 +24,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +101,8 @@ def stratified_mask(labels: Tensor, fraction: float, generator: torch.Generator)
     quota = (fraction * torch.bincount(y)).round()
     return (rank < quota[y]).to(labels.device)
 
-# %% ../../nbs/data/images.ipynb #8a71b142
-def select_classes(images: LabelledImages, class_indices: Sequence[int], relabel: bool = False) -> LabelledImages:
+# %% ../../nbs/data/images.ipynb #9a51d779
+def select_classes(images: "ImageSet", class_indices: Sequence[int], relabel: bool = False) -> "ImageSet":
     """The images of the given classes; `relabel=True` renumbers these 0, 1, ... in the given order and drops the other names."""
     wanted, known_classes = [int(c) for c in class_indices], range(len(images.classes))
     if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(known_classes):
@@ -111,22 +112,26 @@ def select_classes(images: LabelledImages, class_indices: Sequence[int], relabel
     keep = place[images.labels] >= 0
     if not keep.any():
         raise ValueError(f"no image of {images.name or 'the set'} has a class in {wanted}; expected at least one")
-    labels = place[images.labels] if relabel else images.labels
-    classes = [images.classes[c] for c in wanted] if relabel else images.classes
-    return replace(images, images=images.images[keep], labels=labels[keep], classes=classes)
+    kept = images.take(keep)
+    return replace(kept, labels=place[kept.labels], classes=[images.classes[c] for c in wanted]) if relabel else kept
 
-# %% ../../nbs/data/images.ipynb #f31bd4b0
+# %% ../../nbs/data/images.ipynb #37e90387
+def aligned(images: LabelledImages) -> dict[str, Tensor]:
+    """The tensors of an image set by the names of their fields, each with one row an image."""
+    return {f.name: value for f in fields(images) if isinstance(value := getattr(images, f.name), Tensor)}
+
+# %% ../../nbs/data/images.ipynb #6c5866f7
 class ImageSet(LabelledImages):
     """Images with one label each, and the ways to cut them. `images` uint8 `(N, C, H, W)`, `labels` int64 `(N,)`, `classes` K names, `name`."""
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same set on another device."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        return replace(self, **{name: tensor.to(device) for name, tensor in aligned(self).items()})
 
     def take(self, indices: Tensor | Sequence[int] | slice) -> "ImageSet":
         """The images at `indices`: integers, a boolean mask `(N,)` or a slice."""
         rows = indices if isinstance(indices, slice) else torch.as_tensor(indices, device=self.images.device)
-        return replace(self, images=self.images[rows], labels=self.labels[rows])
+        return replace(self, **{name: tensor[rows] for name, tensor in aligned(self).items()})
 
     def select(self, class_indices: Sequence[int], relabel: bool = False) -> "ImageSet":
         """See `select_classes`."""
@@ -503,7 +508,7 @@ def folder_source(name: str, root: Path) -> Source:
         return ImageSet(read_pictures(files, size), torch.tensor(labels), classes, name)
     return Source(name, "folder", "class folders", remedy, read, lambda split: {f"{name}/{split}": ""})
 
-# %% ../../nbs/data/images.ipynb #78f6d4be
+# %% ../../nbs/data/images.ipynb #eb1eb284
 def found_below(root: Path) -> dict[str, Source]:
     """Prepared sets and class folders that lie below `root`."""
     found = {}
@@ -517,10 +522,10 @@ def found_below(root: Path) -> dict[str, Source]:
 
 def known(root: str | os.PathLike | None = None) -> dict[str, Source]:
     """Every image set that `load` can name, by name."""
-    from kdnotes.data.folders import SOURCES
+    from kdnotes.data import folders, imagenet
     embedded = {name: Source(name, "embedded", counts, "nothing to do: it comes with the package's requirements",
                              lambda root, split, size=None, name=name: resize(read_embedded(name, split), size)) for name, counts in EMBEDDED.items()}
-    others = {name: torchvision_source(name) for name in TORCHVISION} | SOURCES | found_below(data_root(root))
+    others = {name: torchvision_source(name) for name in TORCHVISION} | folders.SOURCES | imagenet.SOURCES | found_below(data_root(root))
     return embedded | {name: source for name, source in others.items() if name not in embedded}
 
 # %% ../../nbs/data/images.ipynb #2869762e
@@ -542,14 +547,14 @@ def fetch(name: str, root: str | os.PathLike | None = None) -> None:
                 raise FileNotFoundError(f"{name} could not be downloaded to {folder} ({one_line(error)}); check the network, "
                                         f"or install your own copy with `kdnotes data add {name} TRAIN TEST`") from error
 
-# %% ../../nbs/data/images.ipynb #547644b6
-def find_source(name: str, root: str | os.PathLike | None = None) -> Source:
-    """The source of that name; `ValueError` with the nearest valid names where there is none."""
-    sources = known(root)
+# %% ../../nbs/data/images.ipynb #96705fed
+def find_source(name: str, root: str | os.PathLike | None = None, sources: dict[str, Source] | None = None) -> Source:
+    """The source of that name among `sources` (default: all image sets); `ValueError` with the nearest valid names where there is none."""
+    sources = known(root) if sources is None else sources
     if name not in sources:
         near = difflib.get_close_matches(str(name).lower(), sources, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sources)};"
-        raise ValueError(f"unknown image set {name!r}; {hint} your own goes to {data_root(root)} with `kdnotes data add NAME TRAIN TEST`")
+        raise ValueError(f"unknown data set {name!r}; {hint} your own images go to {data_root(root)} with `kdnotes data add NAME TRAIN TEST`")
     return sources[name]
 
 
@@ -566,11 +571,11 @@ def load(name: str, split: str, root: str | os.PathLike | None = None, size: int
         fetch(name, folder)
     return source.read(folder, split, size)
 
-# %% ../../nbs/data/images.ipynb #eac0ef15
-def status(root: str | os.PathLike | None = None) -> list[dict]:
-    """One row a known set: `name`, `kind`, `present` (both splits), `where`, `images` (train + test), `how` to get it."""
+# %% ../../nbs/data/images.ipynb #707061d6
+def status(root: str | os.PathLike | None = None, sources: dict[str, Source] | None = None) -> list[dict]:
+    """One row a set of `sources` (default: all image sets): `name`, `kind`, `present` (both splits), `where`, `images` (train + test), `how` to get it."""
     folder, rows = data_root(root), []
-    for name, source in known(root).items():
+    for name, source in (known(root) if sources is None else sources).items():
         missing = source.missing(folder)
         place = missing[0] if missing else folder / next(iter(source.files("train")), "")
         where = "in the package's requirements" if source.kind == "embedded" else str(place.parent if place.is_file() else place)

@@ -488,7 +488,8 @@ CIFAR10N = {**REAL, **CODE, "groups": 30, "meta_size": 1000, "meta_batch": 128, 
             "self_distilled": False, "seeds": (0, 1, 2)}
 QUICK = {"network": "resnet18", "lr": 0.02, "batch_size": 256, "warmup": 5, "epochs": 15, "milestones": (10,), "methods": ("MajorVote", "CrowdLayer", "CrowdLayer ×2", "CCC")}
 
-# %% ../../nbs/papers/ccc.ipynb #623993cc
+# %% ../../nbs/papers/ccc.ipynb #143f33be
+Config.DATA = ("images", "crowds")
 Config.PROFILES = {
     "smoke": {"train_size": 300, "network": "mlp:32", "warmup": 1, "epochs": 2, "annotators": 30, "groups": 4, "meta_size": 40, "meta_batch": 16, "cases": (),
               "density_sweep": (1,), "group_sweep": (1,), "methods": ("MajorVote", "CrowdLayer", "CrowdLayer ×2", "UnionNet", "CCC"), "seeds": (0, 1)},

@@ -381,11 +381,11 @@ def test_class_folders(flags, monkeypatch):
 
 
 def test_unknown_names_get_the_nearest_valid_ones(flags):
-    with pytest.raises(ValueError, match="unknown image set 'CIFAR-10'; did you mean cifar10"):
+    with pytest.raises(ValueError, match="unknown data set 'CIFAR-10'; did you mean cifar10"):
         load("CIFAR-10", "train", root=flags)
     with pytest.raises(ValueError, match="did you mean flags"):
         load("flag", "train", root=flags)
-    with pytest.raises(ValueError, match="unknown image set 'zzz'; known: digits, mnist5k, .*flags"):
+    with pytest.raises(ValueError, match="unknown data set 'zzz'; known: digits, mnist5k, .*flags"):
         load("zzz", "train", root=flags)
     with pytest.raises(ValueError, match="split is 'val'; expected 'train' or 'test'"):
         load("digits", "val")
