@@ -168,7 +168,7 @@ def get_data(args: argparse.Namespace) -> int:
     print(f"{args.name} is in {data_root(args.data_root)}")
     return 0
 
-# %% ../nbs/cli.ipynb #a2bcf119
+# %% ../nbs/cli.ipynb #45a50c00
 def report(args: argparse.Namespace) -> int:
     """Write the report over all runs."""
     from kdnotes.report import write_report
@@ -179,11 +179,11 @@ def report(args: argparse.Namespace) -> int:
 
 
 def results(args: argparse.Namespace) -> int:
-    """Copy the newest finished demo runs to `results/` and refresh the table of the README."""
+    """Copy the newest finished demo runs, or the given runs on real data, to `results/` and refresh the table of the README."""
     from kdnotes.report import publish
 
     with refusals("kdnotes results"):
-        for folder in publish(args.runs):
+        for folder in publish(args.runs, evidence=args.evidence):
             print(f"results: {folder}")
     return 0
 
@@ -259,7 +259,7 @@ def add_data_commands(commands: Any) -> None:
     for action in (add, get):
         action.add_argument("--data-root", default=argparse.SUPPRESS, **root)  # SUPPRESS: one given before the action stays
 
-# %% ../nbs/cli.ipynb #f76ff3ce
+# %% ../nbs/cli.ipynb #59b32096
 def add_others(commands: Any) -> None:
     """The parsers of the commands without subcommands."""
     for name, command, text in (("list", show_papers, "list the papers and their runs"), ("report", report, "write the report over all runs"),
@@ -267,6 +267,8 @@ def add_others(commands: Any) -> None:
         parser = commands.add_parser(name, help=text, description=command.__doc__)
         parser.set_defaults(command=command)
         add_folders(parser, runs=True)
+    parser = commands.choices["results"]
+    parser.add_argument("evidence", nargs="*", metavar="RUN", help="folders of finished runs on real data, for results/<device>/<slug>/<data set>/")
     parser = commands.add_parser("bench", help="run the benchmarks", description=f"{bench.__doc__} Other options go to pytest.")
     parser.set_defaults(command=bench)
 

@@ -6,7 +6,7 @@ __all__ = ['REMEDY', 'SIGNS', 'STYLE', 'TOP', 'SECTION', 'REST', 'PAGE', 'PROFIL
            'tables', 'reported_html', 'Picture', 'pictures', 'count_verdicts', 'interval_svg', 'claim_rows',
            'provenance', 'duration', 'render', 'summary', 'write_report', 'strip_paths', 'tidy_notebook', 'shrink_png',
            'slim_notebook', 'front_table', 'refresh_index', 'readme_text', 'write_readme', 'newest_demo', 'publish_run',
-           'publish']
+           'evidence_folder', 'publish']
 
 # %% ../nbs/report.ipynb #e2ce9cb0
 import base64
@@ -490,24 +490,24 @@ def slim_notebook(book: Mapping[str, Any], limit: int = LIMIT) -> str:
                          f"and may take {limit:,}; let it print or plot less")
     return text
 
-# %% ../nbs/report.ipynb #7bbc0a9a
+# %% ../nbs/report.ipynb #65e38d2d
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def front_table(results: Path, root: Path) -> str:
     """The Markdown table of everything in `results`, with links relative to the folder `root`."""
     link = lambda path: Path(relpath(path, root)).as_posix()
-    slugs = sorted({p.parent.name for p in [*results.glob("*/manifest.json"), *results.glob("*/*/manifest.json")]})
+    slugs = sorted({p.parent.name for p in results.glob("*/manifest.json")} | {p.parts[-3] for p in results.glob("*/*/*/manifest.json")})
     lines = ["| paper | what it shows | executed notebook | claims ✓ supported · ✗ not · ~ inconclusive | real data |", "|" + "---|" * 5]
     for slug in slugs:
-        folder, evidence = results / slug, [p.parent for p in sorted(results.glob(f"*/{slug}/manifest.json"))]
+        folder, evidence = results / slug, [p.parent for p in sorted(results.glob(f"*/{slug}/*/manifest.json"))]
         book = read_notebook(next((p / "notebook.ipynb" for p in [folder, *evidence] if (p / "notebook.ipynb").is_file()), folder))
         demo = f"[demo run]({link(folder / 'notebook.ipynb')})" if (folder / "notebook.ipynb").is_file() else "—"
         real = "<br>".join(f"[{_evidence_name(p)}]({link(p / 'notebook.ipynb' if (p / 'notebook.ipynb').is_file() else p)})" for p in evidence)
         lines.append(f"| **{_cell_text(heading(book) or slug)}** | {_cell_text(abstract(book))} | {demo} | {_score(folder)} | {real or '—'} |")
     return "\n".join(lines)
 
-# %% ../nbs/report.ipynb #26c94c07
+# %% ../nbs/report.ipynb #d516615d
 def _cell_text(text: str) -> str:
     """`text` for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
@@ -522,7 +522,7 @@ def _score(folder: Path) -> str:
 
 def _evidence_name(folder: Path) -> str:
     """How a run on real data is called: device, data set, and its verdicts."""
-    return f"{folder.parent.name}, {read_manifest(folder)['dataset']}: {_score(folder)}"
+    return f"{folder.parts[-3]}, {read_manifest(folder)['dataset']}: {_score(folder)}"
 
 # %% ../nbs/report.ipynb #42e05f8f
 def refresh_index(index: Path, table: str) -> None:
@@ -582,20 +582,30 @@ def publish_run(run: Run, folder: Path) -> Path:
     write_text(folder / MANIFEST, json.dumps(_stripped(manifest), indent=2, ensure_ascii=False) + "\n")
     return folder
 
-# %% ../nbs/report.ipynb #432f8761
-def publish(runs: str | Path = "runs", results: str | Path = "results", index: str | Path = "nbs/index.ipynb",
-            readme: str | Path = "README.md") -> list[Path]:
-    """Publish the newest finished demo run of every paper in `results/<slug>/`, and refresh the table in `index` and `readme`.
+# %% ../nbs/report.ipynb #d71851d4
+def evidence_folder(run: Run, results: str | Path) -> Path:
+    """Where the evidence of `run` belongs; ValueError for a run that is not finished or has no executed notebook."""
+    if run.state != "finished" or run.trouble or not run.notebook:
+        raise ValueError(f"{run.path}: {run.trouble or run.state}; evidence is a finished run with its executed notebook")
+    device = run.manifest["device"]
+    name = device["type"] if device["type"] == "cpu" else re.sub(r"[^a-z0-9]+", "-", device["name"].lower()).strip("-")
+    return Path(results) / name / run.slug / run.manifest["dataset"]
+
+# %% ../nbs/report.ipynb #527f3c25
+def publish(runs: str | Path = "runs", results: str | Path = "results", index: str | Path = "nbs/index.ipynb", readme: str | Path = "README.md",
+            evidence: Iterable[str | Path] = ()) -> list[Path]:
+    """Publish the newest finished demo run of every paper in `results/<slug>/`, or the run folders `evidence`, and refresh the table in `index` and `readme`.
 
     Returns the folders written. FileNotFoundError when there is no such run, or no `index` (run it at the root of the repository).
     """
     if not Path(index).is_file():
         raise FileNotFoundError(f"{index}: no such notebook; `kdnotes results` works at the root of the repository")
-    chosen = newest_demo(runs)
-    if not chosen:
+    asked = [read_run(Path(path)) for path in evidence]
+    places = {evidence_folder(run, results): run for run in asked} or {Path(results) / slug: run for slug, run in newest_demo(runs).items()}
+    if not places:
         raise FileNotFoundError(f"no finished demo run with an executed notebook in {runs}; make one with `kdnotes run --all --profile demo`")
-    folders = [publish_run(run, Path(results) / slug) for slug, run in chosen.items()]
+    folders = [publish_run(run, folder) for folder, run in places.items()]
     refresh_index(Path(index), front_table(Path(results), Path(index).parent))
     write_readme(index, readme)
-    log.info("published %s", ", ".join(chosen))
+    log.info("published %s", ", ".join(run.path.name for run in places.values()))
     return folders

@@ -209,8 +209,9 @@ def test_publishing_copies_the_newest_demo_and_refreshes_the_front_page(place):
     newest = make_run(place / "runs", "horkd", seed_count=4, notebook=book("HORKD: a study", outputs=outputs, source="out = '/root/runs/horkd/demo'"))
     manifest = json.loads((newest / "manifest.json").read_text()) | {"finished": "2999-01-01T00:00:00+00:00"}
     (newest / "manifest.json").write_text(json.dumps(manifest))
-    real = place / "results" / "h200" / "horkd"
-    shutil.copytree(next(p for p in (place / "runs" / "horkd").iterdir() if p.name.startswith("real")), real)
+    real = next(p for p in (place / "runs" / "horkd").iterdir() if p.name.startswith("real"))
+    evidence = report.publish(place / "runs", place / "results", place / "nbs" / "index.ipynb", place / "README.md", evidence=[real])
+    assert evidence == [place / "results" / "cpu" / "horkd" / "digits"] and not (place / "results" / "horkd").exists()
     assert publish(place) == [place / "results" / "horkd"]
     folder = place / "results" / "horkd"
     assert sorted(p.name for p in folder.iterdir()) == ["claims.csv", "manifest.json", "notebook.ipynb", "results.csv"] and state(folder) == "finished"
@@ -222,7 +223,7 @@ def test_publishing_copies_the_newest_demo_and_refreshes_the_front_page(place):
     assert set(code.outputs[1].data) == {"image/png", "text/plain"} and len(code.outputs) == 2
     assert "/root" not in (folder / "notebook.ipynb").read_text() + (folder / "manifest.json").read_text()
     readme, index = (place / "README.md").read_text(), (place / "nbs" / "index.ipynb").read_text()
-    row = "| **HORKD: a study** | Soft labels teach \\| more. | [demo run](results/horkd/notebook.ipynb) | ✓ 1 · ✗ 1 · ~ 0 | [h200, digits: ✓ 1 · ✗ 1 · ~ 0](results/h200/horkd/notebook.ipynb) |"
+    row = "| **HORKD: a study** | Soft labels teach \\| more. | [demo run](results/horkd/notebook.ipynb) | ✓ 1 · ✗ 1 · ~ 0 | [cpu, digits: ✓ 1 · ✗ 1 · ~ 0](results/cpu/horkd/digits/notebook.ipynb) |"
     assert row in readme and "old" not in readme and "](../results/horkd/notebook.ipynb)" in index
     assert "[a](nbs/papers/horkd.ipynb) [b](https://x.org/y) [c](#part) ![d](results/d.png)" in readme
     assert "x = 1\n\n\n\ny = d[0](1)" in readme                             # code stays as it is
