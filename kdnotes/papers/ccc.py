@@ -433,7 +433,7 @@ class What:
     gamma_sweep: tuple = ()         # further gamma [ours]
     self_distilled: bool = True     # also without coupling [ours]
 
-# %% ../../nbs/papers/ccc.ipynb #a2d9b4ee
+# %% ../../nbs/papers/ccc.ipynb #b1aa4c80
 @dataclass(frozen=True)
 class Config(Who, How, What, Profiled):
     """Everything that a run depends on; `Config.profile("demo", gamma=1.0)` makes one."""
@@ -444,6 +444,8 @@ class Config(Who, How, What, Profiled):
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if any(not 0 <= milestone <= self.epochs for milestone in self.milestones):
+            raise ValueError(f"milestones={self.milestones} must lie within the {self.epochs} epochs")
         if not 0 <= self.holdout < 1 or not self.lr > 0:
             raise ValueError(f"holdout={self.holdout} must lie in [0, 1) and lr={self.lr} above 0")
         if not all(0 < n < self.annotators for n in (self.labels_per_item, *self.density_sweep)):

@@ -36,7 +36,7 @@ def test_the_paper_profile_is_the_authors_code():
 @pytest.mark.parametrize(("wrong", "words"), [
     ({"methods": ("CCD",)}, "unknown method 'CCD'"), ({"case": "IND-I"}, "unknown case"), ({"network": "mlp"}, "mlp:sizes"), ({"network": "mlp:64:drop"}, "unknown options drop"),
     ({"network": "resnet99"}, "unknown network"), ({"optimizer": "lion"}, "unknown optimizer"), ({"lr": 0.0}, "lr=0.0"), ({"epochs": 0}, "epochs=0 must be at least 1"),
-    ({"labels_per_item": 100.0}, "must lie between"), ({"groups": 0}, "groups >= 1"), ({"active": "some"}, "'head' or 'all'"), ({"holdout": 1.0}, "holdout"), ({"gama": 1}, "gamma"),
+    ({"labels_per_item": 100.0}, "must lie between"), ({"groups": 0}, "groups >= 1"), ({"active": "some"}, "'head' or 'all'"), ({"holdout": 1.0}, "holdout"), ({"gama": 1}, "gamma"), ({"milestones": (99,)}, "within the"), ({"milestones": (99,)}, "within the"),
 ])
 def test_bad_configurations_are_refused_in_words(wrong, words):
     with pytest.raises(ValueError, match=words):
