@@ -37,11 +37,15 @@ def style() -> None:
         "axes.spines.top": False, "axes.spines.right": False,
     })
 
-# %% ../nbs/plots.ipynb #adc39c5b
+# %% ../nbs/plots.ipynb #127fa76c
 METHOD_COLORS = {
     "teacher": "#222222", "assistant": "#56b4e9", "student": "#949494", "CE": "#949494", "KD": "#ca9161", "FitNet": "#de8f05", "TAKD": "#fbafe4",
-    "SP": "#ece133", "RKD-D": "#cc78bc", "RKD-A": "#d55e00", "RKD-DA": "#029e73", "HORKD": "#0173b2",
-}
+    "SP": "#ece133", "RKD-D": "#cc78bc", "RKD-A": "#d55e00", "RKD-DA": "#029e73", "CRD": "#56b4e9", "CRCD": "#029e73",
+    "clean labels": "#222222", "MajorVote": "#949494", "Dawid-Skene": "#ca9161", "CrowdLayer": "#de8f05", "DoctorNet": "#cc78bc", "Max-MIG": "#029e73",
+    "CoNAL": "#d55e00", "UnionNet": "#56b4e9",
+    "Whole Dataset": "#222222", "Random": "#949494", "Herding": "#ca9161", "K-Center": "#fbafe4", "Mosaic": "#56b4e9", "DM": "#de8f05", "DC": "#cc78bc",
+    "DSA": "#d55e00", "IDM": "#029e73",
+} | dict.fromkeys(("HORKD", "CRRCD", "AIRD", "CCC", "M3D", "DANCE"), PALETTE[0])  # a paper's own method is blue
 SHADES = (0.35, 0.55, -0.3, -0.5)                                 # towards white, towards black
 
 
