@@ -560,12 +560,12 @@ def load_cifar10n(folder: Path, root: str | Path | None = None, images: bool = T
         raise ValueError("the CIFAR-10 images are not in the order of the annotations: the python version's order is needed")
     return CrowdData(_long(flat, train.images, data["clean"], classes, "cifar10n"), Labelled(test.images, test.labels))
 
-# %% ../../nbs/data/crowds.ipynb #927ef562
+# %% ../../nbs/data/crowds.ipynb #58064310
 COUNTS = {"labelme": "1,000 + 1,188, 59 annotators", "music": "700 + 300, 44 annotators", "sentiment": "4,999 + 3,999, 203 annotators",
           "leaves": "384, 83 annotators", "cifar10n": "50,000 + 10,000, 747 annotators"}
 
 
-def known(root: str | Path | None = None) -> dict[str, "Source"]:
+def known(root: str | Path | None = None) -> dict[str, object]:
     """The published crowds as data sources of kind "crowd", by name."""
     from kdnotes.data.images import Source, data_root
 

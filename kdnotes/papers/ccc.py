@@ -30,7 +30,7 @@ __all__ = ['MERGED', 'THRIFTY', 'METHODS', 'REAL', 'LABELME', 'MUSIC', 'SENTIMEN
            'train_job', 'look_back', 'learn', 'Trial', 'job_of', 'main_table', 'ablations', 'trials', 'scores',
            'add_findings', 'run', 'add_leads', 'claims', 'ablation_claims']
 
-# %% ../../nbs/papers/ccc.ipynb #db9310f8
+# %% ../../nbs/papers/ccc.ipynb #2820842e
 from ..data import crowds
 from ..data.augment import channel_statistics, normalise
 from ..data.crowds import Crowd, Labelled, sealed
@@ -42,7 +42,7 @@ from ..metrics.classify import accuracy
 from ..models.classifiers import Classifier, Prediction, build, names, torchvision_resnet
 from ..profiles import Profiled, unknown_name
 from ..results import Claim, Results
-from ..runtime import Place, derive_seed, fingerprint, log, make_fabric, make_generator, place_of, remembered, seed_everything
+from ..runtime import Place, derive_seed, log, make_fabric, make_generator, place_of, remembered, seed_everything
 from ..train import fit as train
 from ..train import multistep
 
