@@ -174,13 +174,14 @@ def lfw(root: str | os.PathLike | None = None, size: int | None = None) -> Pictu
     """All of LFW (Huang et al., 2007) below `data_root(root)`: 13,233 pictures of 5,749 people."""
     return ClassFolder(data_root(root) / "lfw", size, "lfw")
 
-# %% ../../nbs/data/folders.ipynb #643b36b8
+# %% ../../nbs/data/folders.ipynb #6c55cca6
 def lfw_pairs(faces: Pictures, path: str | os.PathLike | None = None) -> Pairs:
     """The pairs of `pairs.txt` (beside the folders of `faces` unless `path` is given) as indices into `faces`. 10 folds of 300 + 300 in the original."""
     path = Path(path) if path else Path(faces.files[0]).parents[1] / "pairs.txt"
     place = {file.stem: i for i, file in enumerate(faces.files)}
     with reading(verified(path, "", LFW), "it must hold `folds pairs`, then lines `Person i j` or `Person i Other j` of people in lfw/"):
-        (folds, pairs), *rows = (line.split() for line in path.read_text().splitlines() if line.strip())
+        head, *rows = (line.split() for line in path.read_text().splitlines() if line.strip())
+        folds, pairs = head if len(head) == 2 else (1, *head)
         if len(rows) != 2 * int(folds) * int(pairs):
             raise ValueError(f"its first line promises {2 * int(folds) * int(pairs)} pairs, {len(rows)} follow")
         ends = [((row[0], row[1]), (row[-2] if len(row) == 4 else row[0], row[-1])) for row in rows]

@@ -508,7 +508,7 @@ def folder_source(name: str, root: Path) -> Source:
         return ImageSet(read_pictures(files, size), torch.tensor(labels), classes, name)
     return Source(name, "folder", "class folders", remedy, read, lambda split: {f"{name}/{split}": ""})
 
-# %% ../../nbs/data/images.ipynb #eb1eb284
+# %% ../../nbs/data/images.ipynb #1a366b30
 def found_below(root: Path) -> dict[str, Source]:
     """Prepared sets and class folders that lie below `root`."""
     found = {}
@@ -522,10 +522,11 @@ def found_below(root: Path) -> dict[str, Source]:
 
 def known(root: str | os.PathLike | None = None) -> dict[str, Source]:
     """Every image set that `load` can name, by name."""
-    from kdnotes.data import folders, imagenet
+    from kdnotes.data import facesets, folders, imagenet
     embedded = {name: Source(name, "embedded", counts, "nothing to do: it comes with the package's requirements",
                              lambda root, split, size=None, name=name: resize(read_embedded(name, split), size)) for name, counts in EMBEDDED.items()}
-    others = {name: torchvision_source(name) for name in TORCHVISION} | folders.SOURCES | imagenet.SOURCES | found_below(data_root(root))
+    layouts = folders.SOURCES | facesets.SOURCES | imagenet.SOURCES
+    others = {name: torchvision_source(name) for name in TORCHVISION} | layouts | found_below(data_root(root))
     return embedded | {name: source for name, source in others.items() if name not in embedded}
 
 # %% ../../nbs/data/images.ipynb #2869762e

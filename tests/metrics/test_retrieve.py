@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdnotes.metrics.retrieve import NEVER, first_right, hit_rates, inner_form, match_rank, recall_at_k
+from kdnotes.metrics.retrieve import NEVER, first_right, hit_rates, inner_form, match_rank, mean_average_precision, recall_at_k
 
 
 def draw(seed, n=40, d=5, classes=6, grid=None):
@@ -188,3 +188,39 @@ def test_random_embeddings_score_at_chance():
     x, y = draw(9, n=3000, d=8, classes=10)
     for k, rate in recall_at_k(x, y).items():
         assert rate == pytest.approx(1 - 0.9**k, abs=0.03)
+
+
+def slow_average_precision(distances, labels, y):
+    """From the definition: wrong ones first among equals."""
+    order = sorted(range(len(labels)), key=lambda j: (round(distances[j], 9), labels[j] == y))
+    hits, precisions = 0, []
+    for place, j in enumerate(order, start=1):
+        if labels[j] == y:
+            hits += 1
+            precisions.append(hits / place)
+    return sum(precisions) / len(precisions)
+
+
+@pytest.mark.parametrize("grid", [None, 1.0])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_mean_average_precision_equals_the_definition(grid, metric):
+    g = torch.Generator().manual_seed(3)
+    gallery, probe = torch.randn(40, 3, generator=g, dtype=torch.float64), torch.randn(15, 3, generator=g, dtype=torch.float64)
+    gallery, probe = ((x / grid).round() * grid + 0.5 if grid else x for x in (gallery, probe))
+    y, z = torch.arange(40) % 5, torch.arange(15) % 5
+    slow = []
+    for q, c in zip(probe, z.tolist()):
+        d = (gallery - q).norm(dim=1) if metric == "euclidean" else -torch.nn.functional.cosine_similarity(gallery, q[None])
+        slow.append(slow_average_precision(d.tolist(), y.tolist(), c))
+    got = mean_average_precision(probe, z, gallery, y, metric=metric)
+    assert got == pytest.approx(sum(slow) / 15, abs=1e-9) and got == mean_average_precision(probe, z, gallery, y, metric=metric, chunk=4)
+    alone = mean_average_precision(gallery, y, metric=metric)
+    assert alone < mean_average_precision(gallery, y, gallery, y, metric=metric)                       # a query does not find itself
+
+
+def test_mean_average_precision_in_the_limits():
+    eye, y = torch.eye(4).repeat(3, 1), torch.arange(12) % 4
+    assert mean_average_precision(eye, y) == 1.0
+    assert mean_average_precision(torch.ones(12, 2), y) == pytest.approx((1 / 10 + 2 / 11) / 2)        # all equal: the two right ones come last
+    with pytest.raises(ValueError, match="1 of 12 queries have no image of their class"):
+        mean_average_precision(eye, torch.where(torch.arange(12) == 0, 9, y))

@@ -9,17 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from kdnotes.metrics.retrieve import NEVER
 from kdnotes.metrics.verify import (
     best_threshold,
     cuts,
     equal_error_rate,
     fold_numbers,
     identification_rate,
+    identity_ranks,
     judge_folds,
     kfold_accuracy,
+    open_set_rate,
     pair_scores,
     roc,
     tar_at_far,
+    templates,
 )
 
 LFW = torch.tensor(([True] * 300 + [False] * 300) * 10)
@@ -276,4 +280,104 @@ def test_distractors_only_hurt():
 def test_bad_input_says_what_is_expected(call, words):
     with pytest.raises(ValueError) as error:
         call(*draw(0))
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+# --- templates, identities, strangers ----------------------------------------------------------------------------------
+
+
+def test_labels_of_the_held_out_fold_do_not_move_its_threshold():
+    scores, same = draw(11, n=200, levels=6)
+    fold = torch.arange(200) // 20
+    before = judge_folds(scores, same, fold)
+    for k in (0, 4, 9):
+        after = judge_folds(scores, same ^ (fold == k), fold)
+        assert after.threshold[k] == before.threshold[k]
+        assert after.accuracy[k] == pytest.approx(1 - before.accuracy[k].item())
+    assert judge_folds(LFW.double(), LFW, torch.arange(6000) // 600).accuracy.tolist() == [1.0] * 10
+
+
+def test_scores_without_information_and_perfect_ones():
+    noise = torch.randn(6000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert judge_folds(noise, LFW).accuracy.mean() == pytest.approx(0.5, abs=0.03)
+    assert judge_folds(LFW.double(), LFW).accuracy.mean() == 1
+
+
+def test_tar_at_far_of_fourteen_scores():
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.1] + [0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0, -0.1, -0.2, -0.3])
+    rates = tar_at_far(scores, torch.arange(14) < 4, (0, 0.1, 0.5, 0.6))
+    assert rates == {0.0: 0.75, 0.1: 0.75, 0.5: 0.75, 0.6: 1.0}
+
+
+def test_templates_are_the_unit_means_of_unit_vectors():
+    g = torch.Generator().manual_seed(7)
+    x, ids = torch.randn(30, 5, generator=g) * torch.rand(30, 1, generator=g), torch.randint(4, (30,), generator=g) * 10
+    rows, known = templates(x, ids)
+    assert known.tolist() == sorted(set(ids.tolist()))
+    for row, c in zip(rows, known):
+        total = sum(v.double() / v.double().norm() for v in x[ids == c])
+        assert torch.allclose(row, total / total.norm())
+
+
+def slow_identity_rank(similarity, ids, truth):
+    best = {c: max(s for s, i in zip(similarity, ids) if i == c) for c in set(ids)}
+    return (1 + sum(c != truth and s >= best[truth] for c, s in best.items())) if truth in best else None
+
+
+@pytest.mark.parametrize("chunk", [4096, 7])
+def test_ranks_of_identities_equal_a_slow_count(chunk):
+    g = torch.Generator().manual_seed(8)
+    gallery, ids = torch.randn(50, 4, generator=g), torch.randint(12, (50,), generator=g)
+    probe, truth = torch.randn(20, 4, generator=g), torch.randint(14, (20,), generator=g)
+    ranks = identity_ranks(gallery, ids, probe, truth, chunk)
+    for x, y, rank, own, other in zip(probe.double(), truth.tolist(), *ranks):
+        similarity = torch.nn.functional.cosine_similarity(x[None], gallery.double()).tolist()
+        expected = slow_identity_rank(similarity, ids.tolist(), y)
+        assert rank == (NEVER if expected is None else expected)
+        assert other == pytest.approx(max(s for s, i in zip(similarity, ids.tolist()) if i != y))
+        assert own == pytest.approx(max((s for s, i in zip(similarity, ids.tolist()) if i == y), default=-math.inf))
+
+
+def test_identities_rank_no_worse_than_images():
+    g = torch.Generator().manual_seed(9)
+    gallery, probe, ids = torch.randn(60, 5, generator=g), torch.randn(15, 5, generator=g), torch.arange(60) % 15
+    by_identity = identity_ranks(gallery, ids, probe, torch.arange(15)).rank
+    by_image = identification_rate(gallery, ids, probe, torch.arange(15), range(1, 61))
+    assert all((by_identity <= k).double().mean() >= by_image[k] for k in by_image) and by_identity.max() <= 15
+
+
+def slow_open_set(ranks, f, k):
+    """The best TPIR over every threshold that keeps FPIR within f."""
+    mated = [(r, s) for r, s in zip(ranks.rank.tolist(), ranks.own.tolist()) if r != NEVER]
+    strangers = [s for r, s in zip(ranks.rank.tolist(), ranks.other.tolist()) if r == NEVER]
+    points = sorted([*strangers, *(s for _, s in mated)])
+    allowed = [t for t in [-math.inf, *((a + b) / 2 for a, b in zip(points, points[1:])), math.inf] if sum(s >= t for s in strangers) / len(strangers) <= f]
+    return max(sum(r <= k and s >= t for r, s in mated) / len(mated) for t in allowed)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_open_set_rate_equals_a_search_over_thresholds(k):
+    g = torch.Generator().manual_seed(10)
+    centres = torch.randn(20, 6, generator=g)
+    ids, truth = torch.arange(12).repeat_interleave(2), torch.randint(20, (60,), generator=g)
+    gallery, probe = (centres[y] + 0.7 * torch.randn(len(y), 6, generator=g) for y in (ids, truth))
+    ranks, fpirs = identity_ranks(gallery, ids, probe, truth), (0, 0.05, 0.1, 0.3, 0.5, 1)
+    rates = open_set_rate(gallery, ids, probe, truth, fpirs, rank=k)
+    assert list(rates.values()) == [pytest.approx(slow_open_set(ranks, f, k)) for f in fpirs]
+    assert list(rates.values()) == sorted(rates.values()) and rates[0.0] < rates[1.0] == (ranks.rank[ranks.rank != NEVER] <= k).double().mean().item()
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda x, y: open_set_rate(x, y, x, y), ["12 of 12 probes", "strangers"]),
+    (lambda x, y: open_set_rate(x, y, x, y + 50), ["0 of 12 probes"]),
+    (lambda x, y: open_set_rate(x, y, x, y, 1.5), ["1.5", "[0, 1]"]),
+    (lambda x, y: identity_ranks(x, y[:-1], x, y), ["gallery labels", "(11,)"]),
+    (lambda x, y: identity_ranks(x, y, x[:, :2], y), ["2 features", "same number"]),
+    (lambda x, y: templates(x / 0, y), ["NaN or infinity"]),
+    (lambda x, y: judge_folds(x[:, 0], y > 5, torch.zeros(12, dtype=torch.int64)), ["at least two folds"]),
+    (lambda x, y: judge_folds(x[:, 0], y > 5, torch.arange(11)), ["(11,)", "12 pairs"]),
+])
+def test_bad_input_of_identification(call, words):
+    with pytest.raises(ValueError) as error:
+        call(torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12))
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
