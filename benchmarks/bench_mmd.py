@@ -1,12 +1,9 @@
 """Discrepancy of CIFAR-10-shaped features (10 classes, 40 learned against 128 real rows of 2048), forward and backward, against the n x m x d broadcast."""
 
-import subprocess
-import sys
-from pathlib import Path
 from time import perf_counter
 
-import pytest
 import torch
+from probe import in_a_process_of_its_own, needs_linux, peak_of
 
 from kdnotes.losses.mmd import mmd2
 
@@ -33,25 +30,9 @@ def step(loss, classes=10, d=2048):
     return lambda: torch.autograd.grad(loss(x, y), x)[0]
 
 
-def resident(field: str) -> float:
-    """MiB of resident memory of this process, now ("VmRSS") or at its peak ("VmHWM")."""
-    return next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-
-
 def peak_of_one_step(name: str) -> float:
-    """Peak of resident memory, in MiB above what the process held before."""
-    torch.set_num_threads(2)
-    step(LOSSES[name], 1, 64)()
-    run = step(LOSSES[name])
-    Path("/proc/self/clear_refs").write_text("5")     # the peak starts from here
-    before = resident("VmRSS")
-    run()
-    return resident("VmHWM") - before
-
-
-def in_a_process_of_its_own(name: str) -> float:
-    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import bench_mmd; print(bench_mmd.peak_of_one_step({name!r}))"
-    return float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    """Peak of resident memory, in MiB above what the process held before, of one step."""
+    return peak_of(step(LOSSES[name], 1, 64), step(LOSSES[name]))
 
 
 def test_time_of_the_discrepancy(benchmark):
@@ -70,9 +51,9 @@ def test_time_of_the_discrepancy(benchmark):
     assert ratio >= 5
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of resident memory as Linux tells it")
+@needs_linux
 def test_memory_of_the_discrepancy():
-    used = {name: in_a_process_of_its_own(name) for name in LOSSES}
+    used = {name: in_a_process_of_its_own(__file__, "peak_of_one_step", name) for name in LOSSES}
     ratio = used["plain"] / used["kdnotes"]
     print(f"\nMMD: peak memory plain {used['plain']:.0f} MiB, kdnotes {used['kdnotes']:.0f} MiB: 1/{ratio:.0f} (at most 1/5)")
     assert ratio >= 5

@@ -4,7 +4,7 @@
 __all__ = ['Rate', 'OLD_RULE', 'RECIPES', 'CHOSEN', 'Recipe', 'settings_for', 'passes_for', 'expert_features', 'condense',
            'learn']
 
-# %% ../../nbs/condense/learn.ipynb #c866dcda
+# %% ../../nbs/condense/learn.ipynb #2acb3638
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from .evaluate import DIGITS, fresh
 from .experts import Pool, dance_passes, set_middle, train_experts
 from .gradients import Inner, match_gradients
 from .matching import Pass, RandomNetworks, Settings, match, mean_gap, moment_gap, statistics
+from .queue import Queueing, idm_passes
 from .selection import choose_images
 from .synthetic import SyntheticSet, from_real
 from ..data.augment import normalise
@@ -25,7 +26,7 @@ from ..profiles import unknown_name
 from ..runtime import derive_seed
 from ..train import predict
 
-# %% ../../nbs/condense/learn.ipynb #60d640bc
+# %% ../../nbs/condense/learn.ipynb #c73d54ae
 Rate = Callable[[int, int], float]
 OLD_RULE = {"strategy": "color_crop_cutout_flip_scale_rotate", "rule": "dsa"}
 
@@ -43,13 +44,14 @@ class Recipe:
 RECIPES = {
     "dm": Recipe(lambda ipc, side: 1.0, 20_000, 1, tuple(OLD_RULE.values())),
     "m3d": Recipe(lambda ipc, side: float(ipc), 10_000, every=5),
+    "idm": Recipe(lambda ipc, side: 0.2, 20_000, 2, tuple(OLD_RULE.values()), every=30),  # the length is DM's; the published one is not known to us
     "dance": Recipe(lambda ipc, side: ipc * (0.01 if side <= 64 else 0.1), 10_000),
     "dc": Recipe(lambda ipc, side: 0.1, 1000, 1, ("none", "dsa")),
     "dsa": Recipe(lambda ipc, side: 0.1, 1000, 1, tuple(OLD_RULE.values())),
 }
 CHOSEN = ("random", "herding", "k_center", "mosaic")
 
-# %% ../../nbs/condense/learn.ipynb #51018d75
+# %% ../../nbs/condense/learn.ipynb #482b398f
 def settings_for(method: str, ipc: int, side: int, name: str = "", **changes) -> Settings:
     """The `Settings` of `method` for `ipc` images a class of `side` pixels of the data set `name` (digits are not mirrored), with `changes`."""
     if method not in RECIPES:
@@ -58,18 +60,21 @@ def settings_for(method: str, ipc: int, side: int, name: str = "", **changes) ->
     strategy, rule = recipe.augmentation
     if name in DIGITS:
         strategy = strategy.replace("_flip", "")
-    real_batch = 256 if method in ("dm", "dc", "dsa") else 128
+    real_batch = 256 if method in ("dm", "idm", "dc", "dsa") else 128
     return replace(Settings(recipe.iterations, recipe.lr(ipc, side), strategy=strategy, rule=rule, real_batch=real_batch), **changes)
 
-# %% ../../nbs/condense/learn.ipynb #79aa26c0
+# %% ../../nbs/condense/learn.ipynb #e6347ae4
 def passes_for(method: str, real: ImageSet, net: nn.Module, seed: int, pool: Pool | None = None, kernel: str = "gaussian", every: int | None = None) -> list[Pass]:
-    """The passes of "dm", "m3d" (with `kernel`) or "dance" (with `pool`); `net` is the random network of the first two, new after `every` iterations."""
+    """The passes of "dm", "m3d" (with `kernel`), "idm" or "dance" (with `pool`); `net` is the random network of the others, a new one after `every` iterations."""
+    own, every = derive_seed(seed, "passes"), every or RECIPES[method].every
     if method == "dance":
         if pool is None:
             raise ValueError("dance needs a pool of experts; make one with train_experts(real, count=5)")
-        return dance_passes(pool, derive_seed(seed, "passes"), real.images.device)
-    loss = mean_gap if method == "dm" else partial(moment_gap, kernel=kernel)
-    return [Pass(RandomNetworks(net, derive_seed(seed, "passes"), every or RECIPES[method].every), loss)]
+        return dance_passes(pool, own, real.images.device)
+    if method == "idm":
+        plain = settings_for(method, 1, real.shape[-1], real.name)
+        return idm_passes(net, real, own, Queueing(every=every, strategy=plain.strategy, rule=plain.rule))
+    return [Pass(RandomNetworks(net, own, every), mean_gap if method == "dm" else partial(moment_gap, kernel=kernel))]
 
 
 def expert_features(pool: Pool, real: ImageSet) -> torch.Tensor:
@@ -78,14 +83,14 @@ def expert_features(pool: Pool, real: ImageSet) -> torch.Tensor:
     normal = statistics(real)
     return predict(net, real.images, transform=lambda x: normalise(x, *normal))[1]
 
-# %% ../../nbs/condense/learn.ipynb #1a709e5e
+# %% ../../nbs/condense/learn.ipynb #846c90e7
 def condense(real: ImageSet, ipc: int, method: str = "m3d", *, factor: int | None = None, network: str = "convnet3", options: dict | None = None,
              seed: int = 0, pool: Pool | None = None, experts: int = 5, kernel: str = "gaussian", fabric=None, checkpoint: str | Path | None = None,
              inner: Inner | None = None, root: str | Path | None = None, **changes) -> SyntheticSet:
     """A set of `ipc` images of each class of `real`, by `method` (see the table above).
 
     `factor` None is the method's own; `network` and `options` name the network that is looked through; `pool` spares the training of `experts` of
-    them, cached in `root`, where a method needs any. `checkpoint`: a file from which a killed run of dm, m3d or dance goes on. `changes` are those of `Settings`:
+    them, cached in `root`, where a method needs any. `checkpoint`: a file from which a killed run goes on. `changes` are those of `Settings`:
     iterations, lr, real_batch ... ValueError for what does not fit, in one line.
     """
     if method not in (*RECIPES, *CHOSEN):
@@ -102,12 +107,12 @@ def condense(real: ImageSet, ipc: int, method: str = "m3d", *, factor: int | Non
     settings = settings_for(method, ipc, real.shape[-1], real.name, **changes)
     return learn(learned, real, method, net, settings, seed, pool, kernel, fabric, checkpoint, inner)
 
-# %% ../../nbs/condense/learn.ipynb #fbf26f70
+# %% ../../nbs/condense/learn.ipynb #dc32ba1c
 def learn(learned: SyntheticSet, real: ImageSet, method: str, net: nn.Module, settings: Settings, seed: int = 0, pool: Pool | None = None,
           kernel: str = "gaussian", fabric=None, checkpoint: str | Path | None = None, inner: Inner | None = None) -> SyntheticSet:
     """Let `learned` learn from `real` by `method`, in place, and return it."""
     if method in ("dc", "dsa"):
-        match_gradients(learned, real, net, settings, inner, seed=seed, fabric=fabric, desc=method)
+        match_gradients(learned, real, net, settings, inner, seed=seed, fabric=fabric, checkpoint=checkpoint, desc=method)
     else:
         match(learned, real, passes_for(method, real, net, seed, pool, kernel), settings, seed=seed, fabric=fabric, checkpoint=checkpoint, desc=method)
     return learned

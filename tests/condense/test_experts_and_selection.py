@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnotes.condense.evaluate import OneByOne, Protocol, accuracies, fresh
+from kdnotes.condense.evaluate import OneByOne, accuracies, fresh
 from kdnotes.condense.experts import PairNetworks, Pool, dance_passes, set_middle, train_experts
 from kdnotes.condense.matching import Settings, match
 from kdnotes.condense.selection import choose_images, herding, k_center
@@ -14,21 +14,6 @@ from kdnotes.data.images import load
 from kdnotes.runtime import fingerprint
 
 quick = settings(max_examples=20, deadline=None)
-NETWORK = {"network": "convnet2", "options": {"width": 8}}
-
-
-@pytest.fixture(scope="module")
-def real():
-    return load("digits", "train")
-
-
-@pytest.fixture(scope="module")
-def pool(real, tmp_path_factory):
-    root = tmp_path_factory.mktemp("experts")
-    made = train_experts(real, 2, protocol=Protocol(epochs=6, batch_size=64, lr=0.05, strategy="color_crop", cutmix=0.5), root=root, workers=1, **NETWORK)
-    assert len(list(root.glob("expert-*.pt"))) == 2
-    return made
-
 
 def weights(start, end):
     net = fresh("convnet2", 10, (1, 8, 8), 0, width=4)
@@ -43,7 +28,7 @@ def test_the_middle_is_weighted_towards_the_start_by_lambda():
         set_middle(found.net, found, 0, 1.5)
 
 
-def test_both_ends_are_exact(pool, real):
+def test_both_ends_are_exact(pool):
     x = torch.randn(4, 1, 8, 8)
     for k in range(2):
         for lam, side in ((1.0, pool.starts), (0.0, pool.ends)):
@@ -52,7 +37,7 @@ def test_both_ends_are_exact(pool, real):
             assert set_middle(pool.net, pool, k, lam)(x).logits.equal(own(x).logits)
 
 
-def test_accuracy_falls_from_the_expert_to_chance(pool, real):
+def test_accuracy_falls_from_the_expert_to_chance(pool):
     test = load("digits", "test")
     found = [accuracies(OneByOne([set_middle(pool.net, pool, 0, lam)]).eval(), test, ((0.3,), (0.37,)))[0] for lam in (0, 0.5, 1)]
     assert found[0] > 0.6 and found[0] > found[1] - 0.05 and found[2] < 0.35
@@ -76,10 +61,10 @@ def test_both_looks_of_an_iteration_meet_the_same_pair(pool):
     assert expert(7).classifier.weight.equal(pool.ends[k]["classifier.weight"])
 
 
-def test_calibration_makes_the_expert_recognise_the_images(pool, real):
-    learned = from_real(real, 2, 2)
+def test_calibration_makes_the_expert_recognise_the_images(pool, digits):
+    learned = from_real(digits, 2, 2)
     begun = learned.decoded()
-    rows = match(learned, real, dance_passes(pool, 0), Settings(40, lr=0.05, real_batch=32, strategy="color_crop"), look_every=20)
+    rows = match(learned, digits, dance_passes(pool, 0), Settings(40, lr=0.05, real_batch=32, strategy="color_crop"), look_every=20)
     assert set(rows[0]) == {"iteration", "loss0", "loss1"}
     net = set_middle(pool.net, pool, 0, 0.0)
     mean, std = torch.tensor(0.3), torch.tensor(0.37)
@@ -115,20 +100,20 @@ def test_choices_equal_their_definitions(seed, count):
     assert k_center(x, count).tolist() == k_center_by_loops(x, count)
 
 
-def test_chosen_sets_hold_real_images_of_each_class(real):
-    features = real.images.flatten(1).float()
+def test_chosen_sets_hold_real_images_of_each_class(digits):
+    features = digits.images.flatten(1).float()
     for method in ("random", "herding", "k_center"):
-        found = choose_images(real, 3, method, features)
-        every = (found.pixels.flatten(1)[:, None] * 255).round().eq(real.images.flatten(1).float()[None]).all(2)
-        assert every.any(1).all() and all(real.labels[row.nonzero()[0]] == label for row, label in zip(every, found.labels))
+        found = choose_images(digits, 3, method, features)
+        every = (found.pixels.flatten(1)[:, None] * 255).round().eq(digits.images.flatten(1).float()[None]).all(2)
+        assert every.any(1).all() and all(digits.labels[row.nonzero()[0]] == label for row, label in zip(every, found.labels))
 
 
 @pytest.mark.parametrize(("call", "words"), [
-    (lambda real: choose_images(real, 3, "best"), "unknown selection 'best'"), (lambda real: choose_images(real, 3, "herding"), "needs features of all"),
-    (lambda real: choose_images(real, 999, "herding", real.images.flatten(1).float()), "999 are asked for"), (lambda real: herding(torch.zeros(3, 2), 4), "from 1 to N"),
-    (lambda real: train_experts(real, 0), "0 experts"),
+    (lambda digits: choose_images(digits, 3, "best"), "unknown selection 'best'"), (lambda digits: choose_images(digits, 3, "herding"), "needs features of all"),
+    (lambda digits: choose_images(digits, 999, "herding", digits.images.flatten(1).float()), "999 are asked for"), (lambda digits: herding(torch.zeros(3, 2), 4), "from 1 to N"),
+    (lambda digits: train_experts(digits, 0), "0 experts"),
 ])
-def test_bad_input_is_answered_in_one_line(real, call, words):
+def test_bad_input_is_answered_in_one_line(digits, call, words):
     with pytest.raises(ValueError) as error:
-        call(real)
+        call(digits)
     assert words in str(error.value) and "\n" not in str(error.value)

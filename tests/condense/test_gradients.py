@@ -17,6 +17,16 @@ def net():
     return build("convnet2", 10, channels=1, size=8, width=4)
 
 
+def stopping(model, forwards):
+    """`model`, interrupted at the forward pass after so many."""
+    def step(*_):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+    left = iter(range(forwards))
+    model.register_forward_pre_hook(step)
+    return model
+
+
 def test_the_gap_by_loops():
     g = torch.Generator().manual_seed(0)
     a, b = ([torch.randn(4, 3, 2, 2, generator=g), torch.randn(4, generator=g), torch.randn(5, 6, generator=g)] for _ in range(2))
@@ -76,3 +86,29 @@ def test_published_rounds_and_bad_input():
     assert [inner_for(ipc).rounds for ipc in (1, 5, 10, 50, 80)] == [1, 1, 10, 50, 50] and inner_for(10).steps == 50
     with pytest.raises(ValueError, match="at least 1 round"):
         Inner(0, 1)
+
+
+@pytest.mark.parametrize("forwards", [30, 100, 130])
+def test_a_killed_run_arrives_where_it_would_have_arrived(tmp_path, forwards):
+    """Killed in the first, the third and the fourth of five networks, of 41 forward passes each."""
+    real = load("digits", "train")
+    call = {"settings": Settings(5, lr=0.5, real_batch=16, strategy="color_crop", rule="dsa"), "inner": Inner(2, 1), "seed": 2}
+    whole, again = from_real(real, 1, 2), from_real(real, 1, 2)
+    rows = match_gradients(whole, real, net(), **call)
+    killed, path = stopping(net(), forwards), tmp_path / "run.pt"
+    with pytest.raises(KeyboardInterrupt):
+        match_gradients(from_real(real, 1, 2), real, killed, checkpoint=path, every=2, **call)
+    assert path.exists() == (forwards > 82)
+    assert match_gradients(again, real, net(), checkpoint=path, every=2, **call) == rows and again.pixels.equal(whole.pixels)
+    finished = from_real(real, 1, 2)
+    match_gradients(finished, real, killed, checkpoint=path, **call)                                 # of a finished run: the result, and no forward pass
+    assert finished.pixels.equal(whole.pixels)
+    with pytest.raises(ValueError, match="of another condensation"):
+        match_gradients(from_real(real, 1, 2), real, net(), checkpoint=path, **call | {"inner": Inner(2, 2)})
+
+
+def test_a_long_run_compiles_nothing_since_compilers_have_no_second_derivatives(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: pytest.fail("compiled"))
+    real = load("digits", "train")
+    with pytest.raises(KeyboardInterrupt):
+        match_gradients(from_real(real, 1), real, stopping(net(), 25), Settings(1000, lr=0.5, real_batch=16, strategy="none"), Inner(1, 1))

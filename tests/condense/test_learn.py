@@ -4,30 +4,17 @@ import pytest
 import torch
 
 from kdnotes.condense.evaluate import Protocol, evaluate
-from kdnotes.condense.experts import train_experts
 from kdnotes.condense.gradients import Inner
 from kdnotes.condense.learn import CHOSEN, RECIPES, condense, passes_for, settings_for
 from kdnotes.condense.matching import statistics
 from kdnotes.data.images import load
 
-SMALL = {"network": "convnet2", "options": {"width": 8}}
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits", "train")
-
-
-@pytest.fixture(scope="module")
-def pool(digits, tmp_path_factory):
-    return train_experts(digits, 1, protocol=Protocol(epochs=3, batch_size=64, lr=0.05, strategy="color_crop"), root=tmp_path_factory.mktemp("e"), workers=1, **SMALL)
-
 
 @pytest.mark.parametrize("method", [*RECIPES, *CHOSEN])
-def test_every_method_gives_a_balanced_set_that_its_seed_determines(method, digits, pool):
+def test_every_method_gives_a_balanced_set_that_its_seed_determines(method, digits, pool, small):
     short = {"iterations": 2, "real_batch": 16} if method in RECIPES else {}
     inner = {"inner": Inner(2, 1)} if method in ("dc", "dsa") else {}
-    found, again, other = (condense(digits, 2, method, seed=seed, pool=pool if method in ("dance", "herding", "k_center") else None, **SMALL, **short, **inner) for seed in (1, 1, 2))
+    found, again, other = (condense(digits, 2, method, seed=seed, pool=pool if method in ("dance", "herding", "k_center") else None, **small, **short, **inner) for seed in (1, 1, 2))
     assert found.pixels.shape == (20, 1, 8, 8) and 0 <= found.pixels.min() and found.pixels.max() <= 1 and found.classes == digits.classes
     assert found.factor == {"mosaic": 2}.get(method, RECIPES[method].factor if method in RECIPES else 1)
     assert found.pixels.equal(again.pixels) and found.pixels.equal(other.pixels) == (method in ("herding", "k_center"))
@@ -53,15 +40,15 @@ def test_the_linear_kernel_is_dm(digits):
     torch.testing.assert_close(*ends, atol=1e-4, rtol=0)
 
 
-def test_learned_images_beat_chosen_ones():
-    real, test = (load("digits", split) for split in ("train", "test"))
+def test_learned_images_beat_chosen_ones(digits, small):
+    test = load("digits", "test")
     protocol = Protocol(epochs=50, batch_size=16, lr=0.05, looks=1, strategy="none", cutmix=0.0)
 
     def score(method, **changes):
         scores = []
         for seed in range(2):
-            x, y = condense(real, 1, method, factor=1, seed=seed, **SMALL, **changes).decoded()
-            scores += [r["last"] for r in evaluate(x, y, test, protocol=protocol, repeats=1, seed=seed, normal=statistics(real), workers=1, **SMALL)]
+            x, y = condense(digits, 1, method, factor=1, seed=seed, **small, **changes).decoded()
+            scores += [r["last"] for r in evaluate(x, y, test, protocol=protocol, repeats=1, seed=seed, normal=statistics(digits), workers=1, **small)]
         return sum(scores) / len(scores)
 
     assert score("dm", iterations=80, lr=0.1, real_batch=48, strategy="none") > score("random") + 0.03

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnotes.condense.matching import (Matching, Pass, RandomNetworks, RealBatches, Settings, calibration, compiled, decoded_classes, match, mean_gap,
-                                       moment_gap, one_iteration, statistics)
+from kdnotes.condense.matching import (PIXELS_AT_ONCE, Matching, Pass, RandomNetworks, RealBatches, Settings, calibration, compiled, decoded_classes, match, mean_gap,
+                                       moment_gap, one_iteration, shares, statistics)
 from kdnotes.condense.synthetic import SyntheticSet, decode, from_real
 from kdnotes.data.images import ImageSet
 from kdnotes.models.classifiers import Prediction, build
@@ -129,6 +129,16 @@ def test_all_classes_in_one_forward_equal_a_loop_over_classes():
         torch.testing.assert_close(moved(1, rule=rule), moved(3, rule=rule), atol=1e-5, rtol=0)
         torch.testing.assert_close(moved(2, rule=rule), moved(3, rule=rule), atol=1e-5, rtol=0)
     assert (moved(1, "batch") - moved(3, "batch")).abs().max() > 1e-3
+
+
+def test_shares_of_images_equal_all_at_once(monkeypatch):
+    found = []
+    for limit in (1, 200, 10**9):                                                                    # an image, three images, all
+        monkeypatch.setitem(PIXELS_AT_ONCE, "cpu", limit)
+        found.append((moved(3), len(shares(net(), torch.rand(8, 1, 8, 8)))))
+    assert [parts for _, parts in found] == [8, 4, 1] and len(shares(net("batch"), torch.rand(8, 1, 8, 8))) == 1
+    torch.testing.assert_close(found[0][0], found[2][0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[1][0], found[2][0], atol=1e-5, rtol=0)
 
 
 def test_the_same_image_on_both_sides_gives_no_loss_whatever_is_drawn():

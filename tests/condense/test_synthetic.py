@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from kdnotes.condense.synthetic import SyntheticSet, contact_sheet, decode, draw_per_class, from_real, load_set, mosaic, save
+from kdnotes.condense.synthetic import SyntheticSet, contact_sheet, decode, draw_per_class, from_real, join, load_set, mosaic, save
 from kdnotes.data.images import ImageSet
 
 quick = settings(max_examples=20, deadline=None)
@@ -103,6 +103,14 @@ def test_a_saved_set_comes_back_and_damage_is_noticed(tmp_path):
         load_set(tmp_path / "none.safetensors")
 
 
+def test_parts_are_joined_class_after_class():
+    real = toy(classes=4)
+    parts = [from_real(real.select(own, relabel=True), 2, 2) for own in ([0, 1], [2], [3])]
+    whole = join(parts)
+    assert whole.classes == ("0", "1", "2", "3") and (whole.ipc, whole.factor) == (2, 2)
+    assert all(row.equal(own) for row, own in zip(whole.by_class(), torch.cat([p.by_class() for p in parts])))
+
+
 def test_decoded_images_are_clamped_and_carry_no_gradient():
     found = SyntheticSet(torch.tensor([[[[-1.0, 2.0], [0.5, 0.5]]]]).requires_grad_(), ("a",))
     assert found.decoded()[0].tolist() == [[[[0, 1], [0.5, 0.5]]]] and not found.decoded()[0].requires_grad
@@ -113,7 +121,8 @@ def test_decoded_images_are_clamped_and_carry_no_gradient():
     (lambda: from_real(toy(), 13), "class 0 has 12 images and 13 are asked for"), (lambda: from_real(toy(), 4, 2), "16 are asked for"),
     (lambda: from_real(toy(), 0), "ipc is 0"), (lambda: from_real(toy(), 1, 8), "factor is 8 for images of 8 pixels"), (lambda: decode(torch.rand(1, 1, 8, 8), 0), "factor is 0"),
     (lambda: from_real(toy().select([0, 1]), 1), "class 2 has 0 images"), (lambda: SyntheticSet(torch.full((2, 1, 4, 4), torch.nan), ("a",)), "NaN or infinite"),
-    (lambda: SyntheticSet(torch.zeros(3, 1, 4, 4), ("a", "b")), "expected floating point"),
+    (lambda: SyntheticSet(torch.zeros(3, 1, 4, 4), ("a", "b")), "expected floating point"), (lambda: join([]), "expected at least one"),
+    (lambda: join([from_real(toy(), 1), from_real(toy(), 2)]), "all alike"), (lambda: join([from_real(toy(), 1)] * 2), "class '0' is in two of the parts"),
 ])
 def test_bad_input_is_answered_in_one_line(call, words):
     with pytest.raises(ValueError) as error:
