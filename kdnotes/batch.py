@@ -202,7 +202,7 @@ def resolve(slug: str, notebook: Path, given: Mapping[str, Any], here: bool = Tr
         del everything["overrides"]  # they are in the fields now
     return parameters, everything
 
-# %% ../nbs/batch.ipynb #75f02b82
+# %% ../nbs/batch.ipynb #9d825dba
 def data_sources(rooms: Iterable[str], root: str | None = None) -> dict[str, Any]:
     """The data sets that these rooms of `kdnotes.data` know, by name."""
     found = [importlib.import_module(f"kdnotes.data.{room}").known(root) for room in rooms]
@@ -212,16 +212,17 @@ def data_sources(rooms: Iterable[str], root: str | None = None) -> dict[str, Any
 def check_data(config: Any, dataset: str, root: str | None) -> None:
     """ValueError for a data set that the paper's rooms do not know, FileNotFoundError for one that is not below the data folder `root`; both say what to do.
 
-    Papers whose own data set is unknown to these rooms are left to themselves.
+    Several data sets are joined by "+". Papers whose own data set is unknown to these rooms are left to themselves.
     """
     from kdnotes.data.images import data_root, find_source
 
     sources = data_sources(getattr(config, "DATA", ("images",)), root)
     if getattr(config, "dataset", None) not in sources:
         return
-    source = find_source(dataset, root, sources)
-    if missing := source.missing(data_root(root)):
-        raise FileNotFoundError(f"the data of {dataset} are not there ({missing[0]}): {source.remedy}")
+    for name in dataset.split("+"):
+        source = find_source(name, root, sources)
+        if missing := source.missing(data_root(root)):
+            raise FileNotFoundError(f"the data of {name} are not there ({missing[0]}): {source.remedy}")
 
 # %% ../nbs/batch.ipynb #5dba982e
 @dataclasses.dataclass(frozen=True)
