@@ -2,10 +2,12 @@
 
 # %% auto #0
 __all__ = ['on_relations', 'point_loss', 'pair_distances', 'pair_potentials', 'pair_loss', 'triplet_cosines', 'triplet_loss',
-           'similarity_matrix', 'class_centroids', 'group_loss']
+           'similarity_matrix', 'class_centroids', 'group_loss', 'neighbour_probabilities', 'pkt_loss',
+           'correlation_kernel', 'correlation_loss']
 
-# %% ../../nbs/losses/relational.ipynb #d9942979
+# %% ../../nbs/losses/relational.ipynb #4a83f098
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -232,3 +234,36 @@ def group_loss(student: Tensor, teacher: Tensor, labels: Tensor | None = None, k
     if len(s) < 2:
         raise ValueError("group_loss: the batch holds one class; kind 'centroid' needs two or more, so draw several classes per batch")
     return pair_loss(s, t) + 2 * triplet_loss(s, t)
+
+# %% ../../nbs/losses/relational.ipynb #e3611f67
+def neighbour_probabilities(t: Tensor) -> Tensor:
+    """Probabilities `(N, N)` of choosing j as neighbour of i by the cosines of `t`, `(N, D)`, moved to [0, 1]; each row sums to 1."""
+    e = F.normalize(t, dim=1)
+    K = (1 + e @ e.T) / 2
+    return K / K.sum(1, keepdim=True)
+
+
+@on_relations
+def pkt_loss(student: Tensor, teacher: Tensor, least: float = 1e-7) -> Tensor:
+    """Probabilistic knowledge transfer: divergence of the neighbour probabilities of `(N, D_s)` and `(N, D_t)`, mean over N^2; a scalar. `least` keeps logarithms finite.
+
+    Source: Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018, eq. 5 to 7; the mean as in the CRD benchmark.
+    """
+    p_s, p_t = neighbour_probabilities(student), neighbour_probabilities(teacher)
+    return (p_t * ((p_t + least) / (p_s + least)).log()).mean()
+
+# %% ../../nbs/losses/relational.ipynb #98488d30
+def correlation_kernel(t: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
+    """Gaussian kernel `(N, N)` of the rows of `t`, `(N, D)`, at length 1, by its Taylor series up to `order`."""
+    e = F.normalize(t, dim=1)
+    return sum(math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) * (e @ e.T) ** p for p in range(order + 1))
+
+
+@on_relations
+def correlation_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
+    """Correlation congruence: squared difference of the kernels of `(N, D_s)` and `(N, D_t)`, mean over N^2; a scalar.
+
+    Source: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, eq. 8 to 10, gamma 0.4 and order 2 as there.
+    """
+    require_positive("correlation_loss", gamma=gamma)
+    return (correlation_kernel(student, gamma, order) - correlation_kernel(teacher, gamma, order)).square().mean()

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'Prediction', 'Classifier', 'as_trunk', 'initialise', 'conv3x3', 'PostActivation', 'PreActivation',
-           'stage', 'three_stages', 'resnet', 'wide_resnet', 'plain_stage', 'vgg', 'smallconv', 'torchvision_resnet',
-           'names', 'build', 'count_parameters', 'count_multiply_adds']
+           'stage', 'three_stages', 'resnet', 'wide_resnet', 'plain_stage', 'vgg', 'smallconv', 'narrow', 'GroupedUnit',
+           'SplitUnit', 'shufflenet', 'torchvision_resnet', 'names', 'build', 'count_parameters', 'count_multiply_adds']
 
 # %% ../../nbs/models/classifiers.ipynb #5492f8f1
 import copy
@@ -155,6 +155,51 @@ def smallconv(channels: int, size: int, widths: tuple[int, ...] = (32, 64, 128))
         pooled.append(nn.MaxPool2d(2))
     return initialise(as_trunk(*stages)), widths[-1]
 
+# %% ../../nbs/models/classifiers.ipynb #bfb77bdc
+def narrow(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """A convolution in `groups` that keeps the image size (divided by `stride`), without bias, and batch normalisation."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs))
+
+
+class GroupedUnit(nn.Module):
+    """Unit of ShuffleNetV1 with three groups, `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`; stride 1 keeps the channels."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__()
+        self.grows = stride == 2
+        new = outputs - inputs if self.grows else outputs
+        mid, groups = new // 4, 1 if inputs == 24 else 3            # the stem's 24 channels are too few to be split
+        self.branch = nn.Sequential(narrow(inputs, mid, groups=groups), nn.ReLU(inplace=True), nn.ChannelShuffle(groups),
+                                    narrow(mid, mid, 3, stride, groups=mid), nn.ReLU(inplace=True), narrow(mid, new, groups=3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        return torch.relu(torch.cat([y, nn.functional.avg_pool2d(x, 3, stride=2, padding=1)], 1) if self.grows else x + y)
+
+# %% ../../nbs/models/classifiers.ipynb #e609e0de
+class SplitUnit(nn.Module):
+    """Unit of ShuffleNetV2, `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`; stride 1 keeps the channels and half of their content."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__()
+        self.splits, half = stride == 1, outputs // 2
+        relu = nn.ReLU(inplace=True)
+        self.left = nn.Identity() if self.splits else nn.Sequential(narrow(inputs, inputs, 3, stride, groups=inputs), narrow(inputs, half), relu)
+        self.right = nn.Sequential(narrow(half if self.splits else inputs, half), relu, narrow(half, half, 3, stride, groups=half), narrow(half, half), relu)
+        self.shuffle = nn.ChannelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1) if self.splits else (x, x)
+        return self.shuffle(torch.cat([self.left(left), self.right(right)], 1))
+
+# %% ../../nbs/models/classifiers.ipynb #dad57fb3
+def shufflenet(channels: int, size: int, unit: type[nn.Module], widths: tuple[int, ...], last: int = 0) -> tuple[nn.Sequential, int]:
+    """Trunk and feature width of a ShuffleNet of `unit` with the stage `widths`, and a 1 x 1 convolution to `last` channels before the pooling where that is > 0."""
+    stem = nn.Sequential(narrow(channels, 24), nn.ReLU(inplace=True))
+    stages = [stage(unit, a, b, blocks, stride=2) for (a, b), blocks in zip(pairwise((24, *widths)), (4, 8, 4))]
+    top = (narrow(widths[-1], last), nn.ReLU(inplace=True)) if last else ()
+    return as_trunk(*stages, stem=stem, last=top), last or widths[-1]
+
 # %% ../../nbs/models/classifiers.ipynb #0a88de8e
 def torchvision_resnet(channels: int, size: int, architecture: str, pretrained: bool = False) -> tuple[nn.Sequential, int]:
     """Trunk and feature width of torchvision's `architecture`; a 3 x 3 stem without pooling where `size` <= 64.
@@ -174,7 +219,7 @@ def torchvision_resnet(channels: int, size: int, architecture: str, pretrained: 
     stem = nn.Sequential(first, net.bn1, net.relu, shrink)
     return as_trunk(net.layer1, net.layer2, net.layer3, net.layer4, stem=stem), net.fc.in_features
 
-# %% ../../nbs/models/classifiers.ipynb #70bf1e23
+# %% ../../nbs/models/classifiers.ipynb #5a2e56f6
 ARCHITECTURES = {
     **{f"resnet{d}": partial(resnet, depth=d) for d in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{d}x4": partial(resnet, depth=d, widths=(32, 64, 128, 256)) for d in (8, 32)},
@@ -182,6 +227,8 @@ ARCHITECTURES = {
     "vgg8": partial(vgg, convolutions=(1, 1, 1, 1, 1)),
     "vgg11": partial(vgg, convolutions=(1, 1, 2, 2, 2)),
     "vgg13": partial(vgg, convolutions=(2, 2, 2, 2, 2)),
+    "shufflenet_v1": partial(shufflenet, unit=GroupedUnit, widths=(240, 480, 960)),
+    "shufflenet_v2": partial(shufflenet, unit=SplitUnit, widths=(116, 232, 464), last=1024),
     "resnet18": partial(torchvision_resnet, architecture="resnet18"),
     "resnet50": partial(torchvision_resnet, architecture="resnet50"),
     "wrn_50_2": partial(torchvision_resnet, architecture="wide_resnet50_2"),

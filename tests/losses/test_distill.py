@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from kdnotes.losses.distill import hint_loss, kd_loss
+from kdnotes.losses.distill import VIDLoss, attention_loss, hint_loss, kd_loss
 
 quick = settings(max_examples=25, deadline=None)
 
@@ -115,3 +115,57 @@ def test_bad_numbers_and_types_are_named():
         hint_loss(x, x, scale=-2.0)
     with pytest.raises(TypeError, match="student is a ndarray; expected a torch.Tensor"):
         hint_loss(x.numpy(), x)
+
+
+# Cross-entropy with soft labels, attention, information
+
+
+def test_the_cross_entropy_form_has_its_closed_values_and_the_same_gradient():
+    z_t, z_s = torch.tensor([[2.0, 0.0, -2.0]], dtype=torch.float64), torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    for rho, ce, kl in ((1, 0.5566689, 0.1156114), (4, 16.6287828, 0.3057213)):
+        values = {form: kd_loss(z_s, z_t, rho, form=form) for form in ("ce", "kl")}
+        assert abs(values["ce"] - ce) < 1e-6 and abs(values["kl"] - kl) < 1e-6
+        first, second = (torch.autograd.grad(value, z_s)[0] for value in values.values())
+        torch.testing.assert_close(first, second)
+    with pytest.raises(ValueError, match="'mse'.*'kl' or 'ce'"):
+        kd_loss(z_s, z_t, form="mse")
+
+
+def attention_by_loops(student, teacher):
+    total, count = 0.0, 0
+    for a, b in zip(student, teacher):
+        maps = []
+        for x in (a, b):
+            energy = [sum(float(v) ** 2 for v in x[:, i, j]) / len(x) for i in range(x.shape[1]) for j in range(x.shape[2])]
+            length = sum(e * e for e in energy) ** 0.5
+            maps.append([e / length for e in energy])
+        total += sum((p - q) ** 2 for p, q in zip(*maps))
+        count += len(maps[0])
+    return total / count
+
+
+def test_attention_is_its_formula_and_knows_neither_channels_nor_size():
+    g = torch.Generator().manual_seed(0)
+    s, t = (torch.randn(3, c, 4, 3, generator=g, dtype=torch.float64) for c in (2, 5))
+    assert abs(float(attention_loss(s, t)) - attention_by_loops(s, t)) < 1e-12
+    assert attention_loss(7 * t, t) < 1e-20 and attention_loss(t.repeat(1, 3, 1, 1), t) < 1e-20
+    assert attention_loss(t.repeat_interleave(2, 2).repeat_interleave(2, 3), t) < 1e-20           # pooled to the smaller size
+    s_, t_ = s.clone().requires_grad_(), t.clone().requires_grad_()
+    attention_loss(s_, t_).backward()
+    assert t_.grad is None and s_.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="feature maps"):
+        attention_loss(torch.ones(2, 3), torch.ones(2, 3))
+
+
+def test_vid_is_the_likelihood_of_a_gaussian_up_to_its_constant():
+    torch.manual_seed(0)
+    vid = VIDLoss(3, 16).double()
+    with torch.no_grad():
+        vid.alpha.copy_(torch.randn(16))
+    s, t = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 16, dtype=torch.float64, requires_grad=True)
+    variance = (1 + vid.alpha.exp()).log() + 1e-5
+    expected = -torch.distributions.Normal(vid.mu(s), variance.sqrt()).log_prob(t).mean() - 0.5 * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
+    torch.testing.assert_close(vid(s, t), expected)
+    vid(s, t).backward()
+    assert t.grad is None and all(p.grad.abs().sum() > 0 for p in vid.parameters())
+    assert abs(float(torch.nn.functional.softplus(VIDLoss(3, 4).alpha[0]).detach()) + 1e-5 - 5) < 1e-5

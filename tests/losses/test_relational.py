@@ -15,10 +15,13 @@ from torch.testing import assert_close
 from kdnotes.losses import relational
 from kdnotes.losses.relational import (
     class_centroids,
+    correlation_kernel,
+    correlation_loss,
     group_loss,
     pair_distances,
     pair_loss,
     pair_potentials,
+    pkt_loss,
     point_loss,
     similarity_matrix,
     triplet_cosines,
@@ -468,3 +471,50 @@ def test_bad_options_are_named(call, message):
 def test_arrays_are_not_tensors():
     with pytest.raises(TypeError, match="pair_loss: student is a ndarray; expected a torch.Tensor"):
         pair_loss(torch.ones(3, 2).numpy(), torch.ones(3, 2))
+
+
+# The batch against itself: neighbour probabilities and correlation
+
+
+def pkt_by_loops(s, t, least=1e-7):
+    def p(x):
+        K = [[(1 + sum(a * b for a, b in zip(u, v)) / math.hypot(*u) / math.hypot(*v)) / 2 for v in x] for u in x]
+        return [[k / sum(row) for k in row] for row in K]
+
+    p_s, p_t = p(s.tolist()), p(t.tolist())
+    return sum(q * math.log((q + least) / (r + least)) for a, b in zip(p_t, p_s) for q, r in zip(a, b)) / len(s) ** 2
+
+
+def cc_by_loops(s, t, gamma, order):
+    def k(x, y):
+        dot = sum(a * b for a, b in zip(x, y)) / math.hypot(*x) / math.hypot(*y)
+        return sum(math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) * dot**p for p in range(order + 1))
+
+    s, t = s.tolist(), t.tolist()
+    return sum((k(s[i], s[j]) - k(t[i], t[j])) ** 2 for i in range(len(s)) for j in range(len(s))) / len(s) ** 2
+
+
+@quick
+@given(seeds, st.integers(2, 6))
+def test_pkt_and_correlation_are_their_formulas(seed, N):
+    s, t = normal(seed, N, 3), normal(seed + 1, N, 4)
+    assert abs(float(pkt_loss(s, t)) - pkt_by_loops(s, t)) < 1e-10
+    assert abs(float(correlation_loss(s, t, 0.7, 3)) - cc_by_loops(s, t, 0.7, 3)) < 1e-10
+    turned = 3 * t @ orthogonal(seed, 4)
+    assert pkt_loss(turned, t).abs() < 1e-10 and correlation_loss(turned, t) < 1e-20
+
+
+@pytest.mark.parametrize("loss", [pkt_loss, correlation_loss])
+def test_pkt_and_correlation_leave_the_teacher_alone_and_refuse_what_does_not_fit(loss):
+    s, t = normal(0, 5, 3).requires_grad_(), normal(1, 5, 4).requires_grad_()
+    loss(s, t).backward()
+    assert t.grad is None and s.grad.abs().sum() > 0
+    assert torch.autograd.gradcheck(lambda s: loss(s, t), s)
+    with pytest.raises(ValueError, match="5 rows"):
+        loss(s, t[:4])
+
+
+def test_the_series_of_the_kernel_converges_to_the_gaussian():
+    x = F.normalize(normal(0, 6, 3), dim=1)
+    assert_close(correlation_kernel(x, 0.4, 15), torch.exp(-0.4 * torch.cdist(x, x) ** 2))
+    assert (correlation_kernel(x, 0.4, 2) - torch.exp(-0.4 * torch.cdist(x, x) ** 2)).abs().max() < 0.1

@@ -20,7 +20,7 @@ from kdnotes.models.classifiers import (
     names,
 )
 
-SMALL = ["resnet8", "resnet20", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "smallconv"]
+SMALL = ["resnet8", "resnet20", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "shufflenet_v1", "shufflenet_v2", "smallconv"]
 
 
 def on_meta(name, classes=100, channels=3, size=32, **options):
@@ -73,6 +73,58 @@ def test_counts_follow_from_the_papers_descriptions(channels, classes):
         assert count_parameters(on_meta(name, classes, channels)) == vgg_count(convolutions, channels, classes)
 
 
+def shufflenet_v1_count(channels, classes):
+    """Zhang et al. 2018, figure 2: grouped 1x1 (3 groups), 3x3 by channel, grouped 1x1, each normalised; a quarter of the width inside."""
+    a, total = 24, channels * 24 + 48
+    for b, blocks in ((240, 4), (480, 8), (960, 4)):
+        for unit in range(blocks):
+            new = b - a if unit == 0 else b
+            mid = new // 4
+            total += a * mid // (1 if a == 24 else 3) + 2 * mid + 9 * mid + 2 * mid + mid * new // 3 + 2 * new
+            a = b
+    return total + 960 * classes + classes
+
+
+def shufflenet_v2_count(channels, classes):
+    """Ma et al. 2018, figure 3 c and d, width 1."""
+    a, total = 24, channels * 24 + 48
+    for b, blocks in ((116, 4), (232, 8), (464, 4)):
+        h = b // 2
+        total += 9 * a + 2 * a + a * h + 2 * h + a * h + 2 * h + 9 * h + 2 * h + h * h + 2 * h
+        total += (blocks - 1) * (2 * (h * h + 2 * h) + 9 * h + 2 * h)
+        a = b
+    return total + 464 * 1024 + 2048 + 1024 * classes + classes
+
+
+@pytest.mark.parametrize("channels, classes", [(3, 100), (1, 7)])
+def test_counts_of_the_shufflenets_follow_from_their_papers(channels, classes):
+    assert count_parameters(on_meta("shufflenet_v1", classes, channels)) == shufflenet_v1_count(channels, classes)
+    assert count_parameters(on_meta("shufflenet_v2", classes, channels)) == shufflenet_v2_count(channels, classes)
+
+
+def shuffled(x, groups):
+    """Channel g * n + i becomes channel i * groups + g."""
+    n = x.shape[1] // groups
+    return torch.stack([x[:, g * n + i] for i in range(n) for g in range(groups)], 1)
+
+
+def test_shuffle_units_equal_a_forward_pass_written_out():
+    torch.manual_seed(0)
+    x, norm = torch.randn(2, 48, 6, 6), lambda layer, x: layer[1](F.conv2d(x, layer[0].weight, None, layer[0].stride, layer[0].padding, 1, layer[0].groups))
+    for stride, outputs in ((1, 48), (2, 96)):
+        unit = classifiers.GroupedUnit(48, outputs, stride).eval()
+        a, _, _, b, _, c = unit.branch
+        y = norm(c, norm(b, shuffled(norm(a, x).relu(), 3)).relu())
+        expected = torch.cat([y, F.avg_pool2d(x, 3, 2, 1)], 1).relu() if stride == 2 else (x + y).relu()
+        torch.testing.assert_close(unit(x), expected)
+        unit = classifiers.SplitUnit(48, outputs, stride).eval()
+        a, _, b, c, _ = unit.right
+        left, right = (x, x) if stride == 2 else (x[:, :24], x[:, 24:])
+        right = norm(c, norm(b, norm(a, right).relu())).relu()
+        left = norm(unit.left[1], norm(unit.left[0], left)).relu() if stride == 2 else left
+        torch.testing.assert_close(unit(x), shuffled(torch.cat([left, right], 1), 2))
+
+
 @pytest.mark.parametrize("name, classes, count", [
     # 10 classes: the counts of the public CIFAR model zoos
     ("resnet20", 10, 272_474), ("resnet56", 10, 855_770), ("resnet110", 10, 1_730_714), ("resnet18", 10, 11_173_962),
@@ -80,6 +132,7 @@ def test_counts_follow_from_the_papers_descriptions(channels, classes):
     ("resnet8x4", 100, 1_233_540), ("resnet32x4", 100, 7_433_860), ("wrn_16_1", 100, 180_916), ("wrn_16_2", 100, 703_284),
     ("wrn_40_1", 100, 569_780), ("wrn_40_2", 100, 2_255_156), ("vgg8", 100, 3_965_028), ("vgg13", 100, 9_462_180),
     ("resnet18", 100, 11_220_132), ("resnet50", 100, 23_705_252),
+    ("vgg11", 100, 9_277_284), ("shufflenet_v1", 100, 949_258), ("shufflenet_v2", 100, 1_355_528), ("wrn_50_2", 100, 67_031_460),
 ])
 def test_counts_are_the_published_integers(name, classes, count):
     assert count_parameters(on_meta(name, classes)) == count

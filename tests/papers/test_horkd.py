@@ -219,6 +219,10 @@ def test_a_second_run_trains_nothing_and_gives_the_same_numbers(tmp_path, monkey
         ({"pair": -1.0}, "must be >= 0"),
         ({"step": 3}, "did you mean 'steps'"),
         ({"seen": (1,)}, "at least two classes"),
+        ({"face_low": 64}, "must not exceed the high resolution, face_size=32"),
+        ({"face_methods": ("HORKDD",)}, "did you mean 'HORKD'"),
+        ({"people": (5,)}, "two numbers of at least 2"),
+        ({"face_student": "smalconv"}, "did you mean 'smallconv'"),
     ],
 )
 def test_bad_configurations_are_refused(overrides, message):
@@ -249,6 +253,53 @@ def test_splits_that_are_disjoint_in_classes_already(monkeypatch):
     monkeypatch.setattr(horkd, "load", lambda name, split, size=None: sets[split])
     train, test = horkd.images_of("birds of this test", "retrieval", (0, 1), "all", 0, 0)
     assert set(train.labels.tolist()) == {0, 1} and set(test.labels.tolist()) == {2, 3} and len(test) == 6
+
+
+# faces: the third family of tasks
+def test_faces_are_of_people_nobody_has_seen_and_others_for_each_seed(config):
+    sets = [horkd.people_of(config, seed) for seed in (0, 1)]
+    for people in sets:
+        assert (len(people.learnt.classes), len(people.test.classes)) == config.people and len(people.learnt) == config.people[0] * config.each
+        rows = [{tuple(x.flatten()[:50].tolist()) for x in part.images} for part in people[:2]]
+        assert not rows[0] & rows[1]
+        assert torch.equal(people.pairs.same, people.test.labels[people.pairs.first] == people.test.labels[people.pairs.second]) and people.pairs.same.sum() == config.pairs // 2
+    assert not torch.equal(sets[0].test.images, sets[1].test.images)
+
+
+def test_faces_have_data_resolution_networks_and_steps_of_their_own(config):
+    own = horkd.config_for("faces", config)
+    assert (own.dataset, own.size, own.low, own.teacher, own.student, own.steps) == ("faces", 32, 16, config.face_teacher, config.face_student, config.face_steps)
+    assert horkd.config_for("faces", own) == own and horkd.config_for("retrieval", config) is config
+    rows = horkd.main_table("faces", 0, config)
+    assert {row.method for row in rows} == {"teacher on high", "teacher fed low", "assistant on high", "assistant fed low", *config.face_methods}
+    for row in rows:
+        assert row.setting == (("low", 16),) and row.stream.low in (0, 16)
+        assert {parent.network for name, parent in horkd.ancestors(row.stream, config).items() if name == "teacher"} <= {config.face_teacher}
+    assert all(recipe.task == 1 for recipe in horkd.recipes("faces", config).values())
+
+
+def test_faces_are_verified_and_identified(config, place):
+    rows = {row.method: row for row in horkd.main_table("faces", 0, config)}
+    found = horkd.measure(rows["HORKD"], config, place)
+    assert set(found) == {"verification_accuracy", "auc", "rank1", "rank5"} and all(0 <= value <= 100 for value in found.values())
+    prediction, labels = horkd.outputs(rows["HORKD"].stream, "low", 16, config, place)
+    people = horkd.people_of(config, 0)
+    assert labels.equal(people.test.labels) and prediction.logits.shape == (len(labels), config.people[0])
+    other = horkd.measure(rows["HORKD"], replace(config, steps=99, low=2), place)         # the other tasks' fields do not concern the faces
+    assert other == found
+
+
+def test_real_faces_keep_the_protocol_of_their_set(config, monkeypatch):
+    from kdnotes.crossres import FaceSets
+    from kdnotes.data.folders import Pairs
+
+    own = horkd.people_of(config, 0)
+    prescribed = Pairs(torch.tensor([0, 1]), torch.tensor([1, 9]), torch.tensor([True, False]), 2)
+    monkeypatch.setattr(horkd, "face_sets", lambda dataset, size, least, people: FaceSets(own.learnt, own.test, prescribed))
+    assert horkd.people_of(replace(config, face_dataset="lfw"), 3).pairs is prescribed
+    monkeypatch.setattr(horkd, "face_sets", lambda dataset, size, least, people: FaceSets(own.learnt))
+    sets = horkd.people_of(replace(config, face_dataset="orl", people=(6, 4), pairs=40), 3)
+    assert (len(sets.learnt.classes), len(sets.test.classes), len(sets.pairs.same)) == (6, 4, 40)
 
 
 def test_the_assistant_can_be_left_out():
