@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kdnotes.crossres import both_views, parse_network
 from kdnotes.losses import relational
 from kdnotes.papers import horkd
 from kdnotes.papers.horkd import Config, Learner, Recipe, Stream, TERMS
@@ -79,10 +80,10 @@ def test_the_views_of_a_batch_belong_together(config):
     images = horkd.data_of(stream, moved)[0].images[:32]
     zero, one = torch.zeros(1), torch.ones(1)
     for generator in (None, torch.Generator().manual_seed(0)):
-        views = horkd.see(images, zero, one, moved, 4, generator)
+        views = both_views(images, horkd.views_of(moved, 4), zero, one, generator)
         low = F.interpolate(F.adaptive_avg_pool2d(views["high"], 4), size=8, mode="area")
         assert torch.allclose(views["low"], low, atol=1e-6)
-    assert not torch.equal(views["high"], horkd.see(images, zero, one, moved, 4)["high"])
+    assert not torch.equal(views["high"], both_views(images, horkd.views_of(moved, 4), zero, one)["high"])
 
 
 def test_teacher_and_assistant_look_at_the_high_view_and_the_student_at_the_low_one(config):
@@ -113,7 +114,7 @@ def test_a_student_that_is_the_assistant_has_nothing_to_learn(config):
     assistant = horkd.new_network(replace(stream, seed=7), config).eval()
     learner = horkd.learner_of(stream, {"assistant": assistant}, config).eval()
     assert all(isinstance(r, torch.nn.Identity) for r in learner.r.values())
-    images = horkd.see(horkd.data_of(stream, config)[0].images[:32], torch.zeros(1), torch.ones(1), config, 3)["high"]
+    images = both_views(horkd.data_of(stream, config)[0].images[:32], horkd.views_of(config, 3), torch.zeros(1), torch.ones(1))["high"]
     with torch.no_grad():
         s, r = learner(images)
         terms = horkd.hybrid_loss(recipe, s, r, {"assistant": assistant(images)}, torch.zeros(32, dtype=torch.int64))
@@ -124,7 +125,7 @@ def test_a_student_that_is_the_assistant_has_nothing_to_learn(config):
 def test_inference_needs_the_plain_student_only(config, place):
     stream = Stream("retrieval", 0, config.student, BRIDGED, low=3)
     network = horkd.learn(stream, config, place)
-    name, options = horkd.parse_network(config.student)
+    name, options = parse_network(config.student)
     plain = build(name, 5, channels=1, size=8, **options)
     assert type(network) is type(plain) and count_parameters(network) == count_parameters(plain)
     assert network.state_dict().keys() == plain.state_dict().keys()
@@ -238,9 +239,9 @@ def test_every_profile_is_a_valid_configuration(profile, dataset):
 
 
 def test_a_network_is_one_line_of_text():
-    assert horkd.parse_network("resnet50::512:pretrained") == ("resnet50", {"embedding": 512, "pretrained": True})
-    assert horkd.parse_network("smallconv:4-8-16:32") == ("smallconv", {"widths": (4, 8, 16), "embedding": 32})
-    assert horkd.parse_network("resnet20") == ("resnet20", {})
+    assert parse_network("resnet50::512:pretrained") == ("resnet50", {"embedding": 512, "pretrained": True})
+    assert parse_network("smallconv:4-8-16:32") == ("smallconv", {"widths": (4, 8, 16), "embedding": 32})
+    assert parse_network("resnet20") == ("resnet20", {})
 
 
 def test_splits_that_are_disjoint_in_classes_already(monkeypatch):
