@@ -5,14 +5,12 @@
 
 import copy
 import time
-import weakref
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from kdnotes.condense.study import LiveBytes
 from kdnotes.data import crowds
 from kdnotes.losses.crowd import crowd_nll
 from kdnotes.metrics.aggregate import dawid_skene
@@ -21,30 +19,6 @@ from kdnotes.papers import ccc
 from kdnotes.runtime import make_fabric
 
 B, R, C, G, ETA = 128, 747, 10, 30, 0.01
-
-
-class PeakBytes(TorchDispatchMode):
-    """Largest number of bytes of tensors that were alive at once among those made inside."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for storage in {t.untyped_storage()._cdata: t.untyped_storage() for t in tree_leaves(out) if isinstance(t, torch.Tensor)}.values():
-            key, size = storage._cdata, storage.nbytes()
-            if key not in self.seen:
-                self.seen.add(key)
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self.freed, key, size)
-        return out
-
-    def freed(self, key, size):
-        self.seen.discard(key)
-        self.now -= size
 
 
 def fastest(function, repeats):
@@ -111,7 +85,7 @@ def test_sparse_likelihood(batch, benchmark):
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(sparse(), dense()))
     peaks = []
     for way in (dense, sparse):
-        with PeakBytes() as memory:
+        with LiveBytes() as memory:
             way()
         peaks.append(memory.peak)
     benchmark.pedantic(sparse, rounds=20, warmup_rounds=3)
