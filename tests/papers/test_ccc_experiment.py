@@ -111,6 +111,16 @@ def test_a_second_run_trains_nothing_and_equals_the_first(whole, monkeypatch):
     assert again.frame().equals(results.frame())
 
 
+@pytest.mark.slow
+def test_modelling_annotators_pays_and_holds():
+    """Skewed, sparse noise: the crowd layer beats majority vote, and CCC does not fall back on the wrong labels as majority vote does (two crowds; CCC's own lead is a claim)."""
+    config = Config.profile("demo", seeds=(0, 1), warmup=4, epochs=6, annotators=100)
+    for seed in config.seeds:
+        found = {m: scores(ccc.train_job(job_of(m, seed, config), config, make_fabric("cpu", "fp32"), None)["rows"], 0) for m in ("MajorVote", "CrowdLayer ×2", "CCC")}
+        assert min(found[m]["accuracy_last"] for m in ("CrowdLayer ×2", "CCC")) > found["MajorVote"]["accuracy_last"] + 10
+        assert found["CCC"]["accuracy_drop"] < found["MajorVote"]["accuracy_drop"] - 5
+
+
 def test_a_published_crowd_runs_too(tmp_path, monkeypatch):
     g = torch.Generator().manual_seed(0)
     truth = torch.arange(90) % 3
