@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'Prediction', 'Classifier', 'as_trunk', 'initialise', 'conv3x3', 'PostActivation', 'PreActivation',
            'stage', 'three_stages', 'resnet', 'wide_resnet', 'plain_stage', 'vgg', 'smallconv', 'narrow', 'GroupedUnit',
-           'SplitUnit', 'shufflenet', 'torchvision_resnet', 'names', 'build', 'count_parameters', 'count_multiply_adds']
+           'SplitUnit', 'shufflenet', 'torchvision_resnet', 'names', 'look_up', 'build', 'count_parameters',
+           'count_multiply_adds']
 
 # %% ../../nbs/models/classifiers.ipynb #5492f8f1
 import copy
@@ -240,28 +241,28 @@ def names() -> tuple[str, ...]:
     """Names that `build` knows."""
     return tuple(ARCHITECTURES)
 
-# %% ../../nbs/models/classifiers.ipynb #159e56fa
-def _look_up(name: str, options: dict) -> partial:
-    """The architecture called `name`; ValueError for an unknown name, or for an option that it does not take."""
-    if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(str(name), ARCHITECTURES, n=1)
+# %% ../../nbs/models/classifiers.ipynb #60bc38f0
+def look_up(kind: str, name: str, options: dict, known: dict[str, partial], further: str) -> partial:
+    """The `kind` of network called `name` among `known`; ValueError for an unknown name, or for an option that neither it nor `further` is."""
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown model {name!r}; {hint}known: {', '.join(ARCHITECTURES)}")
-    family = ARCHITECTURES[name]
-    open_options = set(inspect.signature(family.func).parameters) - {"channels", "size"} - set(family.keywords) | {"embedding"}
+        raise ValueError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}")
+    family = known[name]
+    open_options = set(inspect.signature(family.func).parameters) - {"channels", "size"} - set(family.keywords) | {further}
     unknown = sorted(set(options) - open_options)
     if unknown:
-        raise ValueError(f"model {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(open_options))}")
+        raise ValueError(f"{kind} {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(open_options))}")
     return family
 
-# %% ../../nbs/models/classifiers.ipynb #cb227c9c
+# %% ../../nbs/models/classifiers.ipynb #de9afcf3
 def build(name: str, classes: int, channels: int = 3, size: int = 32, **options) -> Classifier:
     """The classifier called `name` (see `names()`) for `classes` classes and images `(N, channels, size, size)`.
 
     Options: `embedding=D` puts a linear layer of D features before the classifier (128 in `smallconv`, elsewhere none);
     `widths` of CIFAR ResNets and `smallconv`; `pretrained` of torchvision's nets. ValueError for what a net does not know.
     """
-    family = _look_up(name, options)
+    family = look_up("model", name, options, ARCHITECTURES, "embedding")
     options = {**family.keywords, **options}
     embedding = options.pop("embedding", None)
     counts = {"classes": classes, "channels": channels, "size": size} | ({} if embedding is None else {"embedding": embedding})

@@ -2,11 +2,9 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'ImprovedResidual', 'side_after', 'drawn', 'iresnet', 'face_resnet', 'smallface', 'head', 'Embedder',
-           'names', 'look_up', 'embedder', 'Recogniser']
+           'names', 'embedder', 'Recogniser']
 
-# %% ../../nbs/models/embedders.ipynb #6b527a92
-import difflib
-import inspect
+# %% ../../nbs/models/embedders.ipynb #4676f779
 import numbers
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from .classifiers import Prediction, as_trunk, conv3x3, stage, torchvision_resnet
+from .classifiers import Prediction, as_trunk, conv3x3, look_up, stage, torchvision_resnet
 
 # %% ../../nbs/models/embedders.ipynb #8734d96f
 class ImprovedResidual(nn.Module):
@@ -109,26 +107,13 @@ def names() -> tuple[str, ...]:
     """Names that `embedder` knows."""
     return tuple(ARCHITECTURES)
 
-# %% ../../nbs/models/embedders.ipynb #c8d8d5bf
-def look_up(name: str, options: dict) -> Callable:
-    """The architecture called `name`; ValueError for an unknown name, or for an option that it does not take."""
-    if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(str(name), ARCHITECTURES, n=1)
-        raise ValueError(f"unknown embedder {name!r}; {f'did you mean {near[0]!r}? ' if near else ''}known: {', '.join(ARCHITECTURES)}")
-    family = ARCHITECTURES[name]
-    open_options = set(inspect.signature(family.func).parameters) - {"channels", "size"} - set(family.keywords) | {"dropout"}
-    unknown = sorted(set(options) - open_options)
-    if unknown:
-        raise ValueError(f"embedder {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(open_options))}")
-    return family
-
-# %% ../../nbs/models/embedders.ipynb #a4ca4814
+# %% ../../nbs/models/embedders.ipynb #d9e0e627
 def embedder(name: str, dim: int = 512, channels: int = 3, size: int = 112, **options) -> Embedder:
     """The embedder called `name` (see `names()`) with `dim` features for images `(N, channels, size, size)`.
 
     Options: `dropout` in the head (0); `widths` of `smallface`. ValueError for what a net does not know.
     """
-    family = look_up(name, options)
+    family = look_up("embedder", name, options, ARCHITECTURES, "dropout")
     for what, value, least in (("dim", dim, 1), ("channels", channels, 1), ("size", size, 4 if name == "smallface" else 8)):
         if not isinstance(value, numbers.Integral) or value < least:
             raise ValueError(f"{what} is {value!r}; expected a whole number of at least {least}")
