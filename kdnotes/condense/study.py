@@ -6,7 +6,8 @@ __all__ = ['OPTIONS', 'Looker', 'Rates', 'DATASET_NAMES', 'METHOD_NAMES', 'ARCH_
            'Learned', 'chosen', 'learn_pixels', 'inner_of', 'learned_set', 'Exam', 'training_images', 'scores',
            'all_scores', 'tune', 'tuned', 'arch_name', 'method_name', 'score_rows', 'sheets', 'LiveBytes', 'cost_of']
 
-# %% ../../nbs/condense/study.ipynb #6120978a
+# %% ../../nbs/condense/study.ipynb #24d7a254
+import copy
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# %% ../../nbs/condense/study.ipynb #0987161f
 from .evaluate import Protocol, evaluate, fresh, protocol_for
 from .experts import EXPERT_PROTOCOL, Pool, dance_passes, train_experts
 from .gradients import Inner, inner_for, match_gradients
@@ -112,7 +114,7 @@ def network_of(text: str) -> tuple[str, dict]:
     except ValueError:
         raise ValueError(f"network {text!r} is not of the form name, name:width or name:width-width-...") from None
 
-# %% ../../nbs/condense/study.ipynb #4fee0fea
+# %% ../../nbs/condense/study.ipynb #7c68d664
 def settings_of(job: Job, real: ImageSet) -> Settings:
     """The published settings of the job's method, with its own."""
     own = {name: value for name, value in job.settings if name not in OPTIONS}
@@ -120,13 +122,15 @@ def settings_of(job: Job, real: ImageSet) -> Settings:
 
 
 def pool_of(job: Job, place: Place) -> Pool:
-    """Experts of the job's images and network: the same for all seeds, trained once, in parallel where that is possible."""
+    """Experts of the job's images and network: the same for all seeds, trained once, in parallel where that is possible, and read once per process."""
     options, (real, _) = dict(job.settings), sets_of(job.source, place.device)
     own = {field: options[f"expert_{name}"] for name, field in {"epochs": "epochs", "lr": "lr", "batch": "batch_size"}.items() if f"expert_{name}" in options}
     protocol = protocol_for(real.name, replace(EXPERT_PROTOCOL, **own))
     name, more = network_of(job.network)
     count = options.get("experts", 5) if job.method == "dance" else 1
-    return train_experts(real, count, protocol=protocol, network=name, options=more, precision=place.precision, root=place.root)
+    train = partial(train_experts, real, count, protocol=protocol, network=name, options=more, precision=place.precision, root=place.root)
+    kept = remembered(("pool", job.source, data_root(), str(place.device), str(place.root), place.precision, job.network, protocol, count), train, keep=16)
+    return replace(kept, net=copy.deepcopy(kept.net))                      # whoever asks sets its weights
 
 # %% ../../nbs/condense/study.ipynb #61811f74
 def net_of(job: Job, real: ImageSet) -> torch.nn.Module:
