@@ -322,17 +322,17 @@ def _print_cells(both: pd.DataFrame) -> pd.DataFrame:
     mark = [SOURCES[s][0] or ("°" if d else "") for s, d in zip(source, detail)]
     return both.assign(reproduced=reproduced, reported=(both["printed"].where(known, "—") + pd.Series(mark, index=both.index)))
 
-# %% ../nbs/results.ipynb #945598bd
+# %% ../nbs/results.ipynb #41842973
 MISSING = "— no number"
 
 
-def _notes(joined: pd.DataFrame, constant: Mapping[str, str]) -> list[str]:
-    """What stands below a table: its constant keys, the number of seeds, and what each mark means."""
+def _notes(joined: pd.DataFrame, constant: Mapping[str, str], repetitions: str) -> list[str]:
+    """What stands below a table: its constant keys, the number of `repetitions`, and what each mark means."""
     notes = [", ".join(v if k == "dataset" else f"{k} {v}" for k, v in constant.items() if v)]
     seeds = joined["n"].dropna().astype(int)
     if len(seeds) and seeds.max() > 1:
         many = f"{seeds.min()} to {seeds.max()}" if seeds.min() < seeds.max() else f"{seeds.max()}"
-        notes.append(f"reproduced: mean ± standard deviation over {many} seeds")
+        notes.append(f"reproduced: mean ± standard deviation over {many} {repetitions}")
     for source, (mark, meaning) in SOURCES.items():
         details = "; ".join(dict.fromkeys(joined.loc[joined["source"].eq(source), "detail"][lambda d: d != ""]))
         if joined["source"].eq(source).any() and (mark or details):
@@ -349,13 +349,13 @@ def _spread_settings(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     spread = pd.DataFrame([[setting.get(key, "") for key in keys] for setting in pairs], columns=keys, index=frame.index)
     return pd.concat([frame.drop(columns="setting"), spread], axis=1), keys
 
-# %% ../nbs/results.ipynb #8446d85a
+# %% ../nbs/results.ipynb #0c36c782
 def compare(frame: pd.DataFrame, reported: pd.DataFrame | None, table: str, columns: str | Sequence[str] = "metric",
-            **choice: Any) -> pd.DataFrame:
+            repetitions: str = "seeds", **choice: Any) -> pd.DataFrame:
     """A table of the paper, ready to print: texts "mean ± std" beside the reported number with its mark, "—" for a missing one.
 
     `columns` are keys (metric, dataset, method or a setting key) whose values head the columns; the other keys that vary head the
-    rows. `choice`: `reported_table`, `settings`, `where` of `join_reported`. The notes below the table are in `.attrs["notes"]`.
+    rows. `repetitions`: what the column `seed` counts. `choice`: `reported_table`, `settings`, `where` of `join_reported`. The notes below the table are in `.attrs["notes"]`.
     """
     columns = [columns] if isinstance(columns, str) else list(columns)
     joined = _print_cells(join_reported(frame, reported, table, **choice))
@@ -368,7 +368,7 @@ def compare(frame: pd.DataFrame, reported: pd.DataFrame | None, table: str, colu
     constant = {k: both[k].iloc[0] for k in keys if k not in (*columns, *rows)}
     constant |= {"metric": metric_label(constant["metric"])} if "metric" in constant else {}
     wide = _widen(both.assign(column=_headings(both, columns)), rows)
-    wide.attrs["notes"] = _notes(joined, constant)
+    wide.attrs["notes"] = _notes(joined, constant, repetitions)
     return wide
 
 # %% ../nbs/results.ipynb #51f8c0e6

@@ -20,12 +20,12 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     D = (squares[0][..., :, None] + squares[1][..., None, :] - 2 * a @ b.mT).clamp_min(0)
     return D.masked_fill(torch.eye(D.shape[-1], dtype=torch.bool, device=D.device), 0) if a is b else D
 
-# %% ../../nbs/losses/mmd.ipynb #fcd447b8
+# %% ../../nbs/losses/mmd.ipynb #0a0f5cae
 def mean_distance(x: Tensor, y: Tensor) -> Tensor:
     """Mean squared distance over all ordered pairs of different points of `x` `(..., n, d)` and `y` `(..., m, d)` together: `(...)`, > 0, without gradient."""
     z = torch.cat([x, y], dim=-2).detach()
     spread = (z - z.mean(-2, keepdim=True)).square().sum((-2, -1))
-    return (2 * spread / (z.shape[-2] - 1)).clamp_min(torch.finfo(z.dtype).tiny)
+    return (2 * spread / (z.shape[-2] - 1)).clamp_min(torch.finfo(z.dtype).tiny ** 0.5)     # its inverse times a small number must not overflow
 
 # %% ../../nbs/losses/mmd.ipynb #6b09d0de
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
