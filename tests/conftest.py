@@ -1,4 +1,4 @@
-"""What several test files need: small paper notebooks, and worker processes that start quickly."""
+"""What several test files need: small paper notebooks, worker processes that start quickly, and face sets in their true layouts."""
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -29,3 +29,98 @@ def light_workers(tmp_path_factory, monkeypatch) -> None:
     folder = tmp_path_factory.mktemp("light")
     (folder / "rfc3987_syntax.py").write_text("raise ImportError('too slow for tests')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))))
+
+
+class FaceLayouts:
+    """Face sets in miniature, written below a root as their authors give them out; one flat colour a person, so that the mean colour is a perfect embedding."""
+
+    @staticmethod
+    def put(path: Path, shade: int = 0, size: tuple[int, int] = (20, 24)) -> None:
+        """A picture of one colour."""
+        from PIL import Image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (shade % 256, 90, 200 - shade % 200)).save(path)
+
+    @staticmethod
+    def cells(*rows):
+        """Text as MATLAB keeps it: an array of cells; a row is one text, or a tuple of texts."""
+        import numpy as np
+        return np.array([[row] if isinstance(row, str) else list(row) for row in rows], dtype=object)
+
+    def numbered(self, folder: Path, names: tuple[str, ...], shades: dict[str, int]) -> list[list[int]]:
+        """Pictures `<person>_*.jpg` in `folder`; returns the column of the people's numbers."""
+        for name in names:
+            self.put(folder / name, shades[name.split("_")[0]])
+        return [[int(name.split("_")[0])] for name in names]
+
+    def casia(self, root: Path, people: dict[str, int] | None = None) -> Path:
+        """CASIA-WebFace: `people` are names and numbers of pictures."""
+        for k, (person, n) in enumerate((people or {"0000045": 4, "0000099": 1, "0000100": 2, "0000102": 4}).items()):
+            for i in range(n):
+                self.put(root / "CASIA-WebFace" / person / f"{i + 1:03d}.jpg", 60 * k)
+        return root
+
+    def lfw(self, root: Path) -> Path:
+        """LFW with both views: three people to test in view 1, and two folds of 2 + 2 pairs in view 2."""
+        for k, (person, n) in enumerate({"Ann_Lee": 3, "Bo_Chi": 2, "Cy_Di": 2, "Di_Ed": 1, "Ed_Fo": 1}.items()):
+            for i in range(n):
+                self.put(root / "lfw" / person / f"{person}_{i + 1:04d}.jpg", 50 * k)
+        (root / "lfw" / "peopleDevTrain.txt").write_text("2\nAnn_Lee\t3\nDi_Ed\t1\n")
+        (root / "lfw" / "pairsDevTest.txt").write_text("2\nBo_Chi\t1\t2\nCy_Di\t1\t2\nBo_Chi\t1\tCy_Di\t2\nCy_Di\t1\tEd_Fo\t1\n")
+        fold = "Bo_Chi\t1\t2\nCy_Di\t1\t2\nBo_Chi\t1\tCy_Di\t2\nCy_Di\t1\tEd_Fo\t1\n"
+        (root / "lfw" / "pairs.txt").write_text(f"2\t2\n{fold}{fold.replace('Bo_Chi', 'Ann_Lee')}")
+        return root
+
+    def tinyface(self, root: Path) -> Path:
+        """TinyFace: three people, three distractors."""
+        from scipy.io import savemat
+        for k in (3, 11):
+            self.put(root / "tinyface" / "Training_Set" / str(k) / f"{k}_1.jpg", k)
+        test, shades = root / "tinyface" / "Testing_Set", {"7": 10, "9": 120, "12": 220}
+        gallery, probe = ("7_1.jpg", "9_1.jpg", "9_2.jpg", "12_1.jpg"), ("9_3.jpg", "7_2.jpg", "12_2.jpg")
+        ids = [self.numbered(test / folder, names, shades) for folder, names in (("Gallery_Match", gallery), ("Probe", probe))]
+        for i in range(3):
+            self.put(test / "Gallery_Distractor" / f"{i}.jpg", 60 + 5 * i)
+        savemat(test / "gallery_match_img_ID_pairs.mat", {"gallery_set": self.cells(*gallery), "gallery_ids": ids[0]})
+        savemat(test / "probe_img_ID_pairs.mat", {"probe_set": self.cells(*probe), "probe_ids": ids[1]})
+        return root
+
+    def survface(self, root: Path, repeat: int = 1) -> Path:
+        """QMUL-SurvFace: two people, two strangers of whom one looks much like number 6, and 2 + 2 pairs, each listed `repeat` times."""
+        from scipy.io import savemat
+        folder = root / "QMUL-SurvFace"
+        self.put(folder / "training_set" / "1" / "1_cam1_1.jpg")
+        test, check, shades = folder / "Face_Identification_Test_Set", folder / "Face_Verification_Test_Set", {"5": 10, "6": 120}
+        gallery, mated = ("5_cam1_1.jpg", "5_cam2_4.jpg", "6_cam1_2.jpg"), ("6_cam3_1.jpg", "5_cam3_9.jpg")
+        ids = [self.numbered(test / place, names, shades) for place, names in (("gallery", gallery), ("mated_probe", mated))]
+        for i, s in enumerate((118, 220)):
+            self.put(test / "unmated_probe" / f"{i}.jpg", s)
+        savemat(test / "gallery_img_ID_pairs.mat", {"gallery_set": self.cells(*gallery), "gallery_ids": ids[0]})
+        savemat(test / "mated_probe_img_ID_pairs.mat", {"mated_probe_set": self.cells(*mated), "mated_probe_ids": ids[1]})
+        for i, name in enumerate("abcd"):
+            self.put(check / "verification_images" / f"{name}.jpg", 10 if i < 2 else 200)
+        savemat(check / "positive_pairs_names.mat", {"positive_pairs_names": self.cells(*repeat * (("a.jpg", "b.jpg"), ("c.jpg", "d.jpg")))})
+        savemat(check / "negative_pairs_names.mat", {"negative_pairs_names": self.cells(*repeat * (("a.jpg", "c.jpg"), ("b.jpg", "d.jpg")))})
+        return root
+
+    def scface(self, root: Path) -> Path:
+        """SCface: three people, five cameras, three distances."""
+        for k in (1, 2, 3):
+            self.put(root / "SCface" / "mugshot_frontal_cropped_all" / f"{k:03d}_frontal.JPG", 70 * k)
+            for d in (1, 2, 3):
+                for c in range(1, 6):
+                    self.put(root / "SCface" / f"surveillance_cameras_distance_{d}" / f"cam_{c}" / f"{k:03d}_cam{c}_{d}.jpg", 70 * k, (10 * d, 12 * d))
+        return root
+
+    def uccs(self, root: Path, subjects: int = 3) -> Path:
+        """UCCS: `subjects` with six pictures each, and one with too few."""
+        for k in range(subjects + 1):
+            for i in range(6 if k < subjects else 2):
+                self.put(root / "uccs" / f"{k:04d}" / f"{i}.jpg", 70 * k)
+        return root
+
+
+@pytest.fixture(scope="session")
+def face_layouts() -> FaceLayouts:
+    """Writers of face sets on disk, such as `face_layouts.tinyface(root)`; each returns the root."""
+    return FaceLayouts()

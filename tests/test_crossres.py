@@ -1,25 +1,41 @@
-"""Two views, unseen classes, named networks and batches that carry the teacher's answers."""
+"""Two views, unseen classes, named networks, batches that carry the teacher's answers, and the protocols of native low-resolution faces."""
 
 import pytest
 import torch
 
 from kdnotes.crossres import (
+    DISTANCES,
+    SEARCHES,
     Views,
     both_views,
+    by_first_picture,
+    face_sets,
     first_of_each,
     fresh_network,
     fresh_recogniser,
     join,
+    linear_probe,
     paired_batches,
     parse_network,
+    recognition,
+    search,
+    search_sets,
+    subjects_of,
     target_in,
+    train_all,
+    trained,
     unseen_classes,
+    verification,
+    weights_of,
 )
 from kdnotes.data.augment import channel_statistics
 from kdnotes.data.degrade import low_resolution
 from kdnotes.data.images import load, to_float
 from kdnotes.losses.margin import CosFace
+from kdnotes.metrics.retrieve import mean_average_precision
+from kdnotes.metrics.verify import identity_ranks, open_set_rate
 from kdnotes.models.embedders import names
+from kdnotes.runtime import Place, fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +96,111 @@ def test_answers_travel_with_their_images(digits, views):
             torch.testing.assert_close(target_in(batch), teacher(batch["low"]))
         assert torch.allclose(batch["brightness"], batch["low"].mean((1, 2, 3)))
     assert calls == ([64] * len(batches) if views.random else [len(digits[0])])          # once for all where nothing moves
+
+
+# ---- native low resolution -----------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def native(tmp_path, face_layouts, monkeypatch):
+    """Every native set, CASIA-WebFace and LFW below one root, which the package is told of."""
+    for write in (face_layouts.casia, face_layouts.lfw, face_layouts.tinyface, face_layouts.survface, face_layouts.scface, face_layouts.uccs):
+        write(tmp_path)
+    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path))
+    return tmp_path
+
+
+def colours(images):
+    """The mean colour, by which the fixtures tell people apart."""
+    x = images.images.float().mean((2, 3)) - 100
+    return torch.cat([x, torch.ones(len(x), 1)], 1)
+
+
+def test_every_search_is_opened_whole_and_once(native):
+    made = {test: search_sets(test, 8) for tests in SEARCHES.values() for test in tests}
+    assert {test: (len(sets.gallery), len(sets.probe), sets.cameras) for test, sets in made.items()} == {
+        "tinyface": (4 + 3, 3, 1), "survface": (3, 2 + 2, 1)} | dict.fromkeys(DISTANCES, (3, 15, 2))
+    for sets in made.values():
+        assert sets.gallery.classes == sets.probe.classes and sets.gallery.shape == sets.probe.shape == (3, 8, 8) and sets.gallery.images.dtype == torch.uint8
+        found = search(colours(sets.gallery), sets.gallery.labels, colours(sets.probe), sets.probe.labels, ranks=(1, 2))
+        assert found["rank1"] == found["rank2"] == found["mean_average_precision"] == 100
+    assert search_sets("tinyface", 8) is made["tinyface"] and search_sets("tinyface", 4).gallery.shape == (3, 4, 4)
+    strangers = search(colours(made["survface"].gallery), made["survface"].gallery.labels, colours(made["survface"].probe), made["survface"].probe.labels, fpirs=(0.5, 0.01))
+    assert list(strangers)[-2:] == ["tpir20_at_fpir_0.5", "tpir20_at_fpir_0.01"] and strangers["tpir20_at_fpir_0.5"] >= strangers["tpir20_at_fpir_0.01"]
+    with pytest.raises(ValueError, match="unknown search 'scface'; did you mean 'scface:"):
+        search_sets("scface", 8)
+    (native / "SCface" / "mugshot_frontal_cropped_all").rename(native / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="lay the distributed folders"):
+        search_sets("scface:1", 16)
+
+
+@pytest.mark.parametrize("strangers", [0, 9])
+def test_a_search_is_what_the_measures_say_one_by_one(strangers):
+    g = torch.Generator().manual_seed(2)
+    centres = torch.randn(30, 6, generator=g)
+    ids, truth = torch.cat([torch.arange(12).repeat_interleave(3), torch.arange(12, 25)]), torch.cat([torch.arange(12).repeat(4), 25 + torch.arange(strangers) % 5])
+    gallery, probe = (centres[y] + torch.randn(len(y), 6, generator=g) for y in (ids, truth))
+    found = search(gallery, ids, probe, truth, ranks=(1, 3), fpirs=(0.3, 0.1))
+    rank, mated = identity_ranks(gallery, ids, probe, truth).rank, truth < 25
+    assert [found["rank1"], found["rank3"]] == pytest.approx([100 * float((rank[mated] <= k).float().mean()) for k in (1, 3)]) and found["rank1"] < found["rank3"]
+    assert found["mean_average_precision"] == pytest.approx(100 * mean_average_precision(probe[mated], truth[mated], gallery, ids))
+    if strangers:
+        expected = open_set_rate(gallery, ids, probe, truth, (0.3, 0.1), rank=20)
+        assert [found["tpir20_at_fpir_0.3"], found["tpir20_at_fpir_0.1"]] == pytest.approx([100 * rate for rate in expected.values()])
+    assert len(found) == 3 + 2 * bool(strangers) and all(0 <= value <= 100 for value in found.values())
+
+
+def test_faces_to_learn_from_and_the_pairs_of_other_faces(native):
+    casia = face_sets("casia", 8, least=2)
+    assert len(casia.learnt) == 10 and len(casia.learnt.classes) == 3 and len(casia.test) == 9 and casia.pairs.folds == 2
+    assert len(face_sets("casia", 8, people=0).learnt) == 10 and face_sets("casia", 8, people=2).learnt.classes == ("0000045", "0000100")
+    tiny, surv = face_sets("tinyface", 8, least=1), face_sets("survface", 8, least=1)
+    assert tiny.learnt.classes == ("11", "3") and tiny.test is None and surv.learnt.classes == ("1",) and len(surv.test) == len(surv.pairs.same) == 4
+    judged = verification(colours(surv.test), surv.pairs._replace(folds=2), fars=(0.3, 0.001))
+    assert judged == {"verification_accuracy": 100, "auc": 100, "equal_error_rate": 0, "tar_at_far_0.3": 100, "tar_at_far_0.001": 100}
+    whole = recognition(colours(casia.test), casia.test.labels, casia.pairs)
+    assert whole.items() >= verification(colours(casia.test), casia.pairs).items() and whole["rank1"] == 100
+
+
+def test_subjects_are_classes_whose_last_layer_is_fitted(native):
+    train, test = subjects_of(8, subjects=3)
+    assert train.classes == test.classes == ("0000", "0001", "0002") and train.labels.bincount().tolist() == [5] * 3 and test.labels.bincount().tolist() == [1] * 3
+    assert subjects_of(8, subjects=3)[0] is train
+    logits = linear_probe(colours(train), train.labels, colours(test))
+    assert logits.argmax(1).equal(test.labels) and logits.equal(linear_probe(colours(train), train.labels, colours(test)))
+    with pytest.raises(ValueError, match="3 subjects in .* have at least 5 pictures; 180 were asked for"):
+        subjects_of(8)
+
+
+def trained_on(value, place, count=None):
+    """A network whose first weights are all `value`, as if it had been trained to that; every training is one more line in the file `count`."""
+    def train(checkpoint):
+        assert checkpoint.parent == place.root and not checkpoint.exists()
+        network = fresh_network("smallconv:2-4-8:8", 5, 1, 8, seed=0)
+        torch.nn.init.constant_(network.trunk.stage1[0].weight, value)
+        if count:
+            count.write_text((count.read_text() if count.exists() else "") + f"{value}\n")
+        return weights_of(network)
+
+    return trained({"value": value}, lambda: fresh_network("smallconv:2-4-8:8", 5, 1, 8, seed=0), train, place, "constant")
+
+
+def test_a_network_is_trained_once_and_comes_back_frozen(tmp_path):
+    place, count = Place("cpu", "32-true", tmp_path / "stages"), tmp_path / "count"
+    (tmp_path / "stages").mkdir()
+    for value in (1, 2, 2):                                                               # one stream at a time needs no other process
+        assert train_all(lambda value: trained_on(value, place, count), [value], place) is None
+    assert count.read_text().split() == ["1", "2"]
+    network = trained_on(2, place, count)
+    assert len(count.read_text().split()) == 2 and (network.trunk.stage1[0].weight == 2).all()
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    assert fingerprint(weights_of(network)) == fingerprint(network.state_dict()) == fingerprint(weights_of(trained_on(2, place)))
+    assert sorted(path.name.split("-")[0] for path in place.root.glob("*.pt")) == ["constant"] * 2
+
+
+def test_the_first_picture_of_each_person_is_the_gallery():
+    labels = torch.tensor([0, 0, 1, 2, 1, 3])
+    features = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0, 1], [0, 0.2, 0.9], [0, 0, 1.1]])
+    assert by_first_picture(features, labels, (1, 3, 4)) == {"rank1": 50.0, "rank3": 100.0, "rank4": 100.0}      # 4 is nearer to 2 and to the distractor 3
 
 
 @pytest.mark.parametrize("call, words", [

@@ -6,10 +6,10 @@ __all__ = ['DAMAGE', 'FASHION', 'STL', 'TORCHVISION', 'EXPECTED', 'EMBEDDED', 'P
            'ImageSet', 'to_float', 'every_fifth', 'read_embedded', 'data_root', 'verified', 'one_line', 'reading',
            'read_idx_array', 'read_idx', 'read_cifar', 'read_svhn', 'read_stl10', 'torchvision_files', 'Source',
            'channels_first', 'as_image_set', 'how_to_get', 'torchvision_source', 'resize', 'read_npz', 'count_npz',
-           'prepared_source', 'open_array', 'open_split', 'check_splits', 'paired_splits', 'add', 'class_files',
-           'read_picture', 'read_pictures', 'folder_source', 'found_below', 'known', 'fetch', 'find_source', 'load',
-           'status', 'class_batches', 'check_order', 'Order', 'as_tensors', 'check_share', 'check_tensors', 'Epochs',
-           'Batches']
+           'prepared_source', 'open_array', 'open_split', 'check_splits', 'paired_splits', 'add', 'physical_memory',
+           'class_files', 'read_picture', 'alike', 'read_pictures', 'folder_source', 'found_below', 'known', 'fetch',
+           'find_source', 'load', 'status', 'class_batches', 'check_order', 'Order', 'as_tensors', 'check_share',
+           'check_tensors', 'Epochs', 'Batches']
 
 # %% ../../nbs/data/images.ipynb #896f4b67
 import difflib
@@ -457,9 +457,19 @@ def add(name: str, train: object, test: object, root: str | os.PathLike | None =
 
 EMBEDDED = {"digits": "1,442 + 355 grey 8x8", "mnist5k": "4,000 + 1,000 grey 28x28"}
 
-# %% ../../nbs/data/images.ipynb #1d72ef48
+# %% ../../nbs/data/images.ipynb #2872ed60
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"}
-MEMORY_LIMIT = 4 * 2**30      # bytes of decoded pixels; above this a set should stream
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine; 8 GiB where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 8 * 2**30
+
+
+MEMORY_LIMIT = physical_memory() // 2      # bytes of decoded pixels; above this a set should stream
 
 
 def class_files(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
@@ -482,7 +492,14 @@ def read_picture(path: Path, size: int | None = None, box: tuple[int, int, int, 
             picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
-# %% ../../nbs/data/images.ipynb #c5a9b849
+# %% ../../nbs/data/images.ipynb #a202dbe4
+def alike(picture: Tensor, first: Tensor, file: Path, first_file: Path) -> Tensor:
+    """`picture`, once it is seen to have the shape of the `first` one."""
+    if picture.shape != first.shape:
+        raise ValueError(f"{file} is {tuple(picture.shape)}, {first_file} is {tuple(first.shape)}; pass size= to bring all to one size")
+    return picture
+
+
 def read_pictures(files: Sequence[Path], size: int | None, boxes: Sequence | None = None) -> Tensor:
     """Many pictures as one uint8 tensor `(N, 3, H, W)`, decoded by threads; refuses what exceeds `MEMORY_LIMIT`."""
     boxes = [None] * len(files) if boxes is None else boxes
@@ -490,12 +507,14 @@ def read_pictures(files: Sequence[Path], size: int | None, boxes: Sequence | Non
     if first.numel() * len(files) > MEMORY_LIMIT:
         raise ValueError(f"{len(files)} pictures of {tuple(first.shape)} take {first.numel() * len(files) / 2**30:.1f} GiB; "
                          "pass a smaller size=, or stream them with kdnotes.data.folders.stream")
+    pictures = first.new_empty(len(files), *first.shape)
+
+    def put(i: int) -> None:
+        pictures[i] = alike(read_picture(files[i], size, boxes[i]), first, files[i], files[0])
+
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        pictures = list(pool.map(lambda file, box: read_picture(file, size, box), files, boxes))
-    odd = next((i for i, picture in enumerate(pictures) if picture.shape != first.shape), None)
-    if odd is not None:
-        raise ValueError(f"{files[odd]} is {tuple(pictures[odd].shape)}, {files[0]} is {tuple(first.shape)}; pass size= to bring all to one size")
-    return torch.stack(pictures)
+        list(pool.map(put, range(len(files))))                # raises what the first failing picture raised
+    return pictures
 
 # %% ../../nbs/data/images.ipynb #5652537f
 def folder_source(name: str, root: Path) -> Source:

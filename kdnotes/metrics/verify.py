@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['pair_scores', 'Cuts', 'cuts', 'best_threshold', 'fold_numbers', 'given_folds', 'Folds', 'judge_folds',
            'kfold_accuracy', 'Roc', 'roc', 'check_rates', 'tar_at_far', 'equal_error_rate', 'identification_rate',
-           'templates', 'IdentityRanks', 'identity_scores', 'identity_ranks', 'open_set_rate']
+           'templates', 'IdentityRanks', 'best_of_each', 'identity_ranks', 'tpir_at_fpir', 'open_set_rate']
 
 # %% ../../nbs/metrics/verify.ipynb #4c943a55
 from collections.abc import Iterable
@@ -175,7 +175,7 @@ def templates(embeddings: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     sums = embeddings.new_zeros(len(known), embeddings.shape[1]).index_add_(0, which, normalize(embeddings))
     return normalize(sums), known
 
-# %% ../../nbs/metrics/verify.ipynb #91f36b55
+# %% ../../nbs/metrics/verify.ipynb #71e6d54a
 class IdentityRanks(NamedTuple):
     """For each probe `(Q,)`: the `rank` from 1 of its own identity (NEVER where the gallery lacks it), the `own` score, and that of the best other identity."""
     rank: Tensor
@@ -183,24 +183,39 @@ class IdentityRanks(NamedTuple):
     other: Tensor
 
 
-def identity_scores(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine `(Q, T)` of each probe to the nearest image of each of T gallery identities, and where the identity is the probe's own, bool `(Q, T)`."""
-    gallery, probe = check_embeddings(gallery, "gallery"), check_embeddings(probe, "probes").to(gallery.device)
+def best_of_each(scores: Tensor, which: Tensor, identities: int) -> Tensor:
+    """The highest of `scores` `(Q, M)` among the images of each identity, `(Q, identities)`; `which` `(M,)` numbers the images' identities from 0."""
+    if identities == len(which):                                          # one image each: only the order is to be changed
+        return scores[:, which.argsort()]
+    return scores.new_full((len(scores), identities), -torch.inf).scatter_reduce_(1, which.expand(len(scores), -1), scores, "amax")
+
+# %% ../../nbs/metrics/verify.ipynb #ab8134e4
+def identity_ranks(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_ids: Tensor, chunk: int | None = None) -> IdentityRanks:
+    """Ranks and scores of `probe` `(Q, D)` among the identities of `gallery` `(M, D)`, by the cosine of the nearest image; ties count against the probe.
+
+    Blocks of `chunk` probes (by default 64 MiB of scores a block) bound the memory and do not change the result.
+    """
+    gallery, probe = check_embeddings(gallery, "gallery"), check_embeddings(probe, "probes")
     known, which = check_labels(gallery_ids, gallery, "gallery labels").unique(return_inverse=True)
-    q, g, _ = inner_form(probe, gallery, "cosine")
-    best = q.new_full((len(q), len(known)), -torch.inf).scatter_reduce_(1, which.expand(len(q), -1), q @ g.T, "amax")
-    return best, check_labels(probe_ids, probe, "probe labels")[:, None] == known
-
-
-def identity_ranks(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_ids: Tensor, chunk: int = 4096) -> IdentityRanks:
-    """Ranks and scores of `probe` `(Q, D)` among the identities of `gallery` `(M, D)`, by the cosine of the nearest image; ties count against the probe."""
-    parts = []
-    for rows in torch.arange(len(probe)).split(chunk):
-        best, own = identity_scores(gallery, gallery_ids, torch.as_tensor(probe)[rows], torch.as_tensor(probe_ids)[rows])
+    q, g, _ = inner_form(probe.to(gallery.device), gallery, "cosine")
+    truth, parts = check_labels(probe_ids, q, "probe labels"), []
+    for rows in torch.arange(len(q), device=q.device).split(chunk or max(1, 2**23 // len(g))):
+        best, own = best_of_each(q[rows] @ g.T, which, len(known)), truth[rows, None] == known
         parts.append(IdentityRanks(first_right(best, own, 1e-12), *(best.where(mask, -torch.inf).amax(1) for mask in (own, ~own))))
     return IdentityRanks(*(torch.cat(part) for part in zip(*parts)))
 
-# %% ../../nbs/metrics/verify.ipynb #0ccffd80
+# %% ../../nbs/metrics/verify.ipynb #009326e5
+def tpir_at_fpir(ranks: IdentityRanks, fpirs: float | Iterable[float], rank: int = 1) -> dict[float, float]:
+    """`{fpir: tpir}` from the `identity_ranks` of mated and of non-mated probes; a mated one must come within `rank`. ValueError where either kind lacks."""
+    limits, mated = check_rates(fpirs), ranks.rank != NEVER
+    if mated.all() or not mated.any():
+        raise ValueError(f"{int(mated.sum())} of {len(mated)} probes show somebody of the gallery; expected some, and some strangers")
+    strangers = torch.cat([ranks.other[~mated].sort(descending=True).values, ranks.other.new_full((1,), -torch.inf)])
+    allowed = (torch.tensor(limits, dtype=torch.float64) * int((~mated).sum()) + 1e-9).floor().long()
+    hit = (ranks.rank[mated] <= rank) & (ranks.own[mated] > strangers[allowed.to(strangers.device), None])
+    return dict(zip(limits, hit.double().mean(1).tolist()))
+
+# %% ../../nbs/metrics/verify.ipynb #26b733ff
 def open_set_rate(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_ids: Tensor,
                   fpirs: float | Iterable[float] = (0.01, 0.1, 0.3), rank: int = 1) -> dict[float, float]:
     """`{fpir: tpir}` for `probe` `(Q, D)` against `gallery` `(M, D)`; a probe is mated if its identity is in the gallery, and must come within `rank`.
@@ -208,12 +223,4 @@ def open_set_rate(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_ids
     Score: cosine to the nearest image of an identity. ValueError without mated or without non-mated probes, and for other bad input.
     Source: Grother and Ngan, Face Recognition Vendor Test, 2014; with `rank` 20 the TPIR20 of QMUL-SurvFace (Cheng et al., 2018).
     """
-    limits = check_rates(fpirs)
-    ranks = identity_ranks(gallery, gallery_ids, probe, probe_ids)
-    mated = ranks.rank != NEVER
-    if mated.all() or not mated.any():
-        raise ValueError(f"{int(mated.sum())} of {len(mated)} probes show somebody of the gallery; expected some, and some strangers")
-    strangers = torch.cat([ranks.other[~mated].sort(descending=True).values, ranks.other.new_full((1,), -torch.inf)])
-    allowed = (torch.tensor(limits, dtype=torch.float64) * int((~mated).sum()) + 1e-9).floor().long()
-    hit = (ranks.rank[mated] <= rank) & (ranks.own[mated] > strangers[allowed.to(strangers.device), None])
-    return dict(zip(limits, hit.double().mean(1).tolist()))
+    return tpir_at_fpir(identity_ranks(gallery, gallery_ids, probe, probe_ids), check_rates(fpirs), rank)

@@ -1,10 +1,8 @@
 """Face sets in their true layouts, in miniature: folders of identities, LFW's development view, TinyFace, QMUL-SurvFace, SCface; and what they say when something is wrong."""
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy.io import savemat
 
 from kdnotes.data.faces import faces
@@ -28,20 +26,6 @@ from kdnotes.metrics.verify import identification_rate, identity_ranks, judge_fo
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
-def put(path, shade=0, size=(20, 24)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (shade % 256, 90, 200 - shade % 200)).save(path)
-
-
-def cells(*names):
-    """Text as MATLAB keeps it: an array of cells, one a row."""
-    return np.array([[name] for name in names], dtype=object)
-
-
-def pairs_of(*rows):
-    return np.array([list(row) for row in rows], dtype=object)
-
-
 def colours(pictures):
     """A made-up embedding: the mean colour, which the fixtures make a mark of the person."""
     x = pictures.load().images.float().mean((2, 3)) - 100
@@ -51,11 +35,8 @@ def colours(pictures):
 # ---- folders of identities --------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def webface(tmp_path):
-    for k, (person, n) in enumerate({"0000045": 4, "0000099": 1, "0000100": 2, "0000102": 4}.items()):
-        for i in range(n):
-            put(tmp_path / "CASIA-WebFace" / person / f"{i + 1:03d}.jpg", 60 * k)
-    return tmp_path
+def webface(tmp_path, face_layouts):
+    return face_layouts.casia(tmp_path)
 
 
 def test_identity_folders(webface):
@@ -81,13 +62,8 @@ def test_identity_folders(webface):
 # ---- LFW, view 1 --------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def view(tmp_path):
-    for k, (person, n) in enumerate({"Ann_Lee": 3, "Bo_Chi": 2, "Cy_Di": 2, "Di_Ed": 1, "Ed_Fo": 1}.items()):
-        for i in range(n):
-            put(tmp_path / "lfw" / person / f"{person}_{i + 1:04d}.jpg", 50 * k)
-    (tmp_path / "lfw" / "peopleDevTrain.txt").write_text("2\nAnn_Lee\t3\nDi_Ed\t1\n")
-    (tmp_path / "lfw" / "pairsDevTest.txt").write_text("2\nBo_Chi\t1\t2\nCy_Di\t1\t2\nBo_Chi\t1\tCy_Di\t2\nCy_Di\t1\tEd_Fo\t1\n")
-    return tmp_path
+def view(tmp_path, face_layouts):
+    return face_layouts.lfw(tmp_path)
 
 
 def test_lfw_development(view):
@@ -119,21 +95,8 @@ def test_a_list_of_one_fold_needs_no_number_of_folds(view):
 # ---- TinyFace -----------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def tiny(tmp_path):
-    for k in (3, 11):
-        put(tmp_path / "tinyface" / "Training_Set" / str(k) / f"{k}_1.jpg", k)
-    test = tmp_path / "tinyface" / "Testing_Set"
-    shade = {"7": 10, "9": 120, "12": 220}
-    gallery, probe = ("7_1.jpg", "9_1.jpg", "9_2.jpg", "12_1.jpg"), ("9_3.jpg", "7_2.jpg", "12_2.jpg")
-    for folder, names in (("Gallery_Match", gallery), ("Probe", probe)):
-        for name in names:
-            put(test / folder / name, shade[name.split("_")[0]])
-    for i in range(3):
-        put(test / "Gallery_Distractor" / f"{i}.jpg", 60 + 5 * i)
-    ids = lambda names: [[int(name.split("_")[0])] for name in names]
-    savemat(test / "gallery_match_img_ID_pairs.mat", {"gallery_set": cells(*gallery), "gallery_ids": ids(gallery)})
-    savemat(test / "probe_img_ID_pairs.mat", {"probe_set": cells(*probe), "probe_ids": ids(probe)})
-    return tmp_path
+def tiny(tmp_path, face_layouts):
+    return face_layouts.tinyface(tmp_path)
 
 
 def test_tinyface(tiny):
@@ -146,9 +109,9 @@ def test_tinyface(tiny):
     assert mean_average_precision(colours(test.probe), test.probe.labels, gallery, ids) == 1.0
 
 
-def test_tinyface_bad_input(tiny):
+def test_tinyface_bad_input(tiny, face_layouts):
     folder = tiny / "tinyface" / "Testing_Set"
-    savemat(folder / "probe_img_ID_pairs.mat", {"probe_set": cells("9_3.jpg", "7_2.jpg"), "probe_ids": [[9]]})
+    savemat(folder / "probe_img_ID_pairs.mat", {"probe_set": face_layouts.cells("9_3.jpg", "7_2.jpg"), "probe_ids": [[9]]})
     with pytest.raises(ValueError, match="probe_img_ID_pairs.mat cannot be read .it lists 2 files and 1 identities"):
         tinyface(tiny)
     (folder / "probe_img_ID_pairs.mat").write_bytes(b"cut short")
@@ -162,24 +125,8 @@ def test_tinyface_bad_input(tiny):
 # ---- QMUL-SurvFace ------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def surv(tmp_path):
-    root = tmp_path / "QMUL-SurvFace"
-    put(root / "training_set" / "1" / "1_cam1_1.jpg")
-    test, check = root / "Face_Identification_Test_Set", root / "Face_Verification_Test_Set"
-    shade = {"5": 10, "6": 120}
-    gallery, mated = ("5_cam1_1.jpg", "5_cam2_4.jpg", "6_cam1_2.jpg"), ("6_cam3_1.jpg", "5_cam3_9.jpg")
-    for folder, names in (("gallery", gallery), ("mated_probe", mated)):
-        for name in names:
-            put(test / folder / name, shade[name.split("_")[0]])
-    for i, s in enumerate((118, 220)):                                             # one stranger who looks much like number 6
-        put(test / "unmated_probe" / f"{i}.jpg", s)
-    savemat(test / "gallery_img_ID_pairs.mat", {"gallery_set": cells(*gallery), "gallery_ids": [[5], [5], [6]]})
-    savemat(test / "mated_probe_img_ID_pairs.mat", {"mated_probe_set": cells(*mated), "mated_probe_ids": [[6], [5]]})
-    for i, name in enumerate("abcd"):
-        put(check / "verification_images" / f"{name}.jpg", 10 if i < 2 else 200)
-    savemat(check / "positive_pairs_names.mat", {"positive_pairs_names": pairs_of(("a.jpg", "b.jpg"), ("c.jpg", "d.jpg"))})
-    savemat(check / "negative_pairs_names.mat", {"negative_pairs_names": pairs_of(("a.jpg", "c.jpg"), ("b.jpg", "d.jpg"))})
-    return tmp_path
+def surv(tmp_path, face_layouts):
+    return face_layouts.survface(tmp_path)
 
 
 def test_survface(surv):
@@ -206,16 +153,11 @@ def test_survface_bad_input(surv):
 # ---- SCface -------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def cameras(tmp_path):
-    for k in (1, 2, 3):
-        put(tmp_path / "SCface" / "mugshot_frontal_cropped_all" / f"{k:03d}_frontal.JPG", 70 * k)
-        for d in (1, 2, 3):
-            for c in range(1, 6):
-                put(tmp_path / "SCface" / f"surveillance_cameras_distance_{d}" / f"cam_{c}" / f"{k:03d}_cam{c}_{d}.jpg", 70 * k, (10 * d, 12 * d))
-    return tmp_path
+def cameras(tmp_path, face_layouts):
+    return face_layouts.scface(tmp_path)
 
 
-def test_scface(cameras):
+def test_scface(cameras, face_layouts):
     for d in (1, 2, 3):
         test = scface(cameras, size=8, distance=d)
         assert test.gallery.classes == ("001", "002", "003") and len(test.probe) == 15 and test.probe.labels.bincount().tolist() == [5] * 3
@@ -224,11 +166,35 @@ def test_scface(cameras):
     assert len(scface(cameras, cameras=(2,)).probe) == 3
     with pytest.raises(ValueError, match="distance is 4, cameras are .*4.2 m"):
         scface(cameras, distance=4)
-    put(cameras / "SCface" / "surveillance_cameras_distance_1" / "cam_1" / "004_cam1_2.jpg")
+    face_layouts.put(cameras / "SCface" / "surveillance_cameras_distance_1" / "cam_1" / "004_cam1_2.jpg")
     with pytest.raises(ValueError, match="004_cam1_2.jpg is not named like SCface's files"):
         scface(cameras)
     with pytest.raises(FileNotFoundError, match="mugshot_frontal_cropped_all holds no pictures; lay the distributed folders"):
         scface(cameras / "absent")
+    with pytest.raises(ValueError, match="the test of scface is a protocol.*; it has no training people"):
+        load("scface", "train", root=cameras)
+
+
+def test_what_a_run_needs_is_known_before_it_starts(tmp_path, face_layouts):
+    from kdnotes.batch import check_data
+    from kdnotes.data.facesets import NEEDS, known
+
+    class Config:
+        dataset, DATA = "faces", ("images", "facesets")
+
+    check_data(Config, "faces", tmp_path)
+    for name in NEEDS:
+        with pytest.raises(FileNotFoundError, match=rf"the data of {name} are not there .*CASIA-WebFace.*lay the faces out as CASIA-WebFace"):
+            check_data(Config, name, tmp_path)
+    face_layouts.casia(tmp_path)
+    for name in NEEDS:
+        with pytest.raises(FileNotFoundError, match=rf"the data of {name} are not there"):
+            check_data(Config, f"faces+{name}", tmp_path)
+        {"casia": face_layouts.lfw}.get(name, getattr(face_layouts, name))(tmp_path)
+        check_data(Config, f"faces+{name}", tmp_path)
+    assert len(known(tmp_path)["casia"].read(tmp_path, "train", 8)) == 11 and len(known()["faces"].read(tmp_path, "train", 8)) == 1000
+    with pytest.raises(ValueError, match="unknown data set 'scfac'; did you mean scface"):
+        check_data(Config, "scfac", tmp_path)
 
 
 def test_any_set_is_installed_with_disjoint_people(tmp_path):

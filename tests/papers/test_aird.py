@@ -1,7 +1,9 @@
 """AIRD: closed forms of its losses, the wiring of teacher and student, adaptation, and the protocol."""
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,6 +176,13 @@ def test_every_relation_trains_the_student(config, place, kind):
     assert learner.network.embedder.trunk[0][0].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize(("anchors", "kept"), [(16, 16), (0, None)])
+def test_relation_vectors_are_contrasted_for_some_anchors_or_for_all(config, place, anchors, kept):
+    people, recipe = aird.people_of(config, "open", 0, place), Recipe(relation=2, rld="crrcd")
+    network = aird.new_network(Stream("open", 0, recipe, 8), config, people)
+    assert Learner(network, recipe, replace(config, anchors=anchors), config.dim, people.student.labels).memory["relation"].anchors == kept
+
+
 def test_a_weight_of_zero_removes_the_computation(config, place, monkeypatch):
     people, asked = aird.people_of(config, "open", 0, place), []
     monkeypatch.setattr(aird, "term_loss", lambda term, *rest: asked.append(term) or torch.zeros(()))
@@ -278,6 +287,18 @@ def test_predictions_come_back_in_the_order_of_the_images(config, place):
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("adaptation", ["none", "FaceBN"])
+def test_a_large_test_set_goes_through_in_parts_with_the_same_answers(config, place, monkeypatch, adaptation):
+    people = aird.people_of(config, "open", 0, place)
+    network = aird.new_network(Stream("open", 0, Recipe(), 8), config, people).eval()
+    x, order = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(50)
+    whole = aird.adapted(network, x, order, Look(adaptation=adaptation)).features
+    monkeypatch.setattr(aird, "AT_ONCE", 1000)
+    monkeypatch.setattr(aird, "PART", 16)
+    assert aird.batch_of(Look(adaptation=adaptation), x) == 16 and aird.batch_of(Look(adaptation="prediction-time BN"), x) == 50 and aird.batch_of(Look(batch=4), x) == 4
+    assert torch.allclose(aird.adapted(network, x, order, Look(adaptation=adaptation)).features, whole, atol=1e-4)
+
+
 def test_faces_arrive_shuffled_or_person_by_person():
     labels = torch.arange(5).repeat(4)
     shuffled, sorted_ = (aird.arrival(labels, order, 0) for order in ("shuffled", "by identity"))
@@ -336,6 +357,132 @@ def test_a_second_run_trains_nothing_and_gives_the_same_numbers(tmp_path, monkey
     assert aird.run(config, fabric, tmp_path).frame().equals(first) and first.value.between(0, 100).all()
 
 
+# native low resolution
+NATIVE = {"dataset": "casia+tinyface+survface+scface+uccs", "seeds": (0,), "steps": 2, "teacher_steps": 2, "batch_size": 8, "per_class": 2, "subjects": 3, "adapt_on": 9,
+          "size": 32, "low": 8, "low_sweep": (), "teacher": "smallface", "teacher_widths": (4, 8), "student": "smallface", "student_widths": (4, 8), "dim": 16,
+          "negatives": 4, "padding": 0}
+
+
+@pytest.fixture
+def natives(tmp_path, face_layouts, monkeypatch):
+    """A data root with CASIA-WebFace and every native set, but without LFW."""
+    face_layouts.casia(tmp_path, {"a": 4, "b": 4, "c": 3, "d": 4, "e": 1})
+    face_layouts.survface(tmp_path, repeat=5)
+    for write in (face_layouts.tinyface, face_layouts.scface, face_layouts.uccs):
+        write(tmp_path)
+    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path))
+    return tmp_path
+
+
+def cells_after_the_parameters():
+    """What runs after the cell tagged `parameters` and is not exported, behind the cell that imports what that needs."""
+    cells = [cell for cell in json.loads(Path(aird.__file__).parents[2].joinpath("nbs/papers/aird.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    start = next(i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", ()))
+    return [next(s for s in sources if s.startswith("import dataclasses")), *(s for s in sources[start + 1 :] if not s.startswith("#| export"))]
+
+
+def test_students_of_casia_meet_native_faces_from_data_to_claims(natives, monkeypatch, tmp_path):
+    """The whole notebook from its parameters on, on miniature sets in their true layouts; LFW is not asked for where it is not in the data set's name."""
+    monkeypatch.setattr(Place, "map", lambda self, function, items, desc="": [function(item) for item in items])
+    space = vars(aird) | {"profile": "paper", "dataset": "tinyface+survface+scface+uccs", "seeds": "0", "device": "cpu", "precision": "fp32", "out": str(tmp_path / "run"),
+                          "overrides": {name: value for name, value in NATIVE.items() if name not in ("dataset", "seeds")}}
+    for source in cells_after_the_parameters():
+        exec(source, space)
+    config, frame, judged, folder = (space[name] for name in ("config", "frame", "judged", "folder"))
+    assert config.parts == ("native",) and config.source == "casia_webface" and set(frame.table) == {"native low resolution"}
+    assert set(frame.method) == {"teacher fed low", *aird.recipes(config)} and frame.value.between(0, 100).all()
+    for name, metrics in aird.NATIVE_METRICS.items():
+        assert set(metrics) <= set(frame[frame.dataset == name].metric)
+    rank1 = frame[(frame.dataset == "scface") & (frame.metric == "rank1") & (frame.method == "AIRD")]
+    assert set(rank1.setting) == {f"low=8;distance={d};adaptation={a}" for d in ("4.2", "2.6", "1") for a in ("none", "FaceBN", "FaceBN, mixed")}
+    assert len(judged) == 4 * 4 + 1 and (judged.n == 1).all() and (judged.verdict == "inconclusive").all()
+    made = {path.stem for kind in ("figures", "tables") for path in (folder.path / kind).iterdir()}
+    assert {"native", "native-tinyface-search", "native-survface-search", "native-survface-pairs", "native-scface-search", "native-uccs-search"} <= made
+    assert json.loads((folder.path / "manifest.json").read_text())["status"] == "finished"
+
+
+def test_everybody_is_taken_without_a_copy_and_lfw_judges_where_it_is_named(natives, face_layouts, place):
+    config = Config.profile("paper", **NATIVE | {"teacher_people": 0, "student_people": 0})
+    assert config.parts == ("open", "native") and config.natives == ("tinyface", "survface", "scface", "uccs") and config.source == "casia"
+    with pytest.raises(FileNotFoundError, match="lfw"):
+        aird.open_set(config, 0, place)
+    alone = replace(config, dataset="tinyface")
+    people = aird.people_of(alone, "open", 0, place)
+    assert people.test is None and people.pairs is None and people.student is people.teacher and len(people.teacher) == 15 and people.teacher.classes == tuple("abcd")
+    assert aird.people_of(alone, "open", 1, place).teacher.images is people.teacher.images            # decoded once, whatever the seed
+    face_layouts.lfw(natives)
+    people = aird.open_set(config, 0, place)
+    assert len(people.test) == 9 and people.pairs.folds == 2 and people.known is people.test
+    some = aird.open_set(replace(config, teacher_people=3, student_people=2, batch_size=4), 0, place)
+    assert len(some.teacher.classes) == 3 and len(some.student.classes) == 2
+    assert {row.table for row in aird.trials(config)} >= {"T1 verification", "T2 identification", "native low resolution"}
+    one = {row.stream: None for row in aird.trials(config) if row.table in ("T1 verification", "native low resolution")}
+    assert len(one) == 1 + len(aird.recipes(config))                                                   # LFW and the native tests judge the same networks
+
+
+@pytest.mark.parametrize(("dataset", "words"), [("casia", "CASIA-WebFace"), ("tinyface", "unpack the distributed tinyface.zip"), ("faces+scface", "mugshot_frontal_cropped_all"),
+                                                ("casia+uccs", "lay the faces out as"), ("survface", "QMUL-SurvFace.zip")])
+def test_a_run_without_its_faces_is_refused_before_it_starts(tmp_path, dataset, words):
+    from kdnotes.batch import check_data
+
+    assert Config.profile("paper", dataset=dataset).dataset == dataset
+    with pytest.raises(FileNotFoundError, match=f"the data of .* are not there .*{words}"):
+        check_data(Config, dataset, tmp_path)
+    check_data(Config, "faces", tmp_path)
+
+
+def test_each_camera_has_statistics_of_its_own(config, place):
+    from kdnotes.data.images import ImageSet
+
+    people = aird.people_of(config, "open", 0, place)
+    network = aird.new_network(Stream("open", 0, Recipe(), 8), config, people).eval()
+    g = torch.Generator().manual_seed(0)
+    images = [(shade * torch.rand(n, 3, 8, 8, generator=g)).to(torch.uint8) for shade, n in ((80, 30), (255, 20))]
+    sides = tuple(ImageSet(x, torch.arange(len(x)) % 5, tuple("abcde")) for x in images)
+    zero_one = (torch.zeros(3), torch.ones(3))
+    ready = lambda x: aird.Prepared(x, 8, zero_one, batch=7)
+    x = [to_float(side.images) for side in sides]
+
+    def expected(seen, shown, mode="prediction"):
+        with torch.no_grad(), FaceBN(network, "adabn") as face:
+            if mode != "plain":
+                face.adapt(seen)
+            return network(shown).features
+
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    together, own = aird.Native(sides, None), aird.Native(sides, None, apart=True)
+    adapt, mixed = Look(adaptation="FaceBN"), Look(adaptation="FaceBN", mixed=True)
+    embed = lambda native, look, count=0: aird.native_embeddings(network, native, look, count, 0, ready)
+    for native, look in ((together, adapt), (own, mixed)):
+        assert all(torch.allclose(found, expected(torch.cat(x), part), atol=1e-4) for found, part in zip(embed(native, look), x))
+    assert all(torch.allclose(found, expected(part, part), atol=1e-4) for found, part in zip(embed(own, adapt), x))
+    assert all(torch.allclose(found, expected(None, part, "plain"), atol=1e-5) for found, part in zip(embed(own, Look()), x))
+    assert torch.allclose(embed(own, adapt, 30)[0], embed(own, adapt)[0], atol=1e-5) and not torch.allclose(embed(own, adapt, 9)[0], embed(own, adapt)[0], atol=1e-3)
+    assert embed(own, adapt)[0].requires_grad is False and not embed(own, adapt)[0].is_inference()
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_prepared_images_are_what_the_network_would_be_shown():
+    from kdnotes.data.degrade import interpolate
+
+    images = torch.randint(0, 256, (11, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    statistics = (torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.1]))
+    native, enlarged = aird.Prepared(images, 8, statistics, batch=4), aird.Prepared(images, 32, statistics, batch=4)
+    for _ in range(2):                                                   # it can be read again
+        assert torch.allclose(torch.cat(list(native)), (to_float(images) - statistics[0][:, None, None]) / statistics[1][:, None, None])
+        assert [len(part) for part in enlarged] == [4, 4, 3] and len(enlarged) == 3
+    whole = interpolate(to_float(images), (32, 32), "bilinear", antialias=False)
+    assert torch.allclose(torch.cat(list(enlarged)), (whole - statistics[0][:, None, None]) / statistics[1][:, None, None], atol=1e-5)
+
+
+def test_a_single_last_image_does_not_stop_tent(config, place):
+    people = aird.people_of(config, "open", 0, place)
+    network = aird.new_network(Stream("open", 0, Recipe(), 8), config, people).eval()
+    found = aird.adapted(network, torch.rand(9, 3, 8, 8), torch.arange(9), Look(adaptation="TENT", batch=4))
+    assert found.features.shape == (9, config.dim) and found.features.isfinite().all()
+
+
 # 16: the ordering that is far outside the noise
 @pytest.mark.slow
 def test_adaptation_brings_a_darkened_world_back(place):
@@ -370,6 +517,9 @@ def test_distillation_does_not_hurt_on_clean_digits_with_all_labels(place):
         ({"tasks": ("opn",)}, "did you mean 'open'"),
         ({"tasks": ()}, "nothing to do"),
         ({"teacher_people": 10}, "teacher_people=10 must be at least 60"),
+        ({"student_people": 1}, "student_people=1 must be at least 2"),
+        ({"dataset": "faces+lfw"}, "names several sets to learn from; expected one of them, and native tests: tinyface"),
+        ({"dataset": "tinyface", "tasks": ("open",)}, "leave nothing to do for dataset='tinyface'"),
         ({"per_class": 7}, "per_class=7"),
         ({"lr": 0.0}, "lr=0.0 must be above 0"),
         ({"stepz": 3}, "did you mean 'steps'"),
