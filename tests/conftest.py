@@ -1,4 +1,5 @@
 """What several test files need: small paper notebooks, worker processes that start quickly, and face sets in their true layouts."""
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,23 @@ def write_paper() -> Callable[..., Path]:
         nbformat.write(book, folder / f"{slug}.ipynb")
         return folder / f"{slug}.ipynb"
     return write
+
+
+@pytest.fixture(scope="session")
+def run_from_parameters() -> Callable[..., dict]:
+    """`run_from_parameters(module, imports, **parameters)`: the names of the paper `module` after the cells of its notebook that come behind the parameters and
+    are not exported; the cell that begins with `imports` runs before them."""
+    def run(module: object, imports: str, **parameters: object) -> dict:
+        slug = module.__name__.rpartition(".")[2]
+        book = json.loads((Path(__file__).parents[1] / "nbs" / "papers" / f"{slug}.ipynb").read_text())
+        cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+        sources = ["".join(cell["source"]) for cell in cells]
+        start = next(i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", ()))
+        space = vars(module) | {"profile": "paper", "seeds": "0", "device": "cpu", "precision": "fp32"} | parameters
+        for source in [next(s for s in sources if s.startswith(imports)), *(s for s in sources[start + 1:] if not s.startswith("#| export"))]:
+            exec(source, space)
+        return space
+    return run
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ __all__ = ['RELATIONS', 'TERMS', 'ADAPTATIONS', 'AT_ONCE', 'PART', 'SHIFTS', 'NA
            'relation_loss', 'Recipe', 'recipes', 'variants', 'Learner', 'term_loss', 'total_loss', 'Look', 'batch_of',
            'adapted', 'blurred', 'noisy', 'Images', 'Protocol', 'Losses', 'Training', 'Scope', 'Config', 'lower_bounds',
            'check_names', 'People', 'drawn_people', 'known_faces', 'chosen_people', 'open_set', 'closed_set',
-           'pairs_of', 'people_of', 'Stream', 'new_network', 'batches_of', 'train', 'learn', 'ensure', 'test_images',
-           'arrival', 'answers', 'Native', 'native_test', 'Prepared', 'native_embeddings', 'measure_native', 'measure',
-           'Trial', 'trial', 'main_tables', 'ablation_tables', 'adaptation_tables', 'resolution_table', 'closed_table',
+           'pairs_of', 'people_of', 'Stream', 'new_network', 'batches_of', 'train', 'learn', 'test_images', 'arrival',
+           'answers', 'Native', 'native_test', 'Prepared', 'native_embeddings', 'measure_native', 'measure', 'Trial',
+           'trial', 'main_tables', 'ablation_tables', 'adaptation_tables', 'resolution_table', 'closed_table',
            'native_table', 'trials', 'dataset_of', 'exams', 'run', 'side', 'on_faces', 'distillation_claims',
            'adaptation_claims', 'native_claims', 'closed_claims', 'claims']
 
-# %% ../../nbs/papers/aird.ipynb #e81dd856
+# %% ../../nbs/papers/aird.ipynb #e2518a93
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..crossres import (DISTANCES, SEARCHES, FaceSets, Views, face_sets, first_of_each, linear_probe, paired_batches, recognition, search, search_sets,
-                              subjects_of, survface_test, target_in, verification)
+                              subjects_of, survface_test, target_in, train_all, trained, verification, weights_of)
 from ..data.augment import channel_statistics, normalise
 from ..data.degrade import interpolate, low_resolution
 from ..data.faces import faces, split_identities, verification_pairs
@@ -550,7 +550,7 @@ def batches_of(stream: Stream, config: Config, people: People, teacher: nn.Modul
     return paired_batches(images, views, size, derive_seed(stream.seed, "batches", stream.task), {"teacher": (teacher, "high")} if teacher else None,
                           config.per_class, statistics=tuple(part.to(device) for part in people.statistics))
 
-# %% ../../nbs/papers/aird.ipynb #691c87cc
+# %% ../../nbs/papers/aird.ipynb #5eac3392
 def train(stream: Stream, config: Config, place: Place, checkpoint: Path) -> dict[str, Tensor]:
     """Trained weights of the recogniser of `stream`; a student's teacher is trained first. What only served the training is dropped."""
     fabric, people = place.fabric(), people_of(config, stream.task, stream.seed, place)
@@ -565,9 +565,9 @@ def train(stream: Stream, config: Config, place: Place, checkpoint: Path) -> dic
     step = lambda module, batch: total_loss(stream.recipe, module, stream.view, batch, config.temperature)
     fit(learner, batches, step, optimizer=optimizer, epochs=max(1, round(steps / len(batches))), schedule=one_cycle(), fabric=fabric,
         checkpoint=checkpoint if steps > 1000 else None)                  # a stream of seconds is its own checkpoint
-    return {key: value.detach().cpu() for key, value in network.state_dict().items()}
+    return weights_of(network)
 
-# %% ../../nbs/papers/aird.ipynb #520f1958
+# %% ../../nbs/papers/aird.ipynb #5a894b8e
 NOT_IN_KEY = ("profile_name", "dataset", "seeds", "tasks", "low", "low_sweep", "pairs", "folds", "test_batch", "batch_sweep", "rho_sweep", "tent_lr",
               "subjects", "adapt_on", "alpha", "beta", "ild", "rld", "rkd", "crrcd", *TERMS[2:])
 
@@ -575,15 +575,8 @@ NOT_IN_KEY = ("profile_name", "dataset", "seeds", "tasks", "low", "low_sweep", "
 def learn(stream: Stream, config: Config, place: Place) -> Recogniser:
     """The trained network of `stream`, frozen and in eval mode; trained now if it is not there yet."""
     key = {"stream": stream, "source": config.source} | config.without(*NOT_IN_KEY)
-    weights = place.stage(key, lambda checkpoint: train(stream, config, place, checkpoint), f"{stream.task}-{stream.seed}")
-    network = new_network(stream, config, people_of(config, stream.task, stream.seed, place))
-    network.load_state_dict(weights)
-    return network.to(place.device).eval().requires_grad_(False)
-
-
-def ensure(stream: Stream, config: Config, place: Place) -> None:
-    """Train `stream` if it is not there yet."""
-    learn(stream, config, place)
+    build = lambda: new_network(stream, config, people_of(config, stream.task, stream.seed, place))
+    return trained(key, build, functools.partial(train, stream, config, place), place, f"{stream.task}-{stream.seed}")
 
 # %% ../../nbs/papers/aird.ipynb #f4c30eae
 def test_images(stream: Stream, shift: str, fed: int, config: Config, people: People, device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -821,14 +814,15 @@ def exams(rows: list[Trial]) -> dict[Stream, tuple[Look, ...]]:
         looks.setdefault(row.stream, {})[row.look] = None
     return {stream: tuple(found) for stream, found in looks.items()}
 
-# %% ../../nbs/papers/aird.ipynb #c1146003
+# %% ../../nbs/papers/aird.ipynb #da2cbc8e
 def run(config: Config, fabric, root: Path | str | None = None) -> Results:
     """The whole experiment. `root` keeps trained networks; a second call with the same `root` trains only what is missing."""
     place, rows = place_of(fabric, root, "aird"), trials(config)
     plan = exams(rows)
     teachers = {Stream(stream.task, stream.seed): None for stream in plan}
-    place.map(functools.partial(ensure, config=config, place=place), list(teachers), "training teachers")
-    place.map(functools.partial(ensure, config=config, place=place), [stream for stream in plan if stream.low], "training students")
+    now = functools.partial(learn, config=config, place=place)
+    train_all(now, list(teachers), place, "training teachers")
+    train_all(now, [stream for stream in plan if stream.low], place, "training students")
     measured = place.map(functools.partial(measure, config=config, place=place), list(plan.items()), "measuring")
     values = {(stream, look): metrics for (stream, looks), found in zip(plan.items(), measured) for look, metrics in zip(looks, found)}
     results = Results("aird", config.profile_name)

@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['TERMS', 'BASELINES', 'STUDY_NAMES', 'AT_LEAST', 'CHOICES', 'READINGS', 'EVERY_READING', 'PEERS', 'CROSS', 'GREY',
-           'COLOUR', 'SGD', 'SMALL_FACES', 'LFW', 'DRAWN', 'NOT_IN_KEY', 'OF_FACES', 'PRINTED', 'TABLES', 'STUDIES',
-           'DATASET_NAMES', 'Contrast', 'Recipe', 'head_of', 'term_loss', 'stage_of', 'listening', 'Learner',
-           'task_loss', 'recipes', 'Images', 'Networks', 'Contrasts', 'Faces', 'Training', 'Config', 'check_names',
-           'Stream', 'teacher_of', 'splits', 'data_of', 'People', 'real_people', 'people_of', 'views_of', 'new_network',
-           'answers', 'kept_answers', 'optimizer_of', 'learner_of', 'steps_of', 'train', 'training_key', 'learn',
-           'ensure', 'outputs', 'linear_probe', 'probe_data', 'measure_probe', 'measure_recall', 'measure_accuracy',
-           'pair_similarities', 'overlap', 'measure_verification', 'measure_identification', 'measure_search', 'Trial',
-           'main_rows', 'probe_rows', 'changed', 'negatives_rows', 'temperature_rows', 'readings_rows', 'printed',
-           'pairs_rows', 'faces_rows', 'trials', 'measure', 'dataset_of', 'run', 'embedding_claims', 'closed_claims',
-           'face_claims', 'sweep_claims', 'claims']
+           'COLOUR', 'SGD', 'SMALL_FACES', 'CASIA', 'JUDGED_ON', 'EVERY_METHOD', 'DRAWN', 'NOT_IN_KEY', 'OF_FACES',
+           'JUDGES', 'PRINTED', 'TABLES', 'STUDIES', 'DATASET_NAMES', 'Contrast', 'Recipe', 'head_of', 'term_loss',
+           'stage_of', 'listening', 'Learner', 'task_loss', 'recipes', 'Images', 'Networks', 'Contrasts', 'Faces',
+           'Training', 'Config', 'check_names', 'Stream', 'teacher_of', 'splits', 'data_of', 'People', 'real_people',
+           'people_of', 'views_of', 'statistics_of', 'new_network', 'answers', 'kept_answers', 'optimizer_of',
+           'learner_of', 'steps_of', 'optimise', 'train', 'training_key', 'learn', 'tune', 'tiny_people', 'tuned',
+           'outputs', 'probe_data', 'measure_probe', 'measure_recall', 'measure_accuracy', 'pair_similarities',
+           'overlap', 'measure_verification', 'judge_of', 'enrolled', 'measure_identification', 'measure_search',
+           'Trial', 'main_rows', 'probe_rows', 'changed', 'negatives_rows', 'temperature_rows', 'readings_rows',
+           'printed', 'pairs_rows', 'protocols_of', 'faces_rows', 'trials', 'measure', 'dataset_of', 'run',
+           'embedding_claims', 'closed_claims', 'face_claims', 'sweep_claims', 'claims']
 
-# %% ../../nbs/papers/crrcd.ipynb #f3959144
+# %% ../../nbs/papers/crrcd.ipynb #c5000e20
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,14 +30,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..crossres import Views, both_views, first_of_each, fresh_network, fresh_recogniser, paired_batches, parse_network, target_in, unseen_classes
+from ..crossres import (Views, both_views, by_first_picture, face_sets, first_of_each, fresh_network, fresh_recogniser, linear_probe, paired_batches,
+                              parse_network, search, search_sets, subjects_of, target_in, train_all, trained, unseen_classes, weights_of)
 from ..data.augment import channel_statistics
 from ..data.faces import faces, split_identities, verification_pairs
-from ..data.facesets import casia_webface, lfw_development
-from ..data.folders import Pairs, lfw, lfw_pairs
-from ..data.images import ImageSet, load, rank_in_class
+from ..data.folders import Pairs
+from ..data.images import Batches, ImageSet, data_root, load, rank_in_class
 
-# %% ../../nbs/papers/crrcd.ipynb #8e9d13c8
+# %% ../../nbs/papers/crrcd.ipynb #8a16ec82
 from ..losses.contrastive import CRDLoss
 from ..losses.distill import VIDLoss, attention_loss, hint_loss, kd_loss
 from ..losses.margin import ArcFace, CosFace
@@ -43,7 +45,7 @@ from ..losses.relation_contrast import RelationContrast
 from ..losses.relational import correlation_loss, group_loss, pair_loss, pkt_loss, triplet_loss
 from ..metrics.classify import accuracy
 from ..metrics.retrieve import recall_at_k
-from ..metrics.verify import identification_rate, judge_folds, pair_scores
+from ..metrics.verify import judge_folds, pair_scores
 from ..models.classifiers import Prediction
 from ..models.embedders import Recogniser
 from ..profiles import Profiled, unknown_name
@@ -218,7 +220,7 @@ class Images:
     flip: bool = False               # augmentation, the same for both views
     padding: int = 0
 
-# %% ../../nbs/papers/crrcd.ipynb #c93db69b
+# %% ../../nbs/papers/crrcd.ipynb #1309714a
 @dataclass(frozen=True)
 class Networks:
     """The networks (name:widths:embedding) and the weights of the objective."""
@@ -227,25 +229,26 @@ class Networks:
     student: str = "smallconv:4-8-16:32"      # [scale]
     pairs: tuple = (("smallconv:16-32-64:64", "smallconv:8-16-32:32", "peer"), ("resnet8", "smallconv:8-16-32:32", "cross"))
     pair_methods: tuple = ("Student", "KD", "CRD", "CRRCD")
+    closed_methods: tuple = ("Student", "KD", "CRD", "CRRCD", "CRRCD, literal critic")    # in classification; () = all [scale]
     alpha: float = 0.5                        # weight of L_kd [paper]
     beta: float = 2.0                         # weight of L_rcd [paper]
     rho: float = 4.0                          # temperature of soft labels [paper]
     stage: str = "stage2"                     # whose maps AT compares [inferred]
 
-# %% ../../nbs/papers/crrcd.ipynb #a296ebc6
+# %% ../../nbs/papers/crrcd.ipynb #0c9c54a8
 @dataclass(frozen=True)
 class Contrasts(Contrast):
     """The options of the contrast, fitted to the machine, and the sweeps of two of them."""
 
     n: int = 128                       # [scale; paper 512]
     p: int = 64                        # [scale; paper 128]
-    anchors: int = 16                  # [scale; all of the batch is faithful]
+    anchors: int = 8                   # [scale; all of the batch is faithful]
     crd_n: int = 512                   # [scale; component 16384]
-    negatives: tuple = (16, 512)       # further values of n [paper: 64 to 1024]
-    taus: tuple = (0.02, 0.05, 0.3)    # further values of tau [paper: 0.02 to 0.3]
-    readings: tuple = ("both sides, tied modules", "student side alone", "plain differences", "negatives of any class", "literal critic")
+    negatives: tuple = (16, 256)       # further values of n [paper: 64 to 1024]
+    taus: tuple = (0.02, 0.3)          # further values of tau [paper: 0.02 to 0.3]
+    readings: tuple = ("both sides, tied modules", "student side alone", "negatives of any class")
 
-# %% ../../nbs/papers/crrcd.ipynb #5bff7019
+# %% ../../nbs/papers/crrcd.ipynb #52098a3e
 @dataclass(frozen=True)
 class Faces:
     """People, and how they are told apart. `people`: trained on, then never seen by the networks."""
@@ -257,12 +260,15 @@ class Faces:
     face_low: int = 5                         # low resolution, native: a seventh, as in the paper [scale; paper 16]
     face_teacher: str = "smallface:8-16-32-64:64"
     face_student: str = "smallface:8-16-32:32"
-    face_methods: tuple = ("Student", "KD", "RKD", "CRD", "CRCD", "RCD only", "CRRCD")
+    face_methods: tuple = ("Student", "KD", "CRD", "CRRCD")
     margin: str = "arcface"                   # or "cosface" [paper: ArcFace]
     scale: float = 16.0                       # [scale; component 64]
     angle: float = 0.2                        # margin [scale; component 0.5]
     face_pairs: int = 1200                    # verified in ten folds [scale; LFW 6000]
-    face_steps: int = 200
+    face_steps: int = 160
+    subjects: int = 180                       # of UCCS, whom a new last layer tells apart [paper]
+    tune_steps: int = 2000                    # of further training on TinyFace's training people [inferred]
+    tune_rate: float = 0.1                    # its learning rate as a share of `lr` [inferred]
 
 # %% ../../nbs/papers/crrcd.ipynb #712a5c29
 @dataclass(frozen=True)
@@ -280,9 +286,9 @@ class Training:
     probe_steps: int = 200           # of linear classifiers on frozen embeddings
     seeds: tuple = (0, 1, 2)
 
-# %% ../../nbs/papers/crrcd.ipynb #e550dce4
+# %% ../../nbs/papers/crrcd.ipynb #b3205845
 AT_LEAST = {"steps": 1, "teacher_steps": 1, "face_steps": 1, "probe_steps": 1, "batch_size": 3, "low": 1, "face_low": 1, "face_size": 4, "train_size": 0,
-            "size": 0, "padding": 0, "anchors": 0, "n": 1, "p": 1, "pictures": 4, "face_pairs": 20, "milestones_of": 1}
+            "size": 0, "padding": 0, "anchors": 0, "n": 1, "p": 1, "pictures": 4, "face_pairs": 20, "milestones_of": 1, "subjects": 2, "tune_steps": 1}
 CHOICES = {"optimizer": ("adamw", "sgd"), "margin": ("arcface", "cosface"), "searched": ("all", "test"), "sides": ("teacher", "student", "both"),
            "norm": ("crd", "none"), "bank": ("queue", "index"), "policy": ("labels", "index"), "relation": ("module", "difference")}
 
@@ -296,7 +302,7 @@ class Config(Training, Faces, Contrasts, Networks, Images, Profiled):
         for name, least in AT_LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        for name in ("lr", "tau", "rho", "scale", "alpha", "beta"):
+        for name in ("lr", "tau", "rho", "scale", "alpha", "beta", "tune_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
         for name, allowed in CHOICES.items():
@@ -304,7 +310,7 @@ class Config(Training, Faces, Contrasts, Networks, Images, Profiled):
                 raise unknown_name(name, getattr(self, name), allowed)
         check_names(self)
 
-# %% ../../nbs/papers/crrcd.ipynb #99452572
+# %% ../../nbs/papers/crrcd.ipynb #fec8e93d
 def check_names(config: Config) -> None:
     """ValueError for a study, method or network that is not known."""
     for study in config.studies:
@@ -313,7 +319,7 @@ def check_names(config: Config) -> None:
     for reading in config.readings:
         if reading not in READINGS:
             raise unknown_name("reading", reading, READINGS)
-    for method in (*config.pair_methods, *config.face_methods):
+    for method in (*config.pair_methods, *config.closed_methods, *config.face_methods):
         if method not in recipes(config):
             raise unknown_name("method", method, recipes(config))
     for network in (config.teacher, config.student, *(name for pair in config.pairs for name in pair[:2])):
@@ -331,7 +337,7 @@ READINGS: dict[str, dict] = {
 }
 EVERY_READING = tuple(READINGS)[1:]
 
-# %% ../../nbs/papers/crrcd.ipynb #40a06fe8
+# %% ../../nbs/papers/crrcd.ipynb #9d33c8e7
 PEERS = (("wrn_40_2", "wrn_16_2"), ("wrn_40_2", "wrn_40_1"), ("resnet56", "resnet20"), ("resnet110", "resnet20"), ("resnet110", "resnet32"),
          ("resnet32x4", "resnet8x4"), ("vgg13", "vgg8"))
 CROSS = (("resnet18", "vgg8"), ("vgg11", "shufflenet_v1"), ("resnet18", "shufflenet_v2"), ("wrn_50_2", "shufflenet_v1"), ("wrn_50_2", "vgg8"))
@@ -341,20 +347,24 @@ COLOUR = {"seen": (0, 1, 2, 3, 4, 5), "searched": "test", "low": 8, "restore": F
 SGD = {"optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-4}
 SMALL_FACES = {"studies": ("faces",), "face_size": 64, "face_low": 12, "face_teacher": "smallface:16-32-64-128:128", "face_student": "smallface:8-16-32-64:64",
                "face_steps": 2000, "face_pairs": 1000, "batch_size": 96, "flip": True, "n": 512, "p": 128, "anchors": 32}
-LFW = {"studies": ("faces",), "batch_size": 96, "face_teacher": "face_resnet50::512", "face_student": "face_resnet18::512", "face_size": 112, "face_low": 16,
+CASIA = {"studies": ("faces",), "batch_size": 96, "face_teacher": "face_resnet50::512", "face_student": "face_resnet18::512", "face_size": 112, "face_low": 16,
        "scale": 64.0, "angle": 0.5, "face_pairs": 6000, "flip": True, "milestones": (21, 28, 32), "milestones_of": 35}
+JUDGED_ON = ("casia", "uccs", "tinyface")      # networks from CASIA-WebFace are judged on LFW ("casia"), UCCS, TinyFace, or several: "casia+uccs"
+EVERY_METHOD = {"closed_methods": (), "face_methods": ("Student", "KD", "RKD", "CRD", "CRCD", "RCD only", "CRRCD"), "anchors": 16, "negatives": (16, 512),
+                "taus": (0.02, 0.05, 0.3), "readings": ("both sides, tied modules", "student side alone", "plain differences", "negatives of any class", "literal critic")}
 
-# %% ../../nbs/papers/crrcd.ipynb #ba422e39
+# %% ../../nbs/papers/crrcd.ipynb #a8d91506
+Config.DATA = ("images", "facesets")
 Config.PROFILES = {
     "smoke": {"steps": 4, "teacher_steps": 4, "face_steps": 4, "train_size": 20, "seeds": (0,), "negatives": (8,), "taus": (0.3,), "readings": ("both sides, tied modules", "plain differences"), "n": 16, "p": 8, "anchors": 4,
               "student": "smallconv:2-4-8:8", "teacher": "smallconv:4-8-16:16", "pairs": (("smallconv:4-8-16:16", "resnet8", "cross"),),
-              "pair_methods": ("Student", "CRRCD"), "face_methods": ("Student", "CRRCD"), "people": (12, 20), "pictures": 6, "face_pairs": 100,
+              "pair_methods": ("Student", "CRRCD"), "closed_methods": (), "face_methods": ("Student", "CRRCD"), "people": (12, 20), "pictures": 6, "face_pairs": 100,
               "face_teacher": "smallface:4-8:8", "face_student": "smallface:4-8:8", "face_size": 16, "probe_steps": 20},
     "demo": {},
-    "real": {"dataset": "cifar10", "teacher": "resnet56", "student": "vgg8", "steps": 12000, "teacher_steps": 12000, "face_steps": 6000,
+    "real": EVERY_METHOD | {"dataset": "cifar10", "teacher": "resnet56", "student": "vgg8", "steps": 12000, "teacher_steps": 12000, "face_steps": 6000,
              "batch_size": 128, "pairs": (("resnet56", "resnet20", "peer"), ("resnet56", "shufflenet_v1", "cross")), "people": (400, 200),
              "face_size": 64, "face_low": 16, "face_teacher": "smallface:32-64-128-256:256", "face_student": "smallface:16-32-64-128:128", "face_pairs": 6000},
-    "paper": {"dataset": "cifar100", "steps": 187_500, "teacher_steps": 187_500, "batch_size": 64, "seeds": (0, 1, 2, 3, 4), "face_steps": 180_000},
+    "paper": EVERY_METHOD | {"dataset": "cifar100", "steps": 187_500, "teacher_steps": 187_500, "batch_size": 64, "seeds": (0, 1, 2, 3, 4), "face_steps": 180_000},
 }
 Config.DATASETS = {
     ("demo", "mnist5k"): GREY, ("smoke", "mnist5k"): GREY, ("real", "cifar10"): COLOUR,
@@ -364,7 +374,8 @@ Config.DATASETS = {
                                            "pairs": tuple((*pair, kind) for kind, group in (("peer", PEERS), ("cross", CROSS)) for pair in group)},
     ("paper", "svhn"): COLOUR | SGD | {"studies": ("classification",), "teacher": "resnet56", "student": "vgg8", "steps": 26_700, "teacher_steps": 26_700,
                                        "batch_size": 96, "flip": False, "milestones": (21, 28, 32), "milestones_of": 35},
-    ("paper", "casia"): COLOUR | SGD | LFW, ("paper", "lfw"): COLOUR | SGD | LFW | {"face_steps": 12_000},
+    ("paper", "lfw"): COLOUR | SGD | CASIA | {"face_steps": 12_000},
+    **{("paper", "+".join(some)): COLOUR | SGD | CASIA for r in (1, 2, 3) for some in itertools.combinations(JUDGED_ON, r)},
     **{("real", name): SMALL_FACES for name in ("lfw", "orl", "yaleb")},
 }
 
@@ -388,10 +399,10 @@ def teacher_of(stream: Stream) -> Stream:
     """The stream that teaches `stream`."""
     return Stream(stream.task, stream.seed, stream.teacher)
 
-# %% ../../nbs/papers/crrcd.ipynb #9b8ea3e0
+# %% ../../nbs/papers/crrcd.ipynb #92cf31a5
 def splits(dataset: str, size: int) -> tuple[ImageSet, ImageSet]:
     """Training and test images of a data set, read once per process."""
-    return tuple(remembered((dataset, split, size), lambda split=split: load(dataset, split, size=size or None)) for split in ("train", "test"))
+    return tuple(remembered((dataset, split, size), lambda split=split: load(dataset, split, size=size or None), keep=16) for split in ("train", "test"))
 
 
 def data_of(task: str, config: Config) -> tuple[ImageSet, ImageSet]:
@@ -403,27 +414,27 @@ def data_of(task: str, config: Config) -> tuple[ImageSet, ImageSet]:
         train, test = unseen_classes(train, test, config.seen, config.searched)
     return first_of_each(train, config.train_size) if config.train_size else train, test
 
-# %% ../../nbs/papers/crrcd.ipynb #c5ed3042
+# %% ../../nbs/papers/crrcd.ipynb #00a21044
 class People(NamedTuple):
-    """Faces to train on, faces of people who are never seen, and pairs of the latter to be verified."""
+    """Faces to train on, faces of people who are never seen, and pairs of the latter to be verified; None where only UCCS or TinyFace judge."""
 
     train: ImageSet
-    unseen: ImageSet
-    pairs: Pairs
+    unseen: ImageSet | None
+    pairs: Pairs | None
 
 
 def real_people(dataset: str, size: int, pairs: int) -> People:
-    """LFW's first view; CASIA-WebFace, judged on LFW's second view; or an image set whose classes are people, others in each split."""
+    """LFW's first view; CASIA-WebFace, with LFW's second view where "casia" is asked for; or an image set whose classes are people, others in each split."""
+    parts = dataset.split("+")
     if dataset == "lfw":
-        view = lfw_development(size=size, minimum=2)
-        return People(view.train.load(), view.test.load(), view.pairs._replace(folds=10))
-    if dataset == "casia":
-        test = lfw(size=size)
-        return People(casia_webface(size=size).load(), test.load(), lfw_pairs(test))
+        view = face_sets(dataset, size)
+        return People(view.learnt, view.test, view.pairs._replace(folds=10))
+    if set(parts) <= set(JUDGED_ON):
+        return People(*face_sets("casia" if "casia" in parts else "casia_webface", size, least=1))
     train, test = splits(dataset, size)
     return People(train, test, verification_pairs(test.labels, pairs))
 
-# %% ../../nbs/papers/crrcd.ipynb #688c817c
+# %% ../../nbs/papers/crrcd.ipynb #61bd9ab1
 DRAWN = ("digits", "mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn")      # hold no faces: those are drawn
 
 
@@ -431,16 +442,16 @@ def people_of(config: Config) -> People:
     """The people of `config`, read or drawn once per process."""
     if config.studies == ("faces",) and config.dataset not in DRAWN:
         key = (config.dataset, config.face_size, config.face_pairs)
-        return remembered(key, lambda: real_people(*key))
+        return remembered((*key, data_root()), lambda: real_people(*key), keep=16)
     key = (sum(config.people), config.pictures, config.face_size, 0, config.nuisance)
 
     def draw() -> People:
         train, unseen = split_identities(faces(*key), config.people)
         return People(train, unseen, verification_pairs(unseen.labels, config.face_pairs))
 
-    return remembered(("faces", config.people, config.face_pairs, key), draw)
+    return remembered(("faces", config.people, config.face_pairs, key), draw, keep=16)
 
-# %% ../../nbs/papers/crrcd.ipynb #160497f0
+# %% ../../nbs/papers/crrcd.ipynb #9ed14f72
 def views_of(task: str, config: Config) -> Views:
     """How the low view is made: a coarse face is fed as it is, a coarse digit or object as the profile says."""
     if task == "faces":
@@ -448,9 +459,14 @@ def views_of(task: str, config: Config) -> Views:
     return Views(config.low, config.mode, config.restore, config.flip, config.padding)
 
 
-def new_network(stream: Stream, config: Config) -> nn.Module:
-    """The untrained network of `stream`: two methods of one seed start from the same weights, so that their difference is paired."""
-    train, _ = data_of(stream.task, config)
+def statistics_of(task: str, config: Config) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the channels of the training images of `task`."""
+    return remembered(("statistics", task, config, data_root()), lambda: channel_statistics(data_of(task, config)[0].images), keep=16)
+
+
+def new_network(stream: Stream, config: Config, train: ImageSet | None = None) -> nn.Module:
+    """The untrained network of `stream` for the classes of `train` (None: those of its task); two methods of one seed start from the same weights."""
+    train = train or data_of(stream.task, config)[0]
     views, (_, channels, side, _) = views_of(stream.task, config), train.images.shape
     shape = (len(train.classes), channels, side if stream.view == "high" or views.restore else views.low, stream.seed, stream.task)
     if stream.task != "faces":
@@ -475,7 +491,7 @@ def kept_answers(stream: Stream, teacher: nn.Module, config: Config, place: Plac
 
     return ask
 
-# %% ../../nbs/papers/crrcd.ipynb #5baac724
+# %% ../../nbs/papers/crrcd.ipynb #f15f09a6
 def optimizer_of(learner: nn.Module, stream: Stream, config: Config, device: torch.device) -> tuple[torch.optim.Optimizer, Callable]:
     """AdamW with one cycle, or SGD with momentum 0.9 and steps at the milestones (a fifth of the rate for ShuffleNets, as in CRD's benchmark), over all weights."""
     weights = [w for w in learner.parameters() if w.requires_grad]
@@ -486,13 +502,14 @@ def optimizer_of(learner: nn.Module, stream: Stream, config: Config, device: tor
     return torch.optim.AdamW(weights, config.lr, weight_decay=config.weight_decay, fused=fused), one_cycle()
 
 
-def learner_of(stream: Stream, config: Config, place: Place) -> tuple[Learner, object]:
+def learner_of(stream: Stream, config: Config, place: Place) -> tuple[Learner, Batches]:
     """What is optimised for `stream`, and its batches; the memory of the teacher's embeddings starts full where they are known."""
     device, views = torch.device(place.device), views_of(stream.task, config)
     train, network = data_of(stream.task, config)[0].to(device), new_network(stream, config)
+    statistics = tuple(part.to(device) for part in statistics_of(stream.task, config))
     teacher = learn(teacher_of(stream), config, place) if stream.teacher else None
     ask = None if teacher is None else functools.partial(answers, teacher, config.stage) if views.random else kept_answers(stream, teacher, config, place)
-    batches = paired_batches(train, views, config.batch_size, derive_seed(stream.seed, "batches", stream.task), ask=ask)
+    batches = paired_batches(train, views, config.batch_size, derive_seed(stream.seed, "batches", stream.task), statistics=statistics, ask=ask)
     seed_everything(derive_seed(stream.seed, "heads", stream.task, *dict(stream.recipe.terms)))
     learner = Learner(network, stream.recipe, train.labels, teacher.feature_dim if teacher else 0, config.stage).to(device)
     if teacher is not None and not views.random:
@@ -500,26 +517,30 @@ def learner_of(stream: Stream, config: Config, place: Place) -> tuple[Learner, o
             head.fill(batches.tensors["teacher.features"])
     return learner, batches
 
-# %% ../../nbs/papers/crrcd.ipynb #601cb4d6
+# %% ../../nbs/papers/crrcd.ipynb #b03021e0
 def steps_of(stream: Stream, config: Config) -> int:
     """Optimisation steps of `stream`."""
     return config.face_steps if stream.task == "faces" else config.steps if stream.teacher else config.teacher_steps
 
 
-def train(stream: Stream, config: Config, place: Place, checkpoint: Path) -> dict[str, Tensor]:
-    """Trained weights of the network of `stream`; heads, memories and teacher are left behind."""
+def optimise(learner: Learner, batches: Batches, stream: Stream, config: Config, place: Place, steps: int, checkpoint: Path) -> dict[str, Tensor]:
+    """Weights of the network of `learner` after `steps`, rounded to whole epochs; heads, memories and teacher are left behind."""
     fabric = place.fabric()
-    learner, batches = learner_of(stream, config, place)
     optimizer, schedule = optimizer_of(learner, stream, config, fabric.device)
-    steps = steps_of(stream, config)
+    learner.to(memory_format=torch.channels_last)                                    # a fifth faster on a CPU, and made for tensor cores
     step = lambda learner, batch: learner(batch[stream.view], batch)
     fit(learner, batches, step, optimizer=optimizer, fabric=fabric, schedule=schedule, epochs=max(1, round(steps / len(batches))),
         checkpoint=checkpoint if steps > 1000 else None)                             # a stream of seconds is its own checkpoint
-    return {key: value.detach().cpu() for key, value in learner.network.state_dict().items()}
+    return weights_of(learner.network)
 
-# %% ../../nbs/papers/crrcd.ipynb #8fa43192
+
+def train(stream: Stream, config: Config, place: Place, checkpoint: Path) -> dict[str, Tensor]:
+    """Trained weights of the network of `stream`."""
+    return optimise(*learner_of(stream, config, place), stream, config, place, steps_of(stream, config), checkpoint)
+
+# %% ../../nbs/papers/crrcd.ipynb #64bb4004
 NOT_IN_KEY = ("profile_name", "seeds", "studies", "readings", "teacher", "student", "pairs", "pair_methods", "face_methods", "negatives", "taus", "probe_dataset",
-              "probe_steps", "face_pairs", "alpha", "beta", "rho", *(field.name for field in dataclasses.fields(Contrast)))
+              "probe_steps", "face_pairs", "closed_methods", "subjects", "tune_steps", "tune_rate", "alpha", "beta", "rho", *(field.name for field in dataclasses.fields(Contrast)))
 OF_FACES = ("people", "pictures", "face_size", "face_low", "face_teacher", "face_student", "margin", "scale", "angle", "face_steps", "nuisance")
 
 
@@ -531,45 +552,41 @@ def training_key(task: str, config: Config) -> dict:
 def learn(stream: Stream, config: Config, place: Place) -> nn.Module:
     """The trained network of `stream`, frozen and in eval mode; trained now if it is not there yet."""
     key = {"stream": stream, "config": training_key(stream.task, config)}
-    weights = place.stage(key, functools.partial(train, stream, config, place), f"{stream.task}-{stream.seed}")
-    network = new_network(stream, config)
-    network.load_state_dict(weights)
-    return network.to(place.device).eval().requires_grad_(False)
+    return trained(key, functools.partial(new_network, stream, config), functools.partial(train, stream, config, place), place, f"{stream.task}-{stream.seed}")
+
+# %% ../../nbs/papers/crrcd.ipynb #4d37f48b
+def tune(stream: Stream, config: Config, place: Place, checkpoint: Path) -> dict[str, Tensor]:
+    """Weights of the network of `stream` after further training on the training people of TinyFace."""
+    device, known = torch.device(place.device), tiny_people(config)
+    network = new_network(stream, config, known)
+    network.embedder.load_state_dict(learn(stream, config, place).embedder.state_dict())
+    statistics = tuple(part.to(device) for part in statistics_of("faces", config))
+    batches = paired_batches(known.to(device), views_of("faces", config), config.batch_size, derive_seed(stream.seed, "batches", "tinyface"), statistics=statistics)
+    learner = Learner(network, Recipe(), batches.tensors["labels"], 0, config.stage).to(device)
+    slower = replace(config, lr=config.lr * config.tune_rate)
+    return optimise(learner, batches, stream, slower, place, config.tune_steps, checkpoint)
 
 
-def ensure(stream: Stream, config: Config, place: Place) -> None:
-    """Train `stream` if it is not there yet."""
-    learn(stream, config, place)
+def tiny_people(config: Config) -> ImageSet:
+    """The training people of TinyFace, decoded once in a process."""
+    return remembered(("tinyface", config.face_size, data_root()), lambda: face_sets("tinyface", config.face_size, least=1).learnt, keep=16)
 
-# %% ../../nbs/papers/crrcd.ipynb #5fc0726b
-def outputs(stream: Stream, images: Tensor, view: str, config: Config, place: Place) -> Prediction:
-    """What the trained network makes of uint8 `images` in `view`: "high", "low" or "fed" (low, brought back to the high size)."""
-    network, train = learn(stream, config, place), data_of(stream.task, config)[0]
-    mean, std = (x.to(place.device) for x in channel_statistics(train.images))
+# %% ../../nbs/papers/crrcd.ipynb #8928a2da
+def tuned(stream: Stream, config: Config, place: Place) -> nn.Module:
+    """The network of `stream`, trained further on TinyFace, frozen and in eval mode."""
+    own = {name: getattr(config, name) for name in ("tune_steps", "tune_rate")}
+    key = {"stream": stream, "config": training_key(stream.task, config), "tinyface": own}
+    build = lambda: new_network(stream, config, tiny_people(config))
+    return trained(key, build, functools.partial(tune, stream, config, place), place, f"tinyface-{stream.seed}")
+
+# %% ../../nbs/papers/crrcd.ipynb #cfb09631
+def outputs(stream: Stream, images: Tensor, view: str, config: Config, place: Place, network: nn.Module | None = None) -> Prediction:
+    """What the trained network (or another `network` in its place) makes of uint8 `images` in `view`: "high", "low" or "fed" (low, brought back to the high size)."""
+    network = network or learn(stream, config, place)
+    mean, std = (x.to(place.device) for x in statistics_of(stream.task, config))
     views = replace(views_of(stream.task, config), restore=True) if view == "fed" else views_of(stream.task, config)
     look = lambda x: both_views(x, views, mean, std)["high" if view == "high" else "low"]
     return Prediction(*predict(network, images, transform=look))
-
-# %% ../../nbs/papers/crrcd.ipynb #7b0ce01f
-def linear_probe(train: Tensor, labels: Tensor, test: Tensor, steps: int = 200, decay: float = 1e-3) -> Tensor:
-    """Logits `(M, classes)` for features `test` `(M, D)` of a softmax classifier fitted to features `train` `(N, D)` with `labels` `(N,)`.
-
-    Features are standardised; cross-entropy + `decay` x squared weights, at most `steps` iterations of L-BFGS from zero: deterministic.
-    """
-    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
-    x, z = (train - mean) / std, (test - mean) / std
-    layer = nn.Linear(x.shape[1], int(labels.max()) + 1, device=x.device)
-    nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(layer(x), labels) + decay * layer.weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return layer(z).detach()
 
 # %% ../../nbs/papers/crrcd.ipynb #11bb248b
 def probe_data(config: Config) -> tuple[ImageSet, ImageSet]:
@@ -617,23 +634,41 @@ def measure_verification(stream: Stream, view: str, config: Config, place: Place
     return {"verification_accuracy": 100 * float(judge_folds(scores, same, folds).accuracy.mean()), "similarity_margin": margin,
             "histogram_intersection": overlap(scores, same)}
 
-# %% ../../nbs/papers/crrcd.ipynb #c4d376d4
+# %% ../../nbs/papers/crrcd.ipynb #ec3a1797
+JUDGES = {"identification": "uccs", "search": "tinyface"}
+
+
+def judge_of(protocol: str, config: Config) -> str:
+    """The data set that judges faces by `protocol`: the protocol's own one where the run has it, else that of the unseen people."""
+    own, parts = JUDGES.get(protocol), config.dataset.split("+")
+    return own if own in parts else "+".join(part for part in parts if part not in JUDGES.values())
+
+
+def enrolled(config: Config) -> tuple[ImageSet, ImageSet]:
+    """Pictures that the last layer is fitted to, and other pictures of the same people: subjects of UCCS, or every other picture of the unseen people."""
+    if judge_of("identification", config) == "uccs":
+        return subjects_of(config.face_size, config.subjects)
+    unseen = people_of(config).unseen
+    fitted = rank_in_class(unseen.labels) % 2 == 0
+    return unseen.take(fitted), unseen.take(~fitted)
+
+
 def measure_identification(stream: Stream, view: str, config: Config, place: Place) -> dict[str, float]:
-    unseen = people_of(config).unseen
-    features, labels = outputs(stream, unseen.images, view, config, place).features, unseen.labels.to(place.device)
-    fitted = rank_in_class(labels) % 2 == 0                                          # every other picture of each person
-    logits = linear_probe(features[fitted], labels[fitted], features[~fitted], config.probe_steps)
-    return {"accuracy": 100 * accuracy(logits, labels[~fitted])}
+    sets = enrolled(config)
+    x, z = (outputs(stream, part.images, view, config, place).features for part in sets)
+    y, wanted = (part.labels.to(place.device) for part in sets)
+    return {"accuracy": 100 * accuracy(linear_probe(x, y, z, config.probe_steps), wanted)}
 
-
+# %% ../../nbs/papers/crrcd.ipynb #83fd0ea9
 def measure_search(stream: Stream, view: str, config: Config, place: Place) -> dict[str, float]:
-    unseen = people_of(config).unseen
-    features, labels = outputs(stream, unseen.images, view, config, place).features, unseen.labels.to(place.device)
-    gallery = rank_in_class(labels) == 0                                             # the first picture of each person
-    found = identification_rate(features[gallery], labels[gallery], features[~gallery], labels[~gallery], (1, 10, 20))
-    return {f"rank{k}": 100 * value for k, value in found.items()}
+    if judge_of("search", config) != "tinyface":
+        unseen = people_of(config).unseen
+        return by_first_picture(outputs(stream, unseen.images, view, config, place).features, unseen.labels.to(place.device), (1, 10, 20))
+    sets, network = search_sets("tinyface", config.face_size), tuned(stream, config, place)
+    gallery, probe = (outputs(stream, part.images, view, config, place, network).features for part in (sets.gallery, sets.probe))
+    return search(gallery, sets.gallery.labels, probe, sets.probe.labels, (1, 10, 20))
 
-# %% ../../nbs/papers/crrcd.ipynb #25767243
+# %% ../../nbs/papers/crrcd.ipynb #bd8c077b
 @dataclass(frozen=True)
 class Trial:
     """One row of one table for one seed: a stream, the view in which it is measured, and how."""
@@ -652,6 +687,7 @@ def main_rows(task: str, table: str, measure: Callable, seed: int, config: Confi
     frame = {name: (Stream(task, seed, teacher), view) for name, view in (("teacher on high", "high"), ("teacher fed low", "fed"))}
     frame |= {name: (Stream(task, seed, student, recipe, teacher), "low") for name, recipe in recipes(config).items() if name in (methods or recipes(config))}
     setting = (("res", f"{config.face_low}x{config.face_low}" if task == "faces" else config.low),)
+    setting += (("protocol", "1:N"),) if measure is measure_search and judge_of("search", config) == "tinyface" else ()
     return [Trial(table, name, stream, view, measure, setting) for name, (stream, view) in frame.items()]
 
 # %% ../../nbs/papers/crrcd.ipynb #796d4054
@@ -709,11 +745,16 @@ def pairs_rows(seed: int, config: Config) -> list[Trial]:
             rows.append(Trial(TABLES["pairs"], name, stream, "low", measure_accuracy, setting))
     return rows
 
-# %% ../../nbs/papers/crrcd.ipynb #d227477a
+# %% ../../nbs/papers/crrcd.ipynb #a2a37025
+def protocols_of(config: Config) -> dict[str, Callable]:
+    """How the faces of `config` are judged: in all three ways, or only on what UCCS and TinyFace are for."""
+    every = {"verification": measure_verification, "identification": measure_identification, "search": measure_search}
+    return {name: measure for name, measure in every.items() if judge_of(name, config)}
+
+
 def faces_rows(seed: int, config: Config) -> list[Trial]:
-    """The three protocols for faces, on the same networks."""
-    protocols = {"verification": measure_verification, "identification": measure_identification, "search": measure_search}
-    return [row for name, measure in protocols.items() for row in main_rows("faces", TABLES[name], measure, seed, config, config.face_methods)]
+    """The protocols for faces, on the same networks."""
+    return [row for name, measure in protocols_of(config).items() for row in main_rows("faces", TABLES[name], measure, seed, config, config.face_methods)]
 
 
 TABLES = {"retrieval": "retrieval of unseen classes", "classification": "low-resolution classification", "probe": "linear probe",
@@ -721,7 +762,7 @@ TABLES = {"retrieval": "retrieval of unseen classes", "classification": "low-res
           "pairs": "architecture pairs", "verification": "verification of faces", "identification": "identification of faces", "search": "search for faces"}
 STUDIES: dict[str, Callable[[int, Config], list[Trial]]] = {
     "retrieval": lambda seed, config: main_rows("retrieval", TABLES["retrieval"], measure_recall, seed, config),
-    "classification": lambda seed, config: main_rows("classification", TABLES["classification"], measure_accuracy, seed, config),
+    "classification": lambda seed, config: main_rows("classification", TABLES["classification"], measure_accuracy, seed, config, config.closed_methods),
     "probe": probe_rows, "negatives": negatives_rows, "temperature": temperature_rows, "readings": readings_rows, "pairs": pairs_rows, "faces": faces_rows}
 
 
@@ -729,7 +770,7 @@ def trials(config: Config) -> list[Trial]:
     """Every row of every table, for every seed."""
     return [row for seed in config.seeds for study in config.studies for row in STUDIES[study](seed, config)]
 
-# %% ../../nbs/papers/crrcd.ipynb #ad978115
+# %% ../../nbs/papers/crrcd.ipynb #a10e8ce9
 def measure(trial: Trial, config: Config, place: Place) -> dict[str, float]:
     """The metrics of `trial`: accuracies and rates in percent."""
     return trial.measure(trial.stream, trial.view, config, place)
@@ -737,23 +778,26 @@ def measure(trial: Trial, config: Config, place: Place) -> dict[str, float]:
 
 def dataset_of(trial: Trial, config: Config) -> str:
     """The data set on which `trial` is measured, as the paper writes it."""
-    faces_drawn = trial.stream.task == "faces" and config.dataset in DRAWN
-    name = "faces" if faces_drawn else config.probe_dataset if trial.measure is measure_probe and config.probe_dataset else config.dataset
+    protocol = {measure: name for name, measure in protocols_of(config).items()}.get(trial.measure)
+    probed = config.probe_dataset if trial.measure is measure_probe else ""
+    name = probed or ("faces" if protocol and config.dataset in DRAWN else judge_of(protocol, config) if protocol else config.dataset)
     return DATASET_NAMES.get(name, name)
 
 
 DATASET_NAMES = {"cifar100": "CIFAR-100", "svhn": "SVHN", "cifar10": "CIFAR-10", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "stl10": "STL10", "lfw": "LFW",
-                 "casia": "LFW"}
+                 "casia": "LFW", "uccs": "UCCS", "tinyface": "TinyFace"}
 
-# %% ../../nbs/papers/crrcd.ipynb #bd4f41e4
+# %% ../../nbs/papers/crrcd.ipynb #7f9bf4e5
 def run(config: Config, fabric, root: Path | str | None = None) -> Results:
     """The whole experiment. `root` keeps trained networks; a second call with the same `root` trains only what is missing."""
     place, rows = place_of(fabric, root, "crrcd"), trials(config)
-    students = list(dict.fromkeys(row.stream for row in rows if row.stream.teacher))
-    teachers = list(dict.fromkeys([row.stream for row in rows if not row.stream.teacher] + [teacher_of(stream) for stream in students]))
-    for what, streams in (("teachers", teachers), ("students", students)):
+    students = sorted(dict.fromkeys(row.stream for row in rows if row.stream.teacher), key=lambda stream: stream.task != "faces")
+    teachers = sorted(dict.fromkeys([row.stream for row in rows if not row.stream.teacher] + [teacher_of(stream) for stream in students]),
+                      key=lambda stream: stream.task != "faces")             # the longest first, so that no core waits at the end
+    further = list(dict.fromkeys(row.stream for row in rows if row.measure is measure_search)) if judge_of("search", config) == "tinyface" else []
+    for what, streams, how in (("teachers", teachers, learn), ("students", students, learn), ("networks further, on TinyFace", further, tuned)):
         log.info("%d %s", len(streams), what)
-        place.map(functools.partial(ensure, config=config, place=place), streams, f"training {what}")
+        train_all(functools.partial(how, config=config, place=place), streams, place, f"training {what}")
     values = place.map(functools.partial(measure, config=config, place=place), rows, "measuring")
     results = Results("crrcd", config.profile_name)
     for row, metrics in zip(rows, values, strict=True):
@@ -776,7 +820,7 @@ def embedding_claims() -> list[Claim]:
         Claim("student > teacher fed low", "the student beats the teacher on coarse images", "CRRCD", "teacher fed low", "recall_at_1", {"table": TABLES["retrieval"]}),
     ]
 
-# %% ../../nbs/papers/crrcd.ipynb #c56dc0e5
+# %% ../../nbs/papers/crrcd.ipynb #35fef76c
 def closed_claims() -> list[Claim]:
     """Orderings in classification, in transfer by a linear classifier, and over pairs of architectures."""
     rows = []
@@ -789,15 +833,19 @@ def closed_claims() -> list[Claim]:
     return [*rows, literal]
 
 
-def face_claims() -> list[Claim]:
-    """Orderings on people who were never seen."""
-    claim = functools.partial(Claim, metric="verification_accuracy", where={"table": TABLES["verification"]})
-    return [claim("faces: CRRCD > plain student", "verification at low resolution, Table 5", "CRRCD", "Student"),
-            claim("faces: CRRCD > CRD", "verification at low resolution", "CRRCD", "CRD"),
-            Claim("faces: smaller overlap", "genuine and impostor similarities come apart, Figure 5", "CRRCD", "Student", "histogram_intersection",
-                  {"table": TABLES["verification"]}, lower=True)]
+def face_claims(config: Config) -> list[Claim]:
+    """Orderings on people who were never seen, for each protocol by which they are judged."""
+    in_table = lambda protocol, metric: functools.partial(Claim, metric=metric, where={"table": TABLES[protocol]})
+    claim, named, found = in_table("verification", "verification_accuracy"), in_table("identification", "accuracy"), in_table("search", "rank1")
+    closer = in_table("verification", "histogram_intersection")
+    parts = {"verification": [claim("faces: CRRCD > plain student", "verification at low resolution, Table 5", "CRRCD", "Student"),
+                              claim("faces: CRRCD > CRD", "verification at low resolution", "CRRCD", "CRD"),
+                              closer("faces: smaller overlap", "genuine and impostor similarities come apart, Figure 5", "CRRCD", "Student", lower=True)],
+             "identification": [named("identification: CRRCD > plain student", "who of the enrolled is it, Table 6", "CRRCD", "Student")],
+             "search": [found("search: CRRCD > plain student", "where in the gallery, Table 7", "CRRCD", "Student")]}
+    return [claim for protocol in protocols_of(config) for claim in parts[protocol]]
 
-# %% ../../nbs/papers/crrcd.ipynb #8715937f
+# %% ../../nbs/papers/crrcd.ipynb #ec4a7512
 def sweep_claims(config: Config) -> list[Claim]:
     """Number of negatives and temperature, ends against the middle."""
     at = lambda study, key, value: {"method": "CRRCD", "table": TABLES[study], "setting": f"{key}={value}"}
@@ -810,6 +858,6 @@ def sweep_claims(config: Config) -> list[Claim]:
 
 def claims(config: Config) -> list[Claim]:
     """All claims that the studies of `config` can test."""
-    parts = {"retrieval": embedding_claims(), "negatives": sweep_claims(config)[:1], "temperature": sweep_claims(config)[1:], "faces": face_claims()}
+    parts = {"retrieval": embedding_claims(), "negatives": sweep_claims(config)[:1], "temperature": sweep_claims(config)[1:], "faces": face_claims(config)}
     closed = [claim for claim in closed_claims() if claim.name.split(":")[0] in config.studies]
     return [claim for study in config.studies for claim in parts.get(study, [])] + closed

@@ -8,11 +8,11 @@ __all__ = ['OPTIONS', 'TERMS', 'ORDERS', 'TASKS', 'GREY', 'COLOUR', 'CONV', 'RES
            'recipes', 'bridge', 'Images', 'Faces', 'config_for', 'Streams', 'Training', 'Config', 'check_faces',
            'Stream', 'alone', 'recipe_of_assistant', 'ancestors', 'assistant_of', 'people_of', 'images_of',
            'remembered_people', 'data_of', 'views_of', 'training_batches', 'targets_in', 'new_network', 'learner_of',
-           'two_stage_step', 'Both', 'joint_step', 'assemble', 'train', 'learn', 'ensure', 'Trial', 'outputs',
-           'measure', 'main_table', 'assistant_table', 'sweeps', 'weight_table', 'trials', 'generations', 'run',
+           'two_stage_step', 'Both', 'joint_step', 'assemble', 'train', 'learn', 'Trial', 'outputs', 'measure',
+           'main_table', 'assistant_table', 'sweeps', 'weight_table', 'trials', 'generations', 'run',
            'retrieval_claims', 'claims']
 
-# %% ../../nbs/papers/horkd.ipynb #50835624
+# %% ../../nbs/papers/horkd.ipynb #25368b63
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..crossres import (FaceSets, Views, both_views, face_sets, first_of_each, fresh_network, paired_batches, parse_network, recognition,
-                              target_in, unseen_classes)
+                              target_in, train_all, trained, unseen_classes, weights_of)
 from ..data.augment import channel_statistics
 from ..data.faces import faces, split_identities, verification_pairs
 from ..data.images import Batches, ImageSet, data_root, load
@@ -320,7 +320,8 @@ LFW = FACES | {"face_dataset": "lfw", "people": (298, 963)}
 CASIA = FACES | {"face_dataset": "casia", "face_size": 112, "people": (2000, 5749), "face_teacher_steps": 60000, "face_steps": 60000,
                  "face_teacher": "resnet50::512", "face_student": "resnet18::128"}
 
-# %% ../../nbs/papers/horkd.ipynb #254f9096
+# %% ../../nbs/papers/horkd.ipynb #4b2dc77c
+Config.DATA = ("facesets", "images")
 Config.PROFILES = {
     "smoke": {"steps": 8, "teacher_steps": 8, "train_size": 20, "seeds": (0, 1), "student_sweep": (),
               "low_sweep": (4,), "weight_sweep": (0.0,),
@@ -503,7 +504,7 @@ def assemble(stream: Stream, teachers: dict[str, nn.Module], config: Config) -> 
     student = learner_of(stream, teachers | {"assistant": assistant.network}, config)
     return Both(assistant, student), joint_step(stream, helper)
 
-# %% ../../nbs/papers/horkd.ipynb #0a0b17db
+# %% ../../nbs/papers/horkd.ipynb #1b25e3bb
 def train(stream: Stream, config: Config, place: Place, checkpoint: Path) -> dict[str, Tensor]:
     """Trained weights of `stream` (the network's alone: the maps `r` and the assistant are not part of the student)."""
     fabric = place.fabric()
@@ -521,7 +522,7 @@ def train(stream: Stream, config: Config, place: Place, checkpoint: Path) -> dic
     checkpoint = checkpoint if steps > 1000 else None  # a stream of seconds is its own checkpoint
     fit(module, batches, step, optimizer=optimizer, fabric=fabric, checkpoint=checkpoint, **options)
     learner = module.student if isinstance(module, Both) else module
-    return {key: value.detach().cpu() for key, value in learner.network.state_dict().items()}
+    return weights_of(learner.network)
 
 # %% ../../nbs/papers/horkd.ipynb #c4b6faa7
 NOT_IN_KEY = (
@@ -530,20 +531,13 @@ NOT_IN_KEY = (
     "face_dataset", "face_size", "face_low", "face_teacher", "face_student", "face_teacher_steps", "face_steps", "face_methods", "pairs",
 )
 
-# %% ../../nbs/papers/horkd.ipynb #bb022eef
+# %% ../../nbs/papers/horkd.ipynb #e1c5dba8
 def learn(stream: Stream, config: Config, place: Place) -> nn.Module:
     """The trained network of `stream`, frozen and in eval mode; trained now if it is not there yet."""
     config = config_for(stream.task, config)
     key = {"stream": stream} | config.without(*NOT_IN_KEY)
-    weights = place.stage(key, lambda checkpoint: train(stream, config, place, checkpoint), name=f"{stream.task}-{stream.seed}")
-    network = new_network(stream, config)
-    network.load_state_dict(weights)
-    return network.to(place.device).eval().requires_grad_(False)
-
-
-def ensure(stream: Stream, config: Config, place: Place) -> None:
-    """Train `stream` if it is not there yet."""
-    learn(stream, config, place)
+    build, now = functools.partial(new_network, stream, config), functools.partial(train, stream, config, place)
+    return trained(key, build, now, place, f"{stream.task}-{stream.seed}")
 
 # %% ../../nbs/papers/horkd.ipynb #0ebe40f2
 @dataclass(frozen=True)
@@ -666,13 +660,13 @@ def generations(streams: list[Stream], config: Config) -> list[list[Stream]]:
         visit(stream)
     return [[s for s, d in depth.items() if d == level] for level in range(max(depth.values()) + 1)]
 
-# %% ../../nbs/papers/horkd.ipynb #37002ab9
+# %% ../../nbs/papers/horkd.ipynb #d377de9f
 def run(config: Config, fabric, root: Path | str | None = None) -> Results:
     """The whole experiment. `root` keeps trained streams; a second call with the same `root` trains only what is missing."""
     place, rows = place_of(fabric, root, "horkd"), trials(config)
     for level, streams in enumerate(generations([row.stream for row in rows], config)):
         log.info("generation %d: %d networks", level, len(streams))
-        place.map(functools.partial(ensure, config=config, place=place), streams, f"training generation {level}")
+        train_all(functools.partial(learn, config=config, place=place), streams, place, f"training generation {level}")
     values = place.map(functools.partial(measure, config=config, place=place), rows, "measuring")
     results = Results("horkd", config.profile_name)
     for row, metrics in zip(rows, values, strict=True):

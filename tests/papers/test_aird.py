@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -374,21 +373,11 @@ def natives(tmp_path, face_layouts, monkeypatch):
     return tmp_path
 
 
-def cells_after_the_parameters():
-    """What runs after the cell tagged `parameters` and is not exported, behind the cell that imports what that needs."""
-    cells = [cell for cell in json.loads(Path(aird.__file__).parents[2].joinpath("nbs/papers/aird.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
-    sources = ["".join(cell["source"]) for cell in cells]
-    start = next(i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", ()))
-    return [next(s for s in sources if s.startswith("import dataclasses")), *(s for s in sources[start + 1 :] if not s.startswith("#| export"))]
-
-
-def test_students_of_casia_meet_native_faces_from_data_to_claims(natives, monkeypatch, tmp_path):
+def test_students_of_casia_meet_native_faces_from_data_to_claims(natives, run_from_parameters, monkeypatch, tmp_path):
     """The whole notebook from its parameters on, on miniature sets in their true layouts; LFW is not asked for where it is not in the data set's name."""
     monkeypatch.setattr(Place, "map", lambda self, function, items, desc="": [function(item) for item in items])
-    space = vars(aird) | {"profile": "paper", "dataset": "tinyface+survface+scface+uccs", "seeds": "0", "device": "cpu", "precision": "fp32", "out": str(tmp_path / "run"),
-                          "overrides": {name: value for name, value in NATIVE.items() if name not in ("dataset", "seeds")}}
-    for source in cells_after_the_parameters():
-        exec(source, space)
+    overrides = {name: value for name, value in NATIVE.items() if name not in ("dataset", "seeds")}
+    space = run_from_parameters(aird, "import dataclasses", dataset="tinyface+survface+scface+uccs", out=str(tmp_path / "run"), overrides=overrides)
     config, frame, judged, folder = (space[name] for name in ("config", "frame", "judged", "folder"))
     assert config.parts == ("native",) and config.source == "casia_webface" and set(frame.table) == {"native low resolution"}
     assert set(frame.method) == {"teacher fed low", *aird.recipes(config)} and frame.value.between(0, 100).all()

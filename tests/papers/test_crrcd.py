@@ -1,6 +1,7 @@
 """CRRCD's wiring: what learns, what is kept, which view is seen, what is measured; the losses have tests of their own."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from kdnotes.data.degrade import low_resolution
 from kdnotes.data.images import load
 from kdnotes.losses.contrastive import CRDLoss
 from kdnotes.losses.distill import kd_loss
-from kdnotes.losses.relation_contrast import RelationContrast
+from kdnotes.losses.relation_contrast import Difference, RelationContrast
 from kdnotes.models.classifiers import Prediction, build, count_parameters
 from kdnotes.papers import crrcd
 from kdnotes.papers.crrcd import TERMS, Config, Contrast, Learner, Recipe, Stream
@@ -91,6 +92,64 @@ def test_the_papers_weights_and_those_of_the_benchmark():
     assert methods["KD"].task == 0.1 and dict(methods["KD"].terms) == {"kd": 0.9}
     assert methods["CRRCD, literal critic"].contrast.norm == "none" and methods["CRRCD"].contrast.norm == "crd"
     assert Contrast() == Contrast(n=512, tau=0.1, p=128, sides="teacher", norm="crd", bank="queue", policy="labels")
+
+
+def soft(x, t):
+    return (x / t).exp() / (x / t).exp().sum(1, keepdim=True)
+
+
+def distances(e):
+    d = torch.tensor([[math.dist(a, b) for b in e.tolist()] for a in e.tolist()], dtype=torch.float64)
+    return d / d[d > 0].mean()
+
+
+def cosines(e):
+    unit = F.normalize(e[:, None] - e[None], dim=-1)                       # [i, j] from j to i
+    return torch.stack([unit[:, j] @ unit[:, j].T for j in range(len(e))])
+
+
+def by_formula(term, head, s, t, maps):
+    """Each baseline from its paper's formula, on small matrices."""
+    x, y, B = s.features, t.features, len(s.features)
+    match term:
+        case "kd":
+            return -16 * (soft(t.logits, 4) * soft(s.logits, 4).log()).sum(1).mean()
+        case "fitnet":
+            return ((x @ head.weight.T + head.bias - y) ** 2).sum() / y.numel()
+        case "at":
+            energy = [m.flatten(1).square() / m.flatten(1).square().norm(dim=1, keepdim=True) for m in maps]
+            return (energy[0] - energy[1]).square().mean()
+        case "sp":
+            G = [e @ e.T / (e @ e.T).norm(dim=1, keepdim=True) for e in (x, y)]
+            return (G[0] - G[1]).square().sum() / B**2
+        case "rkd":
+            huber = lambda a, b: F.smooth_l1_loss(a, b, reduction="mean")
+            return 25 * huber(distances(x), distances(y)) + 50 * huber(cosines(x), cosines(y))
+        case "pkt":
+            P = [F.normalize(e, dim=1) @ F.normalize(e, dim=1).T / 2 + 0.5 for e in (x, y)]
+            P = [p / p.sum(1, keepdim=True) for p in P]
+            return (P[1] * (P[1] / P[0]).log()).mean()
+        case "vid":
+            variance = F.softplus(head.alpha) + 1e-5
+            return 0.5 * ((y - head.mu(x)) ** 2 / variance + variance.log()).mean()
+
+
+# the baselines are what their papers say, on what a batch holds
+@pytest.mark.parametrize("term", ["kd", "fitnet", "at", "sp", "rkd", "pkt", "vid"])
+def test_a_baseline_is_its_formula(term):
+    torch.manual_seed(1)
+    s, t = (Prediction(torch.randn(6, 4, dtype=torch.float64), torch.randn(6, d, dtype=torch.float64)) for d in (5, 7))
+    head = crrcd.head_of(term, 5, 7, KEYS, Contrast(n=8, p=8))
+    head = head.double() if head is not None else None
+    maps = torch.rand(6, 1, 3, 3, dtype=torch.float64), torch.rand(6, 1, 3, 3, dtype=torch.float64)
+    value = crrcd.term_loss(term, head, s, t, {"student.maps": maps[0], "teacher.maps": maps[1]}, 4.0)
+    assert torch.allclose(value, by_formula(term, head, s, t, maps), atol=1e-6), term
+
+
+def test_crcd_contrasts_plain_differences_at_its_own_temperature():
+    head = crrcd.head_of("crcd", 5, 9, KEYS, Contrast(n=8, p=8, tau=0.3))
+    assert isinstance(head.within, Difference) and isinstance(head.across, Difference) and head.within.g_j is head.across.g_i
+    assert head.sides["teacher"].critic.temperature == 0.05 and list(head.sides) == ["teacher"]
 
 
 # 8: embeddings of different width
@@ -184,6 +243,88 @@ def test_the_linear_classifier_leaves_the_backbone_alone(config, place, monkeypa
     assert 0 <= found["accuracy"] <= 100 and fingerprint(network.state_dict()) == before
 
 
+# faces in the paper's own protocols: Tables 5, 6 and 7, on miniatures in the true layouts
+TINY = {"seeds": (0,), "face_teacher": "smallface:4-8:8", "face_student": "smallface:4-8:8", "face_size": 24, "face_low": 16, "face_steps": 2, "tune_steps": 2,
+        "batch_size": 8, "face_methods": ("Student", "KD", "CRRCD"), "n": 4, "p": 8, "crd_n": 8, "probe_steps": 20, "subjects": 3}
+
+
+@pytest.fixture
+def native(tmp_path, face_layouts, monkeypatch):
+    """A data root with CASIA-WebFace, UCCS and TinyFace, without LFW."""
+    face_layouts.casia(tmp_path, {"a": 4, "b": 4, "c": 3, "d": 4, "e": 1})
+    for write in (face_layouts.uccs, face_layouts.tinyface):
+        write(tmp_path)
+    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path))
+    monkeypatch.setattr(Place, "map", lambda self, function, items, desc="": [function(item) for item in items])
+    return tmp_path
+
+
+@pytest.fixture
+def executed(run_from_parameters):
+    """`executed(dataset, out, overrides)`: the notebook from its parameters on, with the profile `paper`."""
+    def run(dataset, out, overrides):
+        chosen = {name: value for name, value in overrides.items() if name != "seeds"}
+        return run_from_parameters(crrcd, "import math", dataset=dataset, out=str(out), overrides=chosen)
+    return run
+
+
+def test_uccs_and_tinyface_stand_beside_tables_6_and_7(native, executed, tmp_path):
+    space = executed("uccs+tinyface", tmp_path / "run", TINY)
+    frame, our_table = space["frame"], space["our_table"]
+    assert set(frame.table) == {crrcd.TABLES["identification"], crrcd.TABLES["search"]} and frame.value.between(0, 100).all()
+    assert set(frame[frame.dataset == "UCCS"].metric) == {"accuracy"} and set(frame[frame.dataset == "UCCS"].setting) == {"res=16x16"}
+    found = frame[frame.dataset == "TinyFace"]
+    assert {"rank1", "rank10", "rank20"} <= set(found.metric) and set(found.setting) == {"res=16x16;protocol=1:N"}
+    named, searched = our_table("identification").set_index("method"), our_table("search").set_index("method")
+    assert named.loc["CRRCD", "accuracy (%) · reported"] == "97.27" and named.loc["CRRCD", "accuracy (%) · reproduced"] == "100.0"
+    assert [searched.loc["CRRCD", f"rank-{k} (%) · reported"] for k in (1, 10, 20)] == ["35", "47", "50"] and "VLRR" in named.index
+    assert "—" not in set(searched.loc[["Student", "KD", "CRRCD", "teacher on high"], "rank-20 (%) · reproduced"])
+    assert {"identification: CRRCD > plain student", "search: CRRCD > plain student"} == set(space["judged"].claim)
+    assert json.loads((space["folder"].path / "manifest.json").read_text())["status"] == "finished"
+
+
+def test_uccs_fits_the_last_layer_alone_and_tinyface_trains_the_embedder_on(native, tmp_path, place, monkeypatch):
+    config = Config.profile("paper", dataset="uccs+tinyface", **TINY)
+    stream = Stream("faces", 0, config.face_student, crrcd.recipes(config)["CRRCD"], config.face_teacher)
+    network, further = crrcd.learn(stream, config, place), crrcd.tuned(stream, config, place)
+    assert network.head.weight.shape[0] == 5 and further.head.weight.shape[0] == 2                   # people of CASIA-WebFace, and of TinyFace
+    weights = [net.embedder.trunk.stage1[0].weight for net in (network, further)]
+    assert not weights[0].equal(weights[1]) and torch.allclose(*weights, atol=0.1)                   # it goes on from there
+    before, fitted = fingerprint(network.state_dict()), []
+    monkeypatch.setattr(crrcd, "learn", lambda *args: network)
+    monkeypatch.setattr(crrcd, "linear_probe", lambda x, y, z, steps: fitted.append((x, y, z)) or crossres.linear_probe(x, y, z, steps))
+    assert 0 <= crrcd.measure_identification(stream, "low", config, place)["accuracy"] <= 100
+    (x, y, z), = fitted
+    assert fingerprint(network.state_dict()) == before and set(y.tolist()) == {0, 1, 2} and len(x) == 15 and len(z) == 3   # five of six pictures, and the sixth
+    gallery, probe, _ = crossres.search_sets("tinyface", config.face_size)
+    assert len(gallery) == 4 + 3 and len(probe) == 3                                                 # distractors stand in the gallery
+
+
+def test_lfw_judges_where_it_is_named(native, face_layouts, place):
+    config = Config.profile("paper", dataset="casia+uccs+tinyface", **TINY)
+    with pytest.raises(FileNotFoundError, match="lfw"):
+        crrcd.people_of(config)
+    face_layouts.lfw(native)
+    people = crrcd.people_of(config)
+    assert len(people.train) == 16 and len(people.unseen) == 9 and people.pairs.folds == 2
+    rows = {crrcd.dataset_of(row, config): row.table for row in crrcd.trials(config)}
+    assert rows == {"LFW": crrcd.TABLES["verification"], "UCCS": crrcd.TABLES["identification"], "TinyFace": crrcd.TABLES["search"]}
+    assert len({row.stream for row in crrcd.trials(config)}) == 1 + 3                                 # the same networks in all three
+    alone = Config.profile("paper", dataset="casia")
+    assert set(crrcd.protocols_of(alone)) == {"verification", "identification", "search"} and crrcd.judge_of("search", alone) == "casia"
+    assert (alone.face_teacher, alone.face_student, alone.face_size, alone.face_low) == ("face_resnet50::512", "face_resnet18::512", 112, 16)
+    assert Config.profile("paper", dataset="uccs").subjects == 180
+
+
+@pytest.mark.parametrize(("dataset", "words"), [("uccs", "CASIA-WebFace"), ("tinyface", "tinyface.zip"), ("casia", "pairs.txt"), ("casia+uccs", "lay the faces out as")])
+def test_a_run_without_its_faces_is_refused_before_it_starts(tmp_path, dataset, words):
+    from kdnotes.batch import check_data
+
+    with pytest.raises(FileNotFoundError, match=f"the data of .* are not there .*{words}"):
+        check_data(Config, dataset, tmp_path)
+    check_data(Config, "digits", tmp_path)
+
+
 def test_the_linear_probe_reaches_the_optimum():
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(90) % 3
@@ -193,7 +334,7 @@ def test_the_linear_probe_reaches_the_optimum():
 
     # ours: mean loss + decay |W|^2; theirs: C * sum of losses + |W|^2 / 2
     theirs = LogisticRegression(C=1 / (2 * 1e-3 * 90), tol=1e-8, max_iter=2000).fit(z, labels).decision_function(z)
-    ours = crrcd.linear_probe(x, labels, x, steps=500)
+    ours = crossres.linear_probe(x, labels, x, steps=500)
     assert torch.allclose(ours.softmax(1), torch.tensor(theirs).float().softmax(1), atol=2e-3)
 
 
@@ -224,7 +365,7 @@ def test_methods_of_a_seed_share_everything_but_their_loss():
     assert {row.method for row in main} == {"Student", "KD", "FitNet", "AT", "SP", "CC", "VID", "PKT", "RKD", "CRD", "CRCD", "RCD only", "CRRCD", "CRRCD, literal critic"}
     assert len({(row.stream.network, row.stream.teacher, row.stream.task) for row in main}) == 1
     settings = {dict(row.setting).get("n") for row in rows if row.table == "number of negatives"}
-    assert settings == {16, 128, 512}
+    assert settings == {16, 128, 256}
 
 
 def test_a_run_can_be_repeated_and_taken_up_again(tmp_path, config):
@@ -281,7 +422,8 @@ def test_bad_recipes_say_what_is_expected():
         crrcd.stage_of(build("resnet8", 4), "stage9")
 
 
-@pytest.mark.parametrize("profile, dataset", [("real", "cifar10"), ("real", "mnist"), ("real", "fashion_mnist"), ("paper", "cifar100"), ("paper", "svhn"), ("paper", "lfw"), ("demo", "mnist5k")])
+@pytest.mark.parametrize("profile, dataset", [("real", "cifar10"), ("real", "mnist"), ("real", "fashion_mnist"), ("paper", "cifar100"), ("paper", "svhn"), ("paper", "lfw"), ("paper", "casia"), ("paper", "uccs"),
+                                              ("paper", "tinyface"), ("demo", "mnist5k")])
 def test_every_profile_is_whole(profile, dataset):
     config = Config.profile(profile, dataset=dataset)
     assert crrcd.trials(config) and crrcd.claims(config)

@@ -311,3 +311,13 @@ def test_the_assistant_can_be_left_out():
 
 def test_a_copy_of_a_recipe_is_the_same_stream():
     assert Stream("retrieval", 0, "resnet20", copy.deepcopy(BRIDGED), 3) == Stream("retrieval", 0, "resnet20", BRIDGED, 3)
+
+
+@pytest.mark.parametrize(("dataset", "words", "other"), [("casia", "CASIA-WebFace", "uccs/"), ("uccs", "uccs", "CASIA"), ("cub200", "CUB_200_2011", "CASIA")])
+def test_a_run_without_its_data_is_refused_before_it_starts(tmp_path, dataset, words, other):
+    from kdnotes.batch import check_data
+
+    with pytest.raises(FileNotFoundError, match="the data of .* are not there") as error:
+        check_data(Config, dataset, tmp_path)
+    assert words in str(error.value) and other not in str(error.value) and "\n" not in str(error.value)
+    check_data(Config, "digits", tmp_path)
