@@ -108,17 +108,18 @@ def survface_test(size: int) -> tuple[ImageSet, Pairs]:
 
     return remembered(("survface pairs", size, data_root()), build, keep=16)
 
-# %% ../nbs/crossres.ipynb #c644f414
+# %% ../nbs/crossres.ipynb #66d235fc
 def face_sets(dataset: str, size: int, least: int = 2, people: int | None = None) -> FaceSets:
     """The faces of `dataset` at `size` pixels: people with `least` images or more, at most `people` of CASIA-WebFace (0 or None: all). Errors as those of `load`.
 
-    "lfw": view 1, its training people and 1,000 pairs of others. "casia": CASIA-WebFace to learn from and view 2 of LFW to judge, 6,000 pairs in ten
+    "lfw": view 1, its training people and 1,000 pairs of others, here in ten folds. "casia": CASIA-WebFace to learn from and view 2 of LFW to judge, 6,000 pairs in ten
     folds; "casia_webface": without LFW. "survface" and "tinyface": their training people, and the verification pairs of the first; their searches are opened by `search_sets`.
     Any other image set whose classes are people: both splits together, nothing prescribed.
     """
     if dataset == "lfw":
         development = lfw_development(size=size, minimum=least)
-        return FaceSets(development.train.load(), development.test.load(), development.pairs)
+        pairs = development.pairs._replace(folds=min(10, int(development.pairs.same.sum())))      # as they come they are one fold
+        return FaceSets(development.train.load(), development.test.load(), pairs)
     if dataset in ("casia", "casia_webface"):
         learnt, test = first_people(casia_webface(size=size, minimum=least), people), lfw(size=size) if dataset == "casia" else None
         judged = (test.load(), lfw_pairs(test, data_root() / "lfw" / "pairs.txt")) if test else ()

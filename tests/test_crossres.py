@@ -115,6 +115,11 @@ def colours(images):
     return torch.cat([x, torch.ones(len(x), 1)], 1)
 
 
+def test_the_first_view_of_lfw_is_judged_in_folds(native):
+    sets = face_sets("lfw", 8, least=1)
+    assert sets.pairs.folds == 2 and recognition(colours(sets.test), sets.test.labels, sets.pairs)["verification_accuracy"] >= 50
+
+
 def test_every_search_is_opened_whole_and_once(native):
     made = {test: search_sets(test, 8) for tests in SEARCHES.values() for test in tests}
     assert {test: (len(sets.gallery), len(sets.probe), sets.cameras) for test, sets in made.items()} == {

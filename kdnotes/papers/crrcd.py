@@ -414,7 +414,7 @@ def data_of(task: str, config: Config) -> tuple[ImageSet, ImageSet]:
         train, test = unseen_classes(train, test, config.seen, config.searched)
     return first_of_each(train, config.train_size) if config.train_size else train, test
 
-# %% ../../nbs/papers/crrcd.ipynb #00a21044
+# %% ../../nbs/papers/crrcd.ipynb #26d2fa96
 class People(NamedTuple):
     """Faces to train on, faces of people who are never seen, and pairs of the latter to be verified; None where only UCCS or TinyFace judge."""
 
@@ -427,8 +427,7 @@ def real_people(dataset: str, size: int, pairs: int) -> People:
     """LFW's first view; CASIA-WebFace, with LFW's second view where "casia" is asked for; or an image set whose classes are people, others in each split."""
     parts = dataset.split("+")
     if dataset == "lfw":
-        view = face_sets(dataset, size)
-        return People(view.learnt, view.test, view.pairs._replace(folds=10))
+        return People(*face_sets(dataset, size))
     if set(parts) <= set(JUDGED_ON):
         return People(*face_sets("casia" if "casia" in parts else "casia_webface", size, least=1))
     train, test = splits(dataset, size)
