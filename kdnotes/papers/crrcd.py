@@ -786,7 +786,7 @@ def dataset_of(trial: Trial, config: Config) -> str:
 DATASET_NAMES = {"cifar100": "CIFAR-100", "svhn": "SVHN", "cifar10": "CIFAR-10", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "stl10": "STL10", "lfw": "LFW",
                  "casia": "LFW", "uccs": "UCCS", "tinyface": "TinyFace"}
 
-# %% ../../nbs/papers/crrcd.ipynb #7f9bf4e5
+# %% ../../nbs/papers/crrcd.ipynb #02a17279
 def run(config: Config, fabric, root: Path | str | None = None) -> Results:
     """The whole experiment. `root` keeps trained networks; a second call with the same `root` trains only what is missing."""
     place, rows = place_of(fabric, root, "crrcd"), trials(config)
@@ -795,8 +795,9 @@ def run(config: Config, fabric, root: Path | str | None = None) -> Results:
                       key=lambda stream: stream.task != "faces")             # the longest first, so that no core waits at the end
     further = list(dict.fromkeys(row.stream for row in rows if row.measure is measure_search)) if judge_of("search", config) == "tinyface" else []
     for what, streams, how in (("teachers", teachers, learn), ("students", students, learn), ("networks further, on TinyFace", further, tuned)):
-        log.info("%d %s", len(streams), what)
-        train_all(functools.partial(how, config=config, place=place), streams, place, f"training {what}")
+        if streams:
+            log.info("%d %s", len(streams), what)
+            train_all(functools.partial(how, config=config, place=place), streams, place, f"training {what}")
     values = place.map(functools.partial(measure, config=config, place=place), rows, "measuring")
     results = Results("crrcd", config.profile_name)
     for row, metrics in zip(rows, values, strict=True):
