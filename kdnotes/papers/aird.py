@@ -736,11 +736,11 @@ def ablation_tables(seed: int, config: Config) -> list[Trial]:
         rows += [trial("variants", name, stream, Look(shift, adaptation), "shift", "adaptation") for shift in ("clean", "dark") for adaptation in BOTH]
     return rows
 
-# %% ../../nbs/papers/aird.ipynb #450efe65
+# %% ../../nbs/papers/aird.ipynb #d30cfd20
 def adaptation_tables(seed: int, config: Config) -> list[Trial]:
     """Adaptation baselines, layers, test batch sizes, rho and biased batches, for the AIRD student."""
     stream = Stream("open", seed, recipes(config)["AIRD"], config.low)
-    batch, each = config.test_batch, config.known + config.per_identity or config.per_class
+    batch, each = config.test_batch, config.known + config.per_identity if config.per_identity else config.per_class
     looks = {
         "adaptation": [(name, Look(shift, name, batch=batch), "shift") for name in ADAPTATIONS for shift in ("clean", "dark", "noise")],
         "layers": [(layers, Look(shift, "FaceBN", layers=layers), "shift") for layers in ("all", "conv", "vector") for shift in ("clean", "dark")],

@@ -373,6 +373,11 @@ def natives(tmp_path, face_layouts, monkeypatch):
     return tmp_path
 
 
+def test_a_biased_batch_holds_several_images_of_one_person():
+    for config, expected in ((Config.profile("demo"), 14), (Config.profile("real"), 4), (Config.profile("real", dataset="orl"), 4)):
+        assert {row.look.batch for row in aird.adaptation_tables(0, config) if row.table == "batch bias"} == {expected}
+
+
 def test_students_of_casia_meet_native_faces_from_data_to_claims(natives, run_from_parameters, monkeypatch, tmp_path):
     """The whole notebook from its parameters on, on miniature sets in their true layouts; LFW is not asked for where it is not in the data set's name."""
     monkeypatch.setattr(Place, "map", lambda self, function, items, desc="": [function(item) for item in items])
