@@ -404,17 +404,19 @@ def reported_table(reported: pd.DataFrame, table: str, columns: str | Sequence[s
     alone.attrs["notes"] = [note for note in both.attrs["notes"] if note != MISSING or alone.eq("—").any(axis=None)]
     return alone
 
-# %% ../nbs/results.ipynb #cabaa1ef
+# %% ../nbs/results.ipynb #43a0f91a
 CELL = "padding:.25em .7em;border:0;"
 LINE = "border-bottom:1px solid #8886;white-space:nowrap;"
 
 
 def to_html(frame: pd.DataFrame, caption: str = "", notes: Iterable[str] | None = None) -> str:
-    """`frame` as an HTML table; a column named `a · b` is put under a common head `a`. Texts are escaped.
+    """`frame` as an HTML table; columns named `a · b`, `a · c` are put side by side under a common head `a`. Texts are escaped.
 
     `notes` stand below it, by default `frame.attrs["notes"]`.
     """
     notes = frame.attrs.get("notes", []) if notes is None else notes
+    heads = list(dict.fromkeys(str(name).split(HEAD)[0] for name in frame))
+    frame = frame.iloc[:, sorted(range(frame.shape[1]), key=lambda i: heads.index(str(frame.columns[i]).split(HEAD)[0]))]
     rows = [[_text(value) for value in row] for row in frame.to_numpy(dtype=object)]
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     numeric = [any(_is_number(row[i]) for row in rows) for i in range(frame.shape[1])]

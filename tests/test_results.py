@@ -323,6 +323,13 @@ def test_printed_numbers():
     assert R.metric_label("logreg_accuracy") == "logreg accuracy (%)" and not R.is_percent("confidence") and not R.is_percent("ranking_loss")
 
 
+def test_columns_of_one_head_stand_together():
+    table = pd.DataFrame([["M", "1", "2", "3", "4"]], columns=["method", "clean · none", "dark · none", "clean · FaceBN", "dark · FaceBN"])
+    page = R.to_html(table)
+    cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", page)
+    assert cells == ["method", "clean", "dark", "none", "FaceBN", "none", "FaceBN", "M", "1", "3", "2", "4"] and page.count("colspan='2'") == 2
+
+
 def test_html_is_escaped_grouped_and_aligned():
     frame = R.compare(study([80, 82, 84], [70, 71, 72]).frame(), PAPER.replace({"method": {"X": "<b>X</b> & co"}}), "Table 1")
     page = R.to_html(frame, caption="1 < 2")
