@@ -404,7 +404,7 @@ def reported_table(reported: pd.DataFrame, table: str, columns: str | Sequence[s
     alone.attrs["notes"] = [note for note in both.attrs["notes"] if note != MISSING or alone.eq("—").any(axis=None)]
     return alone
 
-# %% ../nbs/results.ipynb #43a0f91a
+# %% ../nbs/results.ipynb #915bd408
 CELL = "padding:.25em .7em;border:0;"
 LINE = "border-bottom:1px solid #8886;white-space:nowrap;"
 
@@ -415,8 +415,8 @@ def to_html(frame: pd.DataFrame, caption: str = "", notes: Iterable[str] | None 
     `notes` stand below it, by default `frame.attrs["notes"]`.
     """
     notes = frame.attrs.get("notes", []) if notes is None else notes
-    heads = list(dict.fromkeys(str(name).split(HEAD)[0] for name in frame))
-    frame = frame.iloc[:, sorted(range(frame.shape[1]), key=lambda i: heads.index(str(frame.columns[i]).split(HEAD)[0]))]
+    tops = [str(name).split(HEAD)[0] for name in frame]
+    frame = frame.iloc[:, sorted(range(len(tops)), key=lambda i: tops.index(tops[i]))]
     rows = [[_text(value) for value in row] for row in frame.to_numpy(dtype=object)]
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     numeric = [any(_is_number(row[i]) for row in rows) for i in range(frame.shape[1])]
