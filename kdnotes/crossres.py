@@ -30,7 +30,9 @@ from .models import embedders
 from .models.classifiers import Prediction, build, names
 from .models.embedders import Recogniser
 from .profiles import unknown_name
-from .runtime import Place, derive_seed, remembered, seed_everything
+from .files import remembered
+from .parallel import Place
+from .runtime import derive_seed, seed_everything
 from .train import predict
 
 # %% ../nbs/crossres.ipynb #4baee621

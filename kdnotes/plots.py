@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .results import interval, metric_label
-from .runtime import atomic_write, make_folder
+from .files import atomic_write, make_folder
 
 # %% ../nbs/plots.ipynb #665106c3
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")

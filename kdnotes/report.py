@@ -25,7 +25,8 @@ import pandas as pd
 
 from .results import VERDICTS, claims_table, compare, read_claims, read_results, reported, reported_table, to_html
 from .runs import MANIFEST, digest, find_runs, read_captions, read_manifest, state
-from .runtime import log, write_text
+from .files import write_text
+from .runtime import log
 
 # %% ../nbs/report.ipynb #b0e09316
 @dataclass

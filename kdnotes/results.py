@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .runtime import atomic_write
+from .files import atomic_write
 
 # %% ../nbs/results.ipynb #40041f0c
 COLUMNS = ("paper", "table", "dataset", "setting", "method", "metric", "value", "seed", "profile")

@@ -28,7 +28,8 @@ from filelock import FileLock, Timeout
 
 import kdnotes
 from .results import Results, write_claims, write_results
-from .runtime import atomic_write, fingerprint, log, make_folder, peak_memory, write_json
+from .files import atomic_write, make_folder, write_json
+from .runtime import fingerprint, log, peak_memory
 
 # %% ../nbs/runs.ipynb #1724ae27
 def run_id(slug: str, profile: str, dataset: str, parameters: Mapping[str, Any]) -> str:

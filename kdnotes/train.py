@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from .data.images import to_float
-from .runtime import (atomic_write, fingerprint, from_all, from_first, generator_states, is_first, log, progress,
-                             restore_generators, world_size)
+from .files import atomic_write
+from .progress import progress
+from .runtime import fingerprint, from_all, from_first, generator_states, is_first, log, restore_generators, world_size
 
 # %% ../nbs/train.ipynb #f4c63deb
 Schedule = Callable[[int, int], float]

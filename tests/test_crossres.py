@@ -35,7 +35,8 @@ from kdnotes.losses.margin import CosFace
 from kdnotes.metrics.retrieve import mean_average_precision
 from kdnotes.metrics.verify import identity_ranks, open_set_rate
 from kdnotes.models.embedders import names
-from kdnotes.runtime import Place, fingerprint
+from kdnotes.parallel import Place
+from kdnotes.runtime import fingerprint
 
 
 @pytest.fixture(scope="module")

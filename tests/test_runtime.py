@@ -20,30 +20,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdnotes import runtime
-from kdnotes.runtime import (
-    atomic_write,
-    cache_folder,
-    cached,
-    derive_seed,
-    fingerprint,
-    generator_states,
-    make_fabric,
-    make_folder,
-    make_generator,
-    parallel_map,
-    parse_seeds,
-    peak_memory,
-    pick_device,
-    pick_precision,
-    progress,
-    restore_generators,
-    seed_everything,
-    set_deterministic,
-    set_threads,
-    write_json,
-    write_text,
-)
+from kdnotes import parallel, runtime
+from kdnotes.files import atomic_write, cache_folder, cached, make_folder, write_json, write_text
+from kdnotes.parallel import parallel_map
+from kdnotes.progress import progress
+from kdnotes.runtime import derive_seed, fingerprint, generator_states, make_fabric, make_generator, parse_seeds, peak_memory, pick_device, pick_precision, restore_generators, seed_everything, set_deterministic, set_threads
 
 
 def python(code: str, *arguments: object, **options) -> subprocess.Popen:
@@ -252,7 +233,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     write_text(tmp_path / "result.txt", "whole")
     code = """
         import sys, time
-        from kdnotes.runtime import atomic_write
+        from kdnotes.files import atomic_write
         with atomic_write(sys.argv[1]) as temporary:
             temporary.write_text("ha")
             print("writing", flush=True)
@@ -344,7 +325,8 @@ def test_two_processes_build_one_entry(tmp_path):
     code = """
         import sys, time, torch
         from pathlib import Path
-        from kdnotes.runtime import cached, fingerprint
+        from kdnotes.files import cached
+        from kdnotes.runtime import fingerprint
         root = Path(sys.argv[1])
         def build():
             with open(root / "built", "a") as file:
@@ -383,7 +365,7 @@ def test_progress_in_a_log_is_a_line_now_and_then(capfd, monkeypatch):
         bar.set_postfix(loss="0.5", refresh=False)
         bar.update(3)
     assert capfd.readouterr().err.splitlines() == ["hand: 4/4 [00:00<00:00], loss=0.5"]
-    monkeypatch.setattr(runtime, "_inside_parallel_map", True)
+    monkeypatch.setattr("kdnotes.progress._quiet", True)
     assert list(progress([1, 2])) == [1, 2] and capfd.readouterr().err == ""
 
 
@@ -403,7 +385,7 @@ def test_progress_in_a_notebook_is_one_line_in_place():
     import nbclient
     import nbformat
 
-    cells = ["from kdnotes.runtime import progress", "for _ in progress(range(3), desc='work'): pass"]
+    cells = ["from kdnotes.progress import progress", "for _ in progress(range(3), desc='work'): pass"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     outputs = notebook.cells[1].outputs
@@ -415,7 +397,8 @@ def test_progress_in_a_notebook_is_one_line_in_place():
 SCRIPT = """
 import json, random, sys
 import numpy as np, torch
-from kdnotes.runtime import fingerprint, generator_states, parallel_map
+from kdnotes.parallel import parallel_map
+from kdnotes.runtime import fingerprint, generator_states
 
 def sums(n):
     x = torch.randn(n)
@@ -460,7 +443,7 @@ def test_parallel_map_in_this_process():
     assert parallel_map(lambda n: n + random.random(), [1, 2], workers=1) == parallel_map(lambda n: n + random.random(), [1, 2], workers=1)
     with pytest.raises(ZeroDivisionError):
         parallel_map(lambda n: 1 / n, [1, 0], workers=1)
-    assert not runtime._inside_parallel_map
+    assert not parallel._inside
 
 
 def half_then_whole(checkpoint: Path) -> dict:
@@ -472,7 +455,7 @@ def half_then_whole(checkpoint: Path) -> dict:
 
 
 def test_a_stage_goes_on_from_its_checkpoint_and_is_built_once(tmp_path):
-    place = runtime.place_of(runtime.make_fabric("cpu"), tmp_path)
+    place = parallel.place_of(runtime.make_fabric("cpu"), tmp_path)
     assert (place.device, place.precision, place.root) == ("cpu", "32-true", tmp_path)
     with pytest.raises(KeyboardInterrupt):
         place.stage({"method": "a"}, half_then_whole)
@@ -481,12 +464,12 @@ def test_a_stage_goes_on_from_its_checkpoint_and_is_built_once(tmp_path):
     assert found["from"] == "half" and not list(tmp_path.glob("*.resume"))
     assert place.stage({"method": "a"}, pytest.fail)["from"] == "half"
     with pytest.raises(KeyboardInterrupt):    # another precision is another stage
-        runtime.Place("cpu", "bf16-mixed", tmp_path).stage({"method": "a"}, half_then_whole)
+        parallel.Place("cpu", "bf16-mixed", tmp_path).stage({"method": "a"}, half_then_whole)
 
 
 def test_a_place_maps_over_workers_and_travels(tmp_path, monkeypatch):
-    place = runtime.Place("cpu", "32-true", tmp_path)
+    place = parallel.Place("cpu", "32-true", tmp_path)
     assert pickle.loads(pickle.dumps(place)) == place
-    assert place.map(len, ["a", "bc"]) == [1, 2] == runtime.Place("cuda", "bf16-mixed", tmp_path).map(len, ["a", "bc"])
+    assert place.map(len, ["a", "bc"]) == [1, 2] == parallel.Place("cuda", "bf16-mixed", tmp_path).map(len, ["a", "bc"])
     monkeypatch.setenv("KDNOTES_CACHE", str(tmp_path / "cache"))
-    assert runtime.place_of(runtime.make_fabric("cpu"), name="horkd").root == tmp_path / "cache" / "horkd"
+    assert parallel.place_of(runtime.make_fabric("cpu"), name="horkd").root == tmp_path / "cache" / "horkd"

@@ -12,7 +12,8 @@ import sys
 import torch
 from torch import nn
 from kdnotes.data.images import Batches
-from kdnotes.runtime import cached, is_first, make_fabric, make_generator, seed_everything, world_size
+from kdnotes.files import cached
+from kdnotes.runtime import is_first, make_fabric, make_generator, seed_everything, world_size
 from kdnotes.train import fit, gather, one_cycle
 
 folder, devices = sys.argv[1], int(sys.argv[2])

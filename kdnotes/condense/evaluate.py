@@ -20,7 +20,8 @@ from ..data.images import ImageSet
 from ..data.siamese import cutmix, parse, siamese
 from ..models import convnets  # noqa: F401  makes its names known to build
 from ..models.classifiers import build
-from ..runtime import derive_seed, make_fabric, make_generator, parallel_map
+from ..parallel import parallel_map
+from ..runtime import derive_seed, make_fabric, make_generator
 from ..train import fit, multistep
 
 # %% ../../nbs/condense/evaluate.ipynb #be9249e4

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from .evaluate import Protocol, Rounds, fresh, protocol_for, train_networks
 from .matching import Pass, calibration, mean_gap, statistics
 from ..data.images import ImageSet
-from ..runtime import cached, derive_seed, fingerprint, make_fabric, make_generator, parallel_map
+from ..files import cached
+from ..parallel import parallel_map
+from ..runtime import derive_seed, fingerprint, make_fabric, make_generator
 
 # %% ../../nbs/condense/experts.ipynb #26bde5d7
 EXPERT_PROTOCOL = Protocol(epochs=60, strategy="color_crop", looks=1)

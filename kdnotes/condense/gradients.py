@@ -18,7 +18,8 @@ from .synthetic import SyntheticSet, check_pixels
 from ..data.augment import normalise
 from ..data.images import ImageSet
 from ..data.siamese import siamese
-from ..runtime import derive_seed, fingerprint, make_generator, progress
+from ..progress import progress
+from ..runtime import derive_seed, fingerprint, make_generator
 
 # %% ../../nbs/condense/gradients.ipynb #960dde57
 def gradient_gap(learned: Iterable[Tensor], seen: Iterable[Tensor]) -> Tensor:

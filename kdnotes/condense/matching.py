@@ -25,7 +25,9 @@ from ..data.siamese import siamese
 from ..losses.mmd import mmd2
 from ..models import convnets  # noqa: F401  makes its names known to build
 from ..models.classifiers import Prediction
-from ..runtime import atomic_write, derive_seed, fingerprint, log, make_generator, progress
+from ..files import atomic_write
+from ..progress import progress
+from ..runtime import derive_seed, fingerprint, log, make_generator
 
 # %% ../../nbs/condense/matching.ipynb #05e0318b
 Loss = Callable[[Prediction, Prediction | None, Tensor], Tensor]

@@ -32,7 +32,9 @@ from .selection import choose_images
 from .synthetic import SyntheticSet, contact_sheet, from_real
 from ..data.images import ImageSet, data_root, load, rank_in_class
 from ..profiles import unknown_name
-from ..runtime import Place, derive_seed, remembered
+from ..files import remembered
+from ..parallel import Place
+from ..runtime import derive_seed
 
 # %% ../../nbs/condense/study.ipynb #3f2ca743
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.images import ImageSet, rank_in_class, to_float
-from ..runtime import atomic_write, make_generator
+from ..files import atomic_write
+from ..runtime import make_generator
 
 # %% ../../nbs/condense/synthetic.ipynb #fe097c8e
 def check_factor(factor: int, side: int) -> None:

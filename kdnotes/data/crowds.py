@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime import atomic_write
+from ..files import atomic_write
 
 # %% auto #0
 __all__ = ['MIXTURES', 'CASES', 'COUNTS', 'PUBLISHED', 'PARQUET', 'sealed', 'Truth', 'Annotations', 'Triples', 'Crowd', 'take',

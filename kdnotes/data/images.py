@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime import atomic_write, fingerprint, log, make_folder, make_generator
+from ..files import atomic_write, make_folder
+from ..runtime import fingerprint, log, make_generator
 
 # %% ../../nbs/data/images.ipynb #2285f7ca
 def check_images(images: Tensor) -> None:

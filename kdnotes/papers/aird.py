@@ -45,7 +45,9 @@ from ..models.classifiers import Prediction
 from ..models.embedders import Recogniser, embedder, names
 from ..profiles import Profiled, unknown_name
 from ..results import Claim, Results
-from ..runtime import Place, derive_seed, make_generator, place_of, remembered, seed_everything
+from ..files import remembered
+from ..parallel import Place, place_of
+from ..runtime import derive_seed, make_generator, seed_everything
 from ..train import fit, one_cycle
 
 # %% ../../nbs/papers/aird.ipynb #093acfb6

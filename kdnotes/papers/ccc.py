@@ -42,7 +42,9 @@ from ..metrics.classify import accuracy
 from ..models.classifiers import Classifier, Prediction, build, names, torchvision_resnet
 from ..profiles import Profiled, unknown_name
 from ..results import Claim, Results
-from ..runtime import Place, derive_seed, log, make_fabric, make_generator, place_of, remembered, seed_everything
+from ..files import remembered
+from ..parallel import Place, place_of
+from ..runtime import derive_seed, log, make_fabric, make_generator, seed_everything
 from ..train import fit as train
 from ..train import multistep
 

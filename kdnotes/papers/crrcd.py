@@ -50,7 +50,9 @@ from ..models.classifiers import Prediction
 from ..models.embedders import Recogniser
 from ..profiles import Profiled, unknown_name
 from ..results import Claim, Results
-from ..runtime import Place, derive_seed, log, place_of, remembered, seed_everything
+from ..files import remembered
+from ..parallel import Place, place_of
+from ..runtime import derive_seed, log, seed_everything
 from ..train import fit, multistep, one_cycle, predict
 
 # %% ../../nbs/papers/crrcd.ipynb #5f2e1392

@@ -32,7 +32,8 @@ from ..data.images import ImageSet
 from ..metrics.classify import accuracy
 from ..profiles import Profiled, unknown_name
 from ..results import Claim, Results
-from ..runtime import Place, derive_seed, log, make_generator, place_of
+from ..parallel import Place, place_of
+from ..runtime import derive_seed, log, make_generator
 from ..train import predict
 
 # %% ../../nbs/papers/dance.ipynb #4d22c683

@@ -33,7 +33,9 @@ from ..metrics.retrieve import recall_at_k
 from ..models.classifiers import Prediction
 from ..profiles import Profiled, unknown_name
 from ..results import Claim, Results
-from ..runtime import Place, derive_seed, log, place_of, remembered
+from ..files import remembered
+from ..parallel import Place, place_of
+from ..runtime import derive_seed, log
 from ..train import fit, one_cycle, predict
 
 # %% ../../nbs/papers/horkd.ipynb #5f17faff

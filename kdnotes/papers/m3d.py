@@ -26,7 +26,8 @@ from ..losses.mmd import KERNELS, make_kernel
 from ..models.classifiers import names
 from ..profiles import Profiled, unknown_name
 from ..results import Claim, Results
-from ..runtime import Place, log, make_generator, parallel_map, place_of
+from ..parallel import Place, parallel_map, place_of
+from ..runtime import log, make_generator
 
 # %% ../../nbs/papers/m3d.ipynb #bee56be4
 MODES = torch.tensor([[-2.0, 0.0], [2.0, 0.0]])

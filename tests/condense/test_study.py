@@ -13,7 +13,8 @@ from kdnotes.condense.matching import RandomNetworks
 from kdnotes.condense.study import Exam, Job, LiveBytes, Source, cost_of, job, learned_set, passes_of, score_rows, scores, sets_of, training_images, tune, tuned
 from kdnotes.condense.synthetic import from_real
 from kdnotes.results import Results
-from kdnotes.runtime import make_fabric, place_of
+from kdnotes.parallel import place_of
+from kdnotes.runtime import make_fabric
 
 DIGITS = Source("digits", per_class=30)
 EXAM = Exam(Protocol(epochs=2, batch_size=32, lr=0.05, strategy="none", cutmix=0.0, looks=2), "convnet2:4", repeats=2)

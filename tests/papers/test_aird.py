@@ -22,7 +22,8 @@ from kdnotes.models.adapt import FaceBN
 from kdnotes.papers import aird
 from kdnotes.papers.aird import Config, Learner, Look, Recipe, Stream, instance_loss, relation_loss
 from kdnotes.results import reported
-from kdnotes.runtime import Place, make_fabric
+from kdnotes.parallel import Place
+from kdnotes.runtime import make_fabric
 from kdnotes.train import fit
 
 EVERYTHING = Recipe(instance=10, relation=2, kd=1, hint=1, sp=300, crd=0.8)

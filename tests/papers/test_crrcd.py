@@ -20,7 +20,8 @@ from kdnotes.models.classifiers import Prediction, build, count_parameters
 from kdnotes.papers import crrcd
 from kdnotes.papers.crrcd import TERMS, Config, Contrast, Learner, Recipe, Stream
 from kdnotes.results import Results, judge, reported
-from kdnotes.runtime import Place, fingerprint, make_fabric
+from kdnotes.parallel import Place
+from kdnotes.runtime import fingerprint, make_fabric
 
 KEYS = torch.arange(40) % 4
 

@@ -14,7 +14,8 @@ from kdnotes.data.images import load, to_float
 from kdnotes.papers import dance
 from kdnotes.papers.dance import Config
 from kdnotes.results import reported
-from kdnotes.runtime import make_fabric, place_of
+from kdnotes.parallel import place_of
+from kdnotes.runtime import make_fabric
 
 NETWORK = {"network": "convnet2", "options": {"width": 16}}
 

@@ -12,7 +12,8 @@ from kdnotes.losses import relational
 from kdnotes.papers import horkd
 from kdnotes.papers.horkd import Config, Learner, Recipe, Stream, TERMS
 from kdnotes.models.classifiers import Prediction, build, count_parameters
-from kdnotes.runtime import Place, make_fabric
+from kdnotes.parallel import Place
+from kdnotes.runtime import make_fabric
 
 EVERYTHING = Recipe(task=1, kd=1, point=1, pair=25, triplet=50, group=300)
 BRIDGED = replace(EVERYTHING, assistant="student_arch_hr", targets="both", init_from_assistant=True)

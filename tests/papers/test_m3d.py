@@ -18,7 +18,8 @@ from kdnotes.models.classifiers import Prediction
 from kdnotes.papers import m3d
 from kdnotes.papers.m3d import Config, TABLES
 from kdnotes.results import judge, reported
-from kdnotes.runtime import make_fabric, place_of
+from kdnotes.parallel import place_of
+from kdnotes.runtime import make_fabric
 
 X, Y = torch.tensor([[0.0, 0], [1, 0]]).double(), torch.tensor([[0.0, 1], [2, 2]]).double()
 
