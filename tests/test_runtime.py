@@ -443,7 +443,7 @@ def test_parallel_map_in_this_process():
     assert parallel_map(lambda n: n + random.random(), [1, 2], workers=1) == parallel_map(lambda n: n + random.random(), [1, 2], workers=1)
     with pytest.raises(ZeroDivisionError):
         parallel_map(lambda n: 1 / n, [1, 0], workers=1)
-    assert not parallel._inside
+    assert not parallel._inside.get()
 
 
 def half_then_whole(checkpoint: Path) -> dict:
