@@ -9,31 +9,26 @@ import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .files import cache_folder, cached
-from .progress import progress, quiet
+from .progress import is_quiet, progress, quiet
 from .runtime import derive_seed, fingerprint, generator_states, log, make_fabric, restore_generators, seed_everything
 
 # %% ../nbs/parallel.ipynb #9b243594
-_inside: ContextVar[bool] = ContextVar("inside a parallel_map", default=False)
-
-
 @contextmanager
 def _alone(seed: int) -> Iterator[None]:
     """One thread, and global generators that start from `seed`; all as before at the end."""
-    before, token = (torch.get_num_threads(), generator_states()), _inside.set(True)
+    before = torch.get_num_threads(), generator_states()
     try:
         torch.set_num_threads(1)
         seed_everything(seed)
         with quiet():
             yield
     finally:
-        _inside.reset(token)
         restore_generators(before[1])
         torch.set_num_threads(before[0])
 
@@ -73,7 +68,7 @@ def parallel_map(function: Callable, items: Iterable, workers: int | None = None
     if workers is not None and workers < 1:
         raise ValueError(f"{workers} workers; give at least 1, or None for one per core")
     workers = min(workers or joblib.cpu_count(), len(jobs))
-    alone = workers <= 1 or _inside.get()
+    alone = workers <= 1 or is_quiet()
     results = _first_here(function, jobs, float("inf") if alone else patience, workers)
     return list(_noted(progress(results, total=len(jobs), desc=desc), len(jobs), desc))
 
