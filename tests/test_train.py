@@ -381,7 +381,9 @@ def test_a_value_or_a_teacher_bound_to_the_step_belongs_to_the_plan(tmp_path):
 def test_an_interrupted_training_is_not_continued_with_another_momentum(momentum, tmp_path):
     path = tmp_path / "run.pt"
 
-    def fragile(model, batch, taken=[]):
+    taken = []
+
+    def fragile(model, batch):
         taken.append(1)
         if len(taken) == 9:
             raise Cut

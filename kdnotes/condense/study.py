@@ -181,7 +181,7 @@ def learn_pixels(job: Job, place: Place, look: Looker | None, look_every: int, c
     if job.method in ("dc", "dsa"):
         rows = match_gradients(found, real, net_of(job, real), settings, inner_of(job), seed=job.seed, fabric=fabric, checkpoint=checkpoint, desc=job.method)
     else:
-        watch = {"look": look(job, place) if look else None, "look_every": look_every or max(1, settings.iterations // 50)}
+        watch = {"watch": look(job, place) if look else None, "watch_every": look_every or max(1, settings.iterations // 50)}
         rows = match(found, real, passes_of(job, real, place), settings, seed=job.seed, fabric=fabric, checkpoint=checkpoint, desc=job.method, **watch)
     return Learned(found, rows, time.perf_counter() - started)
 
