@@ -25,7 +25,7 @@ from .losses.margin import ArcFace
 from .models.classifiers import Classifier, Prediction, listening
 from .models.embedders import Recogniser
 from .models.written import network, recogniser
-from .profiles import unknown_name
+from .config import unknown_name
 from .files import remembered
 from .parallel import Place
 from .runtime import derive_seed, seed_everything

@@ -20,7 +20,7 @@ def check_features(train: Tensor, labels: Tensor, test: Tensor) -> tuple[Tensor,
         raise ValueError(f"{len(train)} training features of dimension {train.shape[1]} with labels from {int(labels.min())}, test features of dimension "
                          f"{test.shape[1]}; expected two or more, labels from 0, and one dimension")
     dtype = torch.promote_types(torch.promote_types(train.dtype, test.dtype), torch.float32)
-    return train.to(dtype), labels, test.to(train.device, dtype)
+    return train.to(dtype).contiguous(), labels, test.to(train.device, dtype).contiguous()
 
 
 def linear_probe(train: Tensor, labels: Tensor, test: Tensor, steps: int = 200, decay: float = 1e-3) -> Tensor:
