@@ -10,16 +10,15 @@ __all__ = ['TARGETS', 'ORDERS', 'BASELINES', 'OURS', 'ALONE', 'METHODS', 'TASKS'
            'recognised', 'row', 'main_table', 'assistant_table', 'sweeps', 'weight_table', 'rows', 'run',
            'retrieval_claims', 'claims']
 
-# %% ../../nbs/papers/horkd.ipynb #ec984b04
+# %% ../../nbs/papers/horkd.ipynb #9f674cb9
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..config import Settings, section, setting, unknown_name
+from ..config import Settings, section, setting
 from ..crossres import (FaceSets, Optimisation, Views, face_sets, first_of_each, fresh_network, frozen, learnt,
                               optimise, paired_batches, predict_view, unseen_classes, weights_of)
 from ..data.augment import channel_statistics
@@ -32,7 +31,7 @@ from ..metrics.retrieve import recall_at_k
 from ..metrics.verify import recognition
 from ..models.classifiers import Prediction
 from ..models.written import parse
-from ..recipes import Learner, Recipe, Term, recipe
+from ..recipes import Angles, Distances, HintByVariance, Learner, Recipe, Similarities, recipe
 from ..results import Claim, Results
 from ..runtime import derive_seed
 
@@ -58,10 +57,12 @@ class Losses:
 def hybrid(losses: Losses, orders: tuple[str, ...], labels: float, targets: str = "teacher") -> Recipe:
     """HORKD's recipe: the labels and those of the `orders` that have a weight, with `targets` from "teacher", "assistant" or "both"."""
     first, higher = TARGETS[targets]
-    options = {"point": {"normalize": losses.normalize}, "pair": {"delta": losses.delta}, "triplet": {"delta": losses.delta}, "group": {"kind": losses.group_kind}}
-    terms = [Term("sp" if order == "group" else order, weight, first if order == "point" else higher, options[order])
-             for order in ORDERS if order in orders and (weight := getattr(losses, order))]
-    return Recipe(labels, tuple(terms))
+    terms = {"point": partial(HintByVariance, targets=first, normalize=losses.normalize),
+             "pair": partial(Distances, targets=higher, delta=losses.delta),
+             "triplet": partial(Angles, targets=higher, delta=losses.delta),
+             "group": partial(Similarities, targets=higher, kind=losses.group_kind)}
+    weights = {order: getattr(losses, order) for order in ORDERS if order in orders}
+    return Recipe(labels, tuple(terms[order](weight) for order, weight in weights.items() if weight))
 
 # %% ../../nbs/papers/horkd.ipynb #adeb9050
 BASELINES = ("FitNet, unit variance", "RKD-D", "RKD-A", "RKD-DA", "SP, weight 300")

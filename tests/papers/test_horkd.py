@@ -14,7 +14,7 @@ from kdnotes.models.classifiers import Prediction, build, count_parameters
 from kdnotes.models.written import parse
 from kdnotes.papers import horkd
 from kdnotes.papers.horkd import ALONE, ORDERS, Bridge, Config, Losses, Pictures, hybrid
-from kdnotes.recipes import Learner, Recipe, Term
+from kdnotes.recipes import HintByVariance, Learner, Recipe, SoftLabels
 
 LOSSES = {"kd": "kd_loss", "point": "point_loss", "pair": "pair_loss", "triplet": "triplet_loss", "sp": "group_loss"}
 
@@ -23,7 +23,7 @@ def everything(targets="teacher", **weights) -> Recipe:
     """Labels, soft labels and all orders."""
     orders = hybrid(replace(Losses(), **weights), ORDERS, 1.0, targets)
     first = ("teacher",) if targets == "teacher" else ("assistant",)
-    return replace(orders, terms=(Term("kd", 1.0, first), *orders.terms))
+    return replace(orders, terms=(SoftLabels(1.0, first), *orders.terms))
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_inference_needs_the_plain_student_only(config, experiment):
 
 def test_the_regression_is_trained_where_dimensions_differ_and_identity_where_not():
     network = build("smallconv", 3, channels=1, size=8, widths=(4, 4, 4), embedding=6)
-    learner = Learner(network, Recipe(1.0, (Term("point", 1.0, ("teacher", "assistant")),)), {"teacher": 10, "assistant": 6})
+    learner = Learner(network, Recipe(1.0, (HintByVariance(1.0, ("teacher", "assistant")),)), {"teacher": 10, "assistant": 6})
     features = network(torch.randn(2, 1, 8, 8)).features
     assert learner.heads["point teacher"](features).shape == (2, 10) and learner.heads["point assistant"](features).shape == (2, 6)
     assert count_parameters(learner) == count_parameters(network) + 6 * 10 + 10
