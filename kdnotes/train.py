@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .data.images import to_float
+from .data.imageset import to_float
 from .files import atomic_write
 from .progress import progress
 from .runtime import fingerprint, from_all, from_first, generator_states, is_first, log, restore_generators, world_size

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .matching import Matching, Settings, decoded_classes, key_of, redraw, resume_run, save_run
 from .synthetic import SyntheticSet, check_pixels
 from ..data.augment import normalise
-from ..data.images import ImageSet
+from ..data.imageset import ImageSet
 from ..data.siamese import siamese
 from ..progress import progress
 from ..runtime import derive_seed, fingerprint, make_generator

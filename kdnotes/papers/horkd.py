@@ -21,11 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..crossres import (FaceSets, Views, both_views, face_sets, first_of_each, fresh_network, paired_batches, parse_network, recognition,
-                              target_in, train_all, trained, unseen_classes, weights_of)
+from kdnotes.crossres import (
+    Views, both_views, fresh_network, paired_batches, parse_network, recognition, target_in, train_all, trained,
+    weights_of,
+)
+from ..data.catalogue import face_sets, load
+from ..data.imageset import ImageSet, first_of_each, unseen_classes
+from ..data.protocols import FaceSets, split_identities, verification_pairs
 from ..data.augment import channel_statistics
-from ..data.faces import faces, split_identities, verification_pairs
-from ..data.images import Batches, ImageSet, data_root, load
+from ..data.faces import faces
+from ..data.batches import Batches
+from ..data.source import data_root
 from ..losses.distill import kd_loss
 from ..losses.relational import group_loss, pair_loss, point_loss, triplet_loss
 from ..metrics.classify import accuracy

@@ -247,7 +247,7 @@ def test_a_network_is_one_line_of_text():
 
 def test_splits_that_are_disjoint_in_classes_already(monkeypatch):
     """CUB-200-2011 and Cars196: training and test images share no class."""
-    from kdnotes.data.images import ImageSet
+    from kdnotes.data.imageset import ImageSet
 
     classes = tuple("abcd")
     sets = {split: ImageSet(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), labels, classes, "birds")
@@ -292,8 +292,7 @@ def test_faces_are_verified_and_identified(config, place):
 
 
 def test_real_faces_keep_the_protocol_of_their_set(config, monkeypatch):
-    from kdnotes.crossres import FaceSets
-    from kdnotes.data.folders import Pairs
+    from kdnotes.data.protocols import FaceSets, Pairs
 
     own = horkd.people_of(config, 0)
     prescribed = Pairs(torch.tensor([0, 1]), torch.tensor([1, 9]), torch.tensor([True, False]), 2)
