@@ -30,7 +30,9 @@ from .learn import CHOSEN, RECIPES, expert_features, passes_for, settings_for
 from .matching import Pass, Settings, match, name_of, statistics
 from .selection import choose_images
 from .synthetic import SyntheticSet, contact_sheet, from_real
-from ..data.images import ImageSet, data_root, load, rank_in_class
+from ..data.catalogue import load
+from ..data.imageset import ImageSet, rank_in_class
+from ..data.source import data_root
 from ..models.written import parse as network_of, printed as arch_name  # the names that the papers import, until they have moved
 from ..profiles import unknown_name
 from ..files import remembered
@@ -173,7 +175,7 @@ def learn_pixels(job: Job, place: Place, look: Looker | None, look_every: int, c
     if job.method in ("dc", "dsa"):
         rows = match_gradients(found, real, net_of(job, real), settings, inner_of(job), seed=job.seed, fabric=fabric, checkpoint=checkpoint, desc=job.method)
     else:
-        watch = {"look": look(job, place) if look else None, "look_every": look_every or max(1, settings.iterations // 50)}
+        watch = {"watch": look(job, place) if look else None, "watch_every": look_every or max(1, settings.iterations // 50)}
         rows = match(found, real, passes_of(job, real, place), settings, seed=job.seed, fabric=fabric, checkpoint=checkpoint, desc=job.method, **watch)
     return Learned(found, rows, time.perf_counter() - started)
 
