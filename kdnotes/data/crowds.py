@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..files import atomic_write
+from ..runtime import encode
 
 # %% auto #0
 __all__ = ['MIXTURES', 'CASES', 'COUNTS', 'PUBLISHED', 'PARQUET', 'sealed', 'Truth', 'Annotations', 'Triples', 'Crowd', 'take',
@@ -60,6 +61,11 @@ class Truth:
 
     def __array__(self, *args, **kwargs):
         raise TypeError("the true classes are hidden: call reveal() where you evaluate")
+
+
+@encode.register
+def _(value: Truth) -> bytes:
+    return encode(("Truth", value._labels))
 
 # %% ../../nbs/data/crowds.ipynb #22eaee41
 class Annotations(NamedTuple):
