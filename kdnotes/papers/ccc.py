@@ -20,18 +20,18 @@ from torch.nn import functional as F
 
 # %% auto #0
 __all__ = ['MERGED', 'THRIFTY', 'METHODS', 'REAL', 'LABELME', 'MUSIC', 'SENTIMENT', 'SYNTHETIC', 'CODE', 'CIFAR10N', 'QUICK',
-           'SMALL', 'DISPLAY', 'MAIN', 'SHORT', 'Expert', 'Committee', 'outputs', 'in_float', 'probabilities', 'couple',
-           'group_annotators', 'distil', 'lookahead', 'forward_with', 'naive_gradient', 'mixed_derivative',
+           'SMALL', 'DISPLAY', 'MAIN', 'SHORT', 'ALONE', 'Expert', 'Committee', 'outputs', 'in_float', 'probabilities',
+           'couple', 'group_annotators', 'distil', 'lookahead', 'forward_with', 'naive_gradient', 'mixed_derivative',
            'head_gradient', 'normalise_correction', 'meta_batch', 'Correction', 'committee_step', 'fit', 'fine_tune',
            'confusions', 'posterior', 'OneVoice', 'one_voice', 'dawid_skene_of', 'merged_labels', 'head_of',
-           'Labelling', 'parse_network', 'Schedule', 'Tables', 'Config', 'Perceptron', 'new_network', 'first_images',
-           'Pictures', 'Answers', 'PublishedCrowd', 'Material', 'DrawnTask', 'PublishedTask', 'agreement', 'examiner',
-           'look_back', 'Learner', 'OneLabel', 'OneExpert', 'Pair', 'CoupledPair', 'scores', 'measured', 'task_of',
-           'stage_of', 'main_rows', 'display_name', 'ablation_rows', 'several', 'labels_alone', 'add_findings',
-           'add_leads', 'check_fit', 'run', 'claims', 'ablation_claims']
+           'Labelling', 'parse_network', 'new_network', 'Schedule', 'Tables', 'Config', 'Pictures', 'first_images',
+           'Answers', 'PublishedCrowd', 'Material', 'Task', 'agreement', 'examiner', 'look_back', 'Learner', 'OneLabel',
+           'OneExpert', 'Pair', 'CoupledPair', 'scores', 'measured', 'task_of', 'stage_of', 'main_rows', 'display_name',
+           'ablation_rows', 'several', 'labels_alone', 'add_findings', 'add_leads', 'check_fit', 'run', 'claims',
+           'ablation_claims']
 
 # %% ../../nbs/papers/ccc.ipynb #2820842e
-from ..config import Settings, conform, leaves, section, setting, unknown_name
+from ..config import Settings, conform, leaves, section, setting
 from ..data import crowds
 from ..data.augment import channel_statistics, normalise
 from ..data.crowds import Crowd, Labelled, sealed
@@ -41,7 +41,10 @@ from ..losses.annotators import CoNAL, DoctorNet, MaxMIG, UnionNet, vote_confusi
 from ..losses.crowd import CrowdHead, CrowdLayer, VectorCrowdLayer, crowd_nll
 from ..metrics.aggregate import dawid_skene, majority_vote
 from ..metrics.classify import accuracy
-from ..models.classifiers import Classifier, Prediction, build, names, torchvision_resnet
+from ..models.classifiers import Prediction, build
+from ..models.convnets import ARCHITECTURES
+from ..models.perceptron import Perceptron
+from ..models.written import parse
 from ..results import Claim, Results
 from ..runtime import derive_seed, make_fabric, make_generator, seed_everything
 from ..train import fit as train
@@ -325,7 +328,7 @@ def fit(committee: Committee, crowd: Crowd, *, optimizer, epochs: int, warmup: i
     with sealed():
         next_lessons(committee, 0)
         return train(committee, batches, step, optimizer=optimizer, epochs=warmup + epochs, fabric=fabric,
-                     callbacks=(*callbacks, next_lessons), **options)
+                     callbacks=(*callbacks, next_lessons), plan={"warmup": warmup}, **options)
 
 # %% ../../nbs/papers/ccc.ipynb #e5b0d8ce
 def fine_tune(committee: Committee, crowd: Crowd, epochs: int, lr: float = 1e-4, batch_size: int = 128, seed: int = 0,
@@ -427,30 +430,38 @@ class Labelling:
     train_size: int = setting(0, "scale", "the first items only; 0: all", at_least=0)
 
 # %% ../../nbs/papers/ccc.ipynb #4cf5ab5d
-def parse_network(text: str) -> tuple[str, list[int], set[str]]:
-    """Name, sizes and options of a network such as "mlp:512-256", "mlp:128:dropout:norm", "resnet34" or "smallconv".
+def parse_network(text: str) -> tuple[str, dict]:
+    """Name and options of a network: "mlp:512-256", "mlp:128:dropout:norm", or a classifier as in `models.written`.
 
-    ValueError for another form, an unknown name or an unknown option.
+    ValueError for another form, an unknown name, and an option that the network does not have.
     """
-    name, *rest = text.split(":")
-    if name not in ("mlp", "resnet34", *names()):
-        raise unknown_name("network", name, ("mlp", "resnet34", *names()))
-    sizes = rest[0].split("-") if name == "mlp" and rest else []
-    if name == "mlp" and not (sizes and all(size.isascii() and size.isdigit() and int(size) for size in sizes)):
-        raise ValueError(f"network {text!r} is not of the form mlp:sizes[:dropout][:norm], such as mlp:512-256")
-    options = set(rest[1:] if name == "mlp" else rest)
-    if unknown := options - ({"dropout", "norm"} if name == "mlp" else set()):
-        also = "an mlp takes dropout and norm, others none"
-        raise ValueError(f"network {text!r} has unknown options {', '.join(sorted(unknown))}; {also}")
-    return name, [int(size) for size in sizes], options
+    mlp = functools.partial(Perceptron, inputs=0, classes=0)  # these two are not for the text to say
+    name, options = parse(text, ARCHITECTURES | {"mlp": mlp}, () if text.startswith("mlp") else ("embedding",))
+    if name == "mlp" and "widths" not in options:
+        raise ValueError(f"network {text!r} has no layers; write mlp:widths[:dropout][:norm], such as mlp:512-256")
+    return name, options
+
+
+def new_network(text: str, sample: Tensor, classes: int) -> nn.Module:
+    """The network written `text` for inputs like `sample` (no batch axis); ValueError where they do not fit."""
+    name, options = parse_network(text)
+    if name == "mlp":
+        return Perceptron(sample.numel(), classes, **options)
+    if sample.ndim != 3:
+        raise ValueError(f"network {text!r} looks at images, but an item is {tuple(sample.shape)}; use an mlp")
+    network = build(name, classes, channels=len(sample), size=sample.shape[-1], **options)
+    if name in ("resnet18", "resnet34"):
+        first = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
+        first.padding = (0, 0)  # 32 x 32 becomes 30 x 30, as in the authors' code
+    return network
 
 # %% ../../nbs/papers/ccc.ipynb #6cab9732
 @dataclass(frozen=True)
 class Schedule:
     """Network and optimisation, the same for every method."""
 
-    network: str = setting("mlp:512-256", "scale", "mlp:sizes[:dropout][:norm], resnet34 (code, for CIFAR-10N), or a "
-                           "name of models.classifiers", check=parse_network)
+    network: str = setting("mlp:512-256", "scale", "mlp:widths[:dropout][:norm] or a classifier; resnet34 in the code",
+                           check=parse_network)
     optimizer: str = setting("adam", "scale", "or sgd with momentum 0.9 (code)", choices=("adam", "sgd"))
     lr: float = setting(4e-3, "scale", "learning rate; 0.01 in the code", above=0)
     weight_decay: float = setting(0.0, "scale", "on T too; 5e-4 in the code", at_least=0)
@@ -555,54 +566,12 @@ Config.DATASETS = {
     ("paper", "fashion_mnist"): {**SYNTHETIC, **CODE, "network": "resnet18"},
 }
 
-# %% ../../nbs/papers/ccc.ipynb #4141d9ac
-class Perceptron(nn.Module):
-    """Flat inputs through layers of `sizes` to a linear classifier.
-
-    Each layer has a ReLU, and where asked dropout 0.5 and batch normalisation without weights (the input's too).
-    """
-
-    def __init__(self, inputs: int, sizes: list[int], classes: int, dropout: bool = False, norm: bool = False):
-        super().__init__()
-        layers: list[nn.Module] = [nn.Flatten()] + ([nn.BatchNorm1d(inputs, affine=False)] if norm else [])
-        for before, after in zip([inputs, *sizes], sizes):
-            layers += [nn.Linear(before, after), nn.ReLU()] + ([nn.Dropout(0.5)] if dropout else [])
-            layers += [nn.BatchNorm1d(after, affine=False)] if norm else []
-        self.body, self.feature_dim = nn.Sequential(*layers), sizes[-1]
-        self.classifier = nn.Linear(sizes[-1], classes)
-
-    def forward(self, x: Tensor) -> Prediction:
-        features = self.body(x)
-        return Prediction(self.classifier(features), features)
-
-# %% ../../nbs/papers/ccc.ipynb #e5a09fcc
-def new_network(text: str, sample: Tensor, classes: int) -> nn.Module:
-    """The network written `text` for inputs like `sample` (no batch axis); ValueError where they do not fit."""
-    name, sizes, options = parse_network(text)
-    if name == "mlp":
-        return Perceptron(sample.numel(), sizes, classes, "dropout" in options, "norm" in options)
-    if sample.ndim != 3:
-        raise ValueError(f"network {text!r} looks at images, but an item is {tuple(sample.shape)}; use an mlp")
-    channels, _, side = sample.shape
-    if name not in ("resnet18", "resnet34"):
-        return build(name, classes, channels=channels, size=side)
-    network = Classifier(*torchvision_resnet(channels, side, name), classes, channels)
-    first = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
-    first.padding = (0, 0)  # 32 x 32 becomes 30 x 30, as in the authors' code
-    return network
-
 # %% ../../nbs/papers/ccc.ipynb #e5792964
-def first_images(dataset: str, size: int) -> ImageSet:
-    """The first `size` training images of a data set; 0: all."""
-    images = load(dataset, "train")
-    return images.take(slice(size)) if size else images
-
-
 @dataclass(frozen=True)
 class Pictures(Data):
-    """Images of a split with their classes, normalised per channel as the first `size` training images (0: all) are.
+    """Images of a split with their classes; of the training images the first `size` (0: all).
 
-    Of the training images only these are there.
+    They are normalised per channel, as those training images are.
     """
 
     dataset: str
@@ -613,6 +582,12 @@ class Pictures(Data):
         train = first_images(self.dataset, self.size)
         images = train if self.split == "train" else load(self.dataset, self.split)
         return Labelled(normalise(to_float(images.images), *channel_statistics(train.images)), images.labels)
+
+
+def first_images(dataset: str, size: int) -> ImageSet:
+    """The first `size` training images of a data set; 0: all."""
+    images = load(dataset, "train")
+    return images.take(slice(size)) if size else images
 
 # %% ../../nbs/papers/ccc.ipynb #f35e02b0
 @dataclass(frozen=True)
@@ -662,40 +637,31 @@ class Material(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DrawnTask:
-    """A synthetic crowd on pictures, of which a share `holdout` chooses the epoch."""
+class Task:
+    """A crowd, with `pictures` (training, test) where it is synthetic; a share `holdout` of it chooses the epoch.
 
-    answers: Answers
-    train: Pictures
-    test: Pictures
-    holdout: float
+    `holdout` 0 leaves that to the published validation set.
+    """
 
-    def material(self, here: Here) -> Material:
-        drawn = here.read(self.answers)
-        crowd = replace(drawn.crowd, features=here.read(self.train).features)
-        seed = derive_seed(self.answers.seed, "holdout") % 2**31
-        return Material(*crowds.hold_out(crowd, self.holdout, seed), here.read(self.test), drawn.confusions)
-
-# %% ../../nbs/papers/ccc.ipynb #a4076c3d
-@dataclass(frozen=True)
-class PublishedTask:
-    """A published crowd; a share `holdout` of it chooses the epoch, or with 0 its published validation set."""
-
-    data: PublishedCrowd
+    crowd: Answers | PublishedCrowd
+    pictures: tuple[Pictures, ...]
     holdout: float
     seed: int
 
     def material(self, here: Here) -> Material:
         """ValueError for a crowd without a test set, or without the validation set that is asked for."""
-        data, name = here.read(self.data), self.data.dataset
-        if data.test is None:
-            raise ValueError(f"{name} has no test set: nothing can be measured on it")
+        found, theta = here.read(self.crowd), None
+        if self.pictures:
+            train, test = map(here.read, self.pictures)
+            found, theta = crowds.CrowdData(replace(found.crowd, features=train.features), test), found.confusions
+        if found.test is None:
+            raise ValueError(f"{self.crowd.dataset} has no test set: nothing can be measured on it")
+        if not self.holdout and found.valid is None:
+            raise ValueError(f"{self.crowd.dataset} has no published validation set: give holdout > 0")
+        parts = (found.crowd, found.valid)
         if self.holdout:
-            seed = derive_seed(self.seed, "holdout") % 2**31
-            return Material(*crowds.hold_out(data.crowd, self.holdout, seed), data.test)
-        if data.valid is None:
-            raise ValueError(f"{name} has no published validation set: give holdout > 0")
-        return Material(data.crowd, data.valid, data.test)
+            parts = crowds.hold_out(found.crowd, self.holdout, derive_seed(self.seed, "holdout") % 2**31)
+        return Material(*parts, found.test, theta)
 
 # %% ../../nbs/papers/ccc.ipynb #86e9486a
 def agreement(p: Tensor, valid: Crowd | Labelled) -> float:
@@ -737,7 +703,7 @@ def look_back(committee: Committee, crowd: Crowd, fabric) -> dict:
 class Learner(Stage):
     """A committee that learns a task from one seed; kept are the rows of its epochs."""
 
-    task: DrawnTask | PublishedTask
+    task: Task
     seed: int
     schedule: Schedule
 
@@ -846,15 +812,15 @@ def measured(stage: Learner, made: dict, here: Here, expert: int = 0) -> dict[st
     return scores(made["rows"], expert)
 
 # %% ../../nbs/papers/ccc.ipynb #5444de19
-def task_of(config: Config, seed: int, case: str = "", labels_per_item: float = 0) -> DrawnTask | PublishedTask:
+def task_of(config: Config, seed: int, case: str = "", labels_per_item: float = 0) -> Task:
     """The task of a seed; `case` and `labels_per_item`, by default those of `config`, are for synthetic crowds."""
-    c = config.crowd
-    if config.dataset in crowds.PUBLISHED:
-        return PublishedTask(PublishedCrowd(config.dataset, c.train_size), c.holdout, seed)
-    answers = Answers(config.dataset, c.train_size, case or c.case, c.annotators, labels_per_item or c.labels_per_item,
-                      c.alpha, seed)
-    train, test = (Pictures(config.dataset, split, c.train_size) for split in ("train", "test"))
-    return DrawnTask(answers, train, test, c.holdout)
+    name, c = config.dataset, config.crowd
+    if name in crowds.PUBLISHED:
+        return Task(PublishedCrowd(name, c.train_size), (), c.holdout, seed)
+    density = labels_per_item or c.labels_per_item
+    answers = Answers(name, c.train_size, case or c.case, c.annotators, density, c.alpha, seed)
+    pictures = tuple(Pictures(name, split, c.train_size) for split in ("train", "test"))
+    return Task(answers, pictures, c.holdout, seed)
 
 
 def stage_of(method: str, seed: int, config: Config, case: str = "", labels_per_item: float = 0, **changes) -> Learner:
@@ -897,31 +863,31 @@ def display_name(config: Config) -> str:
 # %% ../../nbs/papers/ccc.ipynb #9a46eb27
 def ablation_rows(seed: int, config: Config) -> list[Row]:
     """CCC with other G, M, gamma, and without coupling; and its rivals with fewer or more labels per item."""
-    published, sweeps, correction = config.dataset in crowds.PUBLISHED, config.tables, config.correction
+    published, sweeps, usual = config.dataset in crowds.PUBLISHED, config.tables, config.correction
     case = {} if published else {"case": config.crowd.case}
-    alone = 10**6 if published else config.crowd.annotators
 
     def row(table: str, method: str, setting: dict, label: str = "", **changes) -> Row:
         stage = stage_of(method, seed, config, **changes)
         return Row(f"ablation: {table}", label or method, stage, measured, case | setting, display_name(config))
 
-    rows = [row("number of groups", "CCC", {"G": g or "R"}, groups=g or alone)
-            for g in several(sweeps.group_sweep, correction.groups)]
-    rows += [row("meta-set size", "CCC", {"M": m}, meta_size=m) for m in several(sweeps.meta_sweep, correction.meta_size)]
+    rows = [row("number of groups", "CCC", {"G": g or "R"}, groups=g or ALONE)
+            for g in several(sweeps.group_sweep, usual.groups)]
+    rows += [row("meta-set size", "CCC", {"M": m}, meta_size=m) for m in several(sweeps.meta_sweep, usual.meta_size)]
     rows += [row("correction rate", "CCC", {"gamma": gamma}, gamma=gamma)
-             for gamma in several(sweeps.gamma_sweep, correction.gamma)]
+             for gamma in several(sweeps.gamma_sweep, usual.gamma)]
     if sweeps.self_distilled and "CCC" in sweeps.methods:
         rows += [row("coupling", "CCC", {}, "CCC" if coupled else "CCC, self-distilled", coupled=coupled)
                  for coupled in (True, False)]
-    if not published:
-        rows += [row("annotation density", method, {"labels_per_instance": n}, labels_per_item=n)
-                 for n in several(sweeps.density_sweep, config.crowd.labels_per_item)
-                 for method in ("MajorVote", "CrowdLayer ×2", "CCC")]
-    return rows
+    densities = [] if published else several(sweeps.density_sweep, config.crowd.labels_per_item)
+    return rows + [row("annotation density", method, {"labels_per_instance": n}, labels_per_item=n)
+                   for n in densities for method in ("MajorVote", "CrowdLayer ×2", "CCC")]
+
+
+ALONE = 10**6  # groups: more than there are annotators
 
 
 def several(sweep: tuple, default: float) -> list:
-    """The values of a sweep and the default, each once as it is printed; none where there is no other than the default."""
+    """The values of a sweep and the default, each once as it is printed; none without another than the default."""
     values = {f"{value:g}": value for value in (*sweep, default)}
     return list(values.values()) if len(values) > 1 else []
 
@@ -935,12 +901,11 @@ def labels_alone(crowd: Crowd) -> dict[str, float]:
 
 def add_findings(experiment: Experiment, rows: list[Row]) -> None:
     """How many labels of the crowd itself were put right in the main table, and how clean the meta sets were."""
-    main = {row.stage: dict(row.setting) for row in rows if row.table in MAIN.values() and isinstance(row.stage, Pair)}
-    for stage, setting in main.items():
-        if setting:
-            setting["labels_per_instance"] = stage.task.answers.labels_per_item
-        add = functools.partial(experiment.results.add, "labels recovered", display_name(experiment.config),
-                                seed=stage.seed, setting=setting)
+    main = {row.stage: row for row in rows if row.table in MAIN.values() and isinstance(row.stage, Pair)}
+    for stage, row in main.items():
+        density = {"labels_per_instance": stage.task.crowd.labels_per_item} if row.setting else {}
+        add = functools.partial(experiment.results.add, "labels recovered", row.dataset, seed=stage.seed,
+                                setting={**row.setting, **density})
         made, ours = experiment.made(stage), isinstance(stage, CoupledPair)
         for metric in ("label_accuracy", "meta_accuracy") if ours else ("label_accuracy",):
             add("CCC" if ours else "CrowdLayer ×2", metric, made[metric])
@@ -951,11 +916,13 @@ def add_findings(experiment: Experiment, rows: list[Row]) -> None:
 def add_leads(results: Results) -> None:
     """How far CCC is ahead of two crowd layers, in points, for every density of annotations."""
     frame = results.frame()
-    frame = frame[(frame.table == "ablation: annotation density") & frame.metric.isin(("accuracy_best", "accuracy_last"))]
-    wide = frame.pivot_table(index=["dataset", "setting", "metric", "seed"], columns="method", values="value")
-    for (dataset, setting, metric, seed), row in wide.iterrows():
-        lead = row["CCC"] - row["CrowdLayer ×2"]
-        results.add("lead over two crowd layers", dataset, "CCC", metric.replace("accuracy", "lead"), lead, seed, setting)
+    of_density, metrics = frame.table == "ablation: annotation density", ("accuracy_best", "accuracy_last")
+    rivals = frame[of_density & frame.metric.isin(metrics)]
+    keys = ["dataset", "setting", "metric", "seed"]
+    for key, row in rivals.pivot_table(index=keys, columns="method", values="value").iterrows():
+        named = dict(zip(keys, key))
+        named["metric"] = named["metric"].replace("accuracy", "lead")
+        results.add("lead over two crowd layers", method="CCC", value=row["CCC"] - row["CrowdLayer ×2"], **named)
 
 # %% ../../nbs/papers/ccc.ipynb #851ae2b3
 def check_fit(config: Config, here: Here) -> None:

@@ -9,7 +9,7 @@ from kdnotes.data import crowds
 from kdnotes.experiment import Experiment
 from kdnotes.papers import ccc
 from kdnotes.papers.ccc import Config, Correction, claims, fit, new_network, run, scores, stage_of
-from kdnotes.results import judge, reported
+from kdnotes.results import judge, reported, select
 from kdnotes.runtime import make_fabric
 
 TINY = {"train_size": 120, "network": "mlp:12", "epochs": 2, "warmup": 1, "annotators": 12, "groups": 3,
@@ -47,8 +47,10 @@ def test_the_paper_profile_is_the_authors_code():
 
 @pytest.mark.parametrize(("wrong", "words"), [
     ({"methods": ("CCD",)}, "unknown tables.methods.* 'CCD'"), ({"case": "IND-I"}, "unknown crowd.case"),
-    ({"network": "mlp"}, "mlp:sizes"), ({"network": "mlp:64:drop"}, "unknown options drop"),
-    ({"network": "mlp:0"}, "mlp:sizes"), ({"network": "mlp:-5"}, "mlp:sizes"), ({"network": "resnet34:32"}, "others none"),
+    ({"network": "mlp"}, "mlp:widths"), ({"network": "mlp:64:drop"}, "ends in 'drop', which mlp does not know"),
+    ({"network": "mlp:0"}, "not of the form"), ({"network": "mlp:-5"}, "not of the form"),
+    ({"network": "mlp:64:32"}, "no option 'embedding'"),
+    ({"network": "mlp::dropout"}, "mlp:widths"), ({"network": "resnet34:32"}, "no option 'width"),
     ({"network": "resnet99"}, "unknown network"), ({"optimizer": "lion"}, "unknown training.optimizer"),
     ({"lr": 0.0}, "lr=0.0"), ({"epochs": 0}, "epochs=0 is out of range; expected int at least 1"),
     ({"labels_per_item": 100.0}, "must lie between"), ({"density_sweep": (100,)}, "must lie between"),
@@ -72,12 +74,10 @@ def test_equal_shares_are_infinite():
     ({"network": "vgg13", "dataset": "music"}, "use an mlp"), ({"holdout": 0.001}, "cannot hold out"),
 ])
 def test_what_does_not_suit_the_data_is_refused_before_anything_is_trained(wrong, words, tmp_path, monkeypatch):
-    x = torch.randn(60, 5)
-    crowd = crowds.synthetic(x, torch.arange(60) % 10, tuple("abcdefghij"), "IND-D", annotators=9).crowd
-    monkeypatch.setattr(crowds, "load", lambda name, **kw: crowds.CrowdData(crowd, crowds.Labelled(x, torch.arange(60) % 10)))
-    dataset = {"dataset": wrong["dataset"]} if "dataset" in wrong else {}
-    config = Config.profile("demo", **TINY | {name: value for name, value in wrong.items() if name != "dataset"}, **dataset)
-    experiment = alone(config, tmp_path)
+    x, truth = torch.randn(60, 5), torch.arange(60) % 10
+    crowd = crowds.synthetic(x, truth, tuple("abcdefghij"), "IND-D", annotators=9).crowd
+    monkeypatch.setattr(crowds, "load", lambda name, **kw: crowds.CrowdData(crowd, crowds.Labelled(x, truth)))
+    experiment = alone(Config.profile("demo", **TINY | wrong), tmp_path)
     with pytest.raises(ValueError, match=words):
         run(experiment)
     assert not experiment.how
@@ -112,7 +112,8 @@ def test_a_method_and_its_rivals_start_alike_on_the_same_crowd(tmp_path):
     for method in ("CCC", "MajorVote", "CoNAL", "CrowdLayer ×2"):
         stage = stage_of(method, 3, config)
         made[method] = stage.assemble(stage.task.material(here).crowd)
-    first = [torch.cat([p.flatten() for p in committee.experts[0].network.parameters()]) for committee, _ in made.values()]
+    first = [torch.cat([p.flatten() for p in committee.experts[0].network.parameters()])
+             for committee, _ in made.values()]
     assert all(torch.equal(first[0], other) for other in first[1:])
     one = made["MajorVote"][1]
     assert one.annotators == 1 and torch.equal(one.features, made["CCC"][1].features) and len(one.item) == one.items
@@ -143,7 +144,7 @@ def whole(tmp_path_factory):
     root = tmp_path_factory.mktemp("ccc")
     config = Config.profile("demo", seeds=(0, 1), methods=ccc.METHODS, **TINY)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("joblib.cpu_count", lambda: 1)  # in this process: starting workers takes longer than these trainings
+        patch.setattr("joblib.cpu_count", lambda: 1)  # in this process: starting workers takes longer than training
         return config, root, run(alone(config, root))
 
 
@@ -187,7 +188,8 @@ def test_modelling_annotators_pays_and_holds(tmp_path):
     config = Config.profile("demo", seeds=(0, 1), warmup=4, epochs=6, annotators=100)
     experiment = alone(config, tmp_path)
     for seed in config.seeds:
-        found = {m: scores(experiment.made(stage_of(m, seed, config))["rows"]) for m in ("MajorVote", "CrowdLayer ×2", "CCC")}
+        found = {m: scores(experiment.made(stage_of(m, seed, config))["rows"])
+                 for m in ("MajorVote", "CrowdLayer ×2", "CCC")}
         least = min(found[m]["accuracy_last"] for m in ("CrowdLayer ×2", "CCC"))
         assert least > found["MajorVote"]["accuracy_last"] + 10
         assert found["CCC"]["accuracy_drop"] < found["MajorVote"]["accuracy_drop"] - 5
@@ -197,17 +199,19 @@ def test_a_published_crowd_runs_too(tmp_path, monkeypatch):
     g = torch.Generator().manual_seed(0)
     truth = torch.arange(90) % 3
     x = torch.nn.functional.one_hot(truth, 5).float() + 0.3 * torch.randn(90, 5, generator=g)
-    crowd = dataclasses.replace(crowds.synthetic(x, truth, tuple("abc"), "IND-D", annotators=9, seed=0).crowd, name="labelme")
+    drawn = crowds.synthetic(x, truth, tuple("abc"), "IND-D", annotators=9, seed=0).crowd
+    crowd = dataclasses.replace(drawn, name="labelme")
     data = crowds.CrowdData(crowd, crowds.Labelled(x, truth), crowds.Labelled(x, truth))
     monkeypatch.setattr(crowds, "load", lambda name, **kw: data)
-    config = Config.profile("real", seeds=(0,), methods=("MajorVote", "CCC"), **TINY | {"train_size": 0, "network": "mlp:8:dropout"},
-                            group_sweep=(0,), meta_sweep=(), gamma_sweep=())
+    tiny = TINY | {"train_size": 0, "network": "mlp:8:dropout"}
+    config = Config.profile("real", seeds=(0,), methods=("MajorVote", "CCC"), group_sweep=(0,), meta_sweep=(),
+                            gamma_sweep=(), **tiny)
     experiment, stage = alone(config, tmp_path / "first"), stage_of("CCC", 0, config)
     stuff = stage.task.material(experiment.here)
     assert isinstance(stuff.valid, crowds.Labelled) and stuff.crowd.features.mean().abs() < 1e-5 and stuff.theta is None
     found = experiment.made(stage)
     assert len(found["rows"]) == 3 and found["confusions"].shape == (9, 3, 3) and 0 <= found["meta_accuracy"] <= 100
-    assert stage.correction == config.correction and stage.task == ccc.PublishedTask(ccc.PublishedCrowd("labelme", 0), 0.0, 0)
+    assert stage.correction == config.correction and stage.task == ccc.Task(ccc.PublishedCrowd("labelme", 0), (), 0.0, 0)
     with pytest.raises(ValueError, match="no published validation set"):
         monkeypatch.setattr(crowds, "load", lambda name, **kw: data._replace(valid=None))
         run(alone(config, tmp_path / "second"))
@@ -223,7 +227,7 @@ def test_fine_tuning_adds_a_row(tmp_path):
 
 def test_reading_back_and_fine_tuning():
     made = crowds.synthetic(torch.randn(80, 6), torch.arange(80) % 4, tuple("abcd"), "IND-D", annotators=8, seed=0).crowd
-    committee = ccc.couple(lambda: ccc.Perceptron(6, [8], 4), made)
+    committee = ccc.couple(lambda: ccc.Perceptron(6, 4, [8]), made)
     with pytest.raises(ValueError, match="needs the meta sets"):
         ccc.fine_tune(committee, made, 1)
     sgd = torch.optim.SGD(committee.parameters(), 0.1)
@@ -246,6 +250,6 @@ def test_reading_back_and_fine_tuning():
 
 def test_reported_numbers_ship_with_the_package():
     table = reported("ccc")
-    row = table[(table.table == "real-world") & (table.dataset == "LabelMe") & (table.method == "CCC") & (table.metric == "accuracy_best")]
+    row = select(table, table="real-world", dataset="LabelMe", method="CCC", metric="accuracy_best")
     assert len(table) == 182 and row.value.item() == 87.65
     assert set(table[table.table == "real-world"].method) < set(ccc.METHODS)  # the names join
