@@ -17,7 +17,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import importlib
 import json
 import os
 import re
@@ -206,8 +205,9 @@ def resolve(slug: str, notebook: Path, given: Mapping[str, Any], here: bool = Tr
 # %% ../nbs/batch.ipynb #9d825dba
 def data_sources(rooms: Iterable[str], root: str | None = None) -> dict[str, Any]:
     """The data sets that these rooms of `kdnotes.data` know, by name."""
-    found = [importlib.import_module(f"kdnotes.data.{room}").known(root) for room in rooms]
-    return {name: source for sources in found for name, source in sources.items()}
+    from kdnotes.data.catalogue import known
+
+    return known(root, *rooms)
 
 
 def check_data(config: Any, dataset: str, root: str | None) -> None:
@@ -215,7 +215,8 @@ def check_data(config: Any, dataset: str, root: str | None) -> None:
 
     Several data sets are joined by "+". Papers whose own data set is unknown to these rooms are left to themselves.
     """
-    from kdnotes.data.images import data_root, find_source
+    from kdnotes.data.catalogue import find_source
+    from kdnotes.data.source import data_root
 
     sources = data_sources(getattr(config, "DATA", ("images",)), root)
     if getattr(config, "dataset", None) not in sources:

@@ -140,19 +140,20 @@ def count_runs(base: str, slug: str) -> str:
 def show_data(args: argparse.Namespace) -> int:
     """Data sets: what is known, what is present and where, how to get the rest."""
     from kdnotes.batch import columns, data_sources
-    from kdnotes.data.images import data_root, status
+    from kdnotes.data.catalogue import status
+    from kdnotes.data.source import data_root
 
     with refusals("kdnotes data"):
         rows = status(args.data_root, data_sources(("images", "crowds"), args.data_root))
     print(f"data folder: {data_root(args.data_root)}\n")
-    cells = [(r["name"], "present" if r["present"] else "absent", r["images"], str(r["where"] if r["present"] else r["how"])) for r in rows]
+    cells = [(r["name"], r["state"], r["images"], r["how"] if r["state"] == "absent" else r["where"]) for r in rows]
     print(columns(("name", "state", "images", "where, or how to get it"), cells))
     return 0
 
 # %% ../nbs/cli.ipynb #31906a09
 def add_data(args: argparse.Namespace) -> int:
     """Check a prepared image set and install it below the data folder."""
-    from kdnotes.data.images import add
+    from kdnotes.data.catalogue import add
 
     with refusals("kdnotes data add"):
         print(f"{args.name} installed in {add(args.name, args.train, args.test, args.data_root)}")
@@ -161,7 +162,8 @@ def add_data(args: argparse.Namespace) -> int:
 
 def get_data(args: argparse.Namespace) -> int:
     """Download an image set that torchvision knows."""
-    from kdnotes.data.images import data_root, fetch
+    from kdnotes.data.catalogue import fetch
+    from kdnotes.data.source import data_root
 
     with refusals("kdnotes data get"):
         fetch(args.name, args.data_root)

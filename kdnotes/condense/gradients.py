@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .matching import Matching, Settings, decoded_classes, redraw
 from .synthetic import SyntheticSet
 from ..data.augment import normalise
-from ..data.images import ImageSet
+from ..data.imageset import ImageSet
 from ..data.siamese import siamese
 from ..runtime import derive_seed, make_generator
 from ..train import Loop, Terms

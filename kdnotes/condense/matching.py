@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .synthetic import SyntheticSet, check_pixels, decode
 from ..data.augment import channel_statistics, normalise
-from ..data.imagenet import SUBSETS
-from ..data.images import ImageSet
+from ..data.sets.imagenet import SUBSETS
+from ..data.imageset import ImageSet
 from ..data.siamese import siamese
 from ..losses.mmd import mmd2
 from ..models import convnets  # noqa: F401  makes its names known to build

@@ -34,8 +34,11 @@ __all__ = ['MERGED', 'THRIFTY', 'METHODS', 'REAL', 'LABELME', 'MUSIC', 'SENTIMEN
 from ..config import Settings, conform, leaves, section, setting
 from ..data import crowds
 from ..data.augment import channel_statistics, normalise
-from ..data.crowds import Crowd, Labelled, sealed
-from ..data.images import Batches, ImageSet, load, to_float
+from ..data.batches import Batches
+from ..data.catalogue import load, load_crowd
+from ..data.crowds import Crowd, CrowdData, Labelled, Synthetic, sealed
+from ..data.imageset import ImageSet, to_float
+from ..data.sets.crowds import PUBLISHED
 from ..experiment import Data, Experiment, Here, Row, Stage, Study
 from ..losses.annotators import CoNAL, DoctorNet, MaxMIG, UnionNet, vote_confusions
 from ..losses.crowd import CrowdHead, CrowdLayer, VectorCrowdLayer, crowd_nll
@@ -519,7 +522,7 @@ class Config(Settings):
         if not all(n < annotators for n in densities):
             given = ", ".join(f"{n:g}" for n in densities)
             raise ValueError(f"labels per item {given} must lie between 0 and the {annotators} annotators")
-        if not self.crowd.holdout and self.dataset not in crowds.PUBLISHED:
+        if not self.crowd.holdout and self.dataset not in PUBLISHED:
             raise ValueError(f"{self.dataset} has no published validation set: give holdout > 0")
 
 # %% ../../nbs/papers/ccc.ipynb #63e3e5ad
@@ -602,7 +605,7 @@ class Answers(Data):
     alpha: float
     seed: int
 
-    def load(self) -> crowds.Synthetic:
+    def load(self) -> Synthetic:
         train = first_images(self.dataset, self.size)
         return crowds.synthetic(None, train.labels, train.classes, self.case, self.annotators, self.labels_per_item,
                                 self.alpha, seed=self.seed)
@@ -615,8 +618,8 @@ class PublishedCrowd(Data):
     dataset: str
     size: int
 
-    def load(self) -> crowds.CrowdData:
-        data = crowds.load(self.dataset)
+    def load(self) -> CrowdData:
+        data = load_crowd(self.dataset)
         if self.size:
             data = data._replace(crowd=crowds.take(data.crowd, torch.arange(min(self.size, data.crowd.items))))
         if data.crowd.features.dtype != torch.uint8:
@@ -653,7 +656,7 @@ class Task:
         found, theta = here.read(self.crowd), None
         if self.pictures:
             train, test = map(here.read, self.pictures)
-            found, theta = crowds.CrowdData(replace(found.crowd, features=train.features), test), found.confusions
+            found, theta = CrowdData(replace(found.crowd, features=train.features), test), found.confusions
         if found.test is None:
             raise ValueError(f"{self.crowd.dataset} has no test set: nothing can be measured on it")
         if not self.holdout and found.valid is None:
@@ -815,7 +818,7 @@ def measured(stage: Learner, made: dict, here: Here, expert: int = 0) -> dict[st
 def task_of(config: Config, seed: int, case: str = "", labels_per_item: float = 0) -> Task:
     """The task of a seed; `case` and `labels_per_item`, by default those of `config`, are for synthetic crowds."""
     name, c = config.dataset, config.crowd
-    if name in crowds.PUBLISHED:
+    if name in PUBLISHED:
         return Task(PublishedCrowd(name, c.train_size), (), c.holdout, seed)
     density = labels_per_item or c.labels_per_item
     answers = Answers(name, c.train_size, case or c.case, c.annotators, density, c.alpha, seed)
@@ -844,7 +847,7 @@ SHORT = ("MajorVote", "CrowdLayer", "CrowdLayer ×2", "CCC")
 
 def main_rows(seed: int, config: Config) -> list[Row]:
     """Every method on the published crowd, or on the main synthetic case and in short on the others."""
-    published, main = config.dataset in crowds.PUBLISHED, config.crowd.case
+    published, main = config.dataset in PUBLISHED, config.crowd.case
     rows = []
     for case in dict.fromkeys((main,) if published else (main, *config.crowd.cases)):
         setting = {} if published else {"case": case}
@@ -863,7 +866,7 @@ def display_name(config: Config) -> str:
 # %% ../../nbs/papers/ccc.ipynb #9a46eb27
 def ablation_rows(seed: int, config: Config) -> list[Row]:
     """CCC with other G, M, gamma, and without coupling; and its rivals with fewer or more labels per item."""
-    published, sweeps, usual = config.dataset in crowds.PUBLISHED, config.tables, config.correction
+    published, sweeps, usual = config.dataset in PUBLISHED, config.tables, config.correction
     case = {} if published else {"case": config.crowd.case}
 
     def row(table: str, method: str, setting: dict, label: str = "", **changes) -> Row:
@@ -948,7 +951,7 @@ def run(experiment: Experiment) -> Results:
 # %% ../../nbs/papers/ccc.ipynb #8f3bfa64
 def claims(config: Config) -> list[Claim]:
     """The testable claims for the data of `config`."""
-    published = config.dataset in crowds.PUBLISHED
+    published = config.dataset in PUBLISHED
     where = {"table": MAIN[published]} | ({} if published else {"setting": f"case={config.crowd.case}"})
     last, best = {"metric": "accuracy_last", "where": where}, {"metric": "accuracy_best", "where": where}
     chain = [("CCC", "CrowdLayer ×2", "the correction helps beyond the crowd layer"),
@@ -965,7 +968,7 @@ def claims(config: Config) -> list[Claim]:
 # %% ../../nbs/papers/ccc.ipynb #3815ea49
 def ablation_claims(config: Config) -> list[Claim]:
     """Claims about the ablations that `config` runs."""
-    published, sweeps, ours = config.dataset in crowds.PUBLISHED, config.tables, config.correction.groups
+    published, sweeps, ours = config.dataset in PUBLISHED, config.tables, config.correction.groups
     prefix = "" if published else f"case={config.crowd.case};"
 
     def side(key: str, value: object) -> dict:

@@ -76,7 +76,7 @@ def test_equal_shares_are_infinite():
 def test_what_does_not_suit_the_data_is_refused_before_anything_is_trained(wrong, words, tmp_path, monkeypatch):
     x, truth = torch.randn(60, 5), torch.arange(60) % 10
     crowd = crowds.synthetic(x, truth, tuple("abcdefghij"), "IND-D", annotators=9).crowd
-    monkeypatch.setattr(crowds, "load", lambda name, **kw: crowds.CrowdData(crowd, crowds.Labelled(x, truth)))
+    monkeypatch.setattr(ccc, "load_crowd", lambda name, **kw: crowds.CrowdData(crowd, crowds.Labelled(x, truth)))
     experiment = alone(Config.profile("demo", **TINY | wrong), tmp_path)
     with pytest.raises(ValueError, match=words):
         run(experiment)
@@ -202,7 +202,7 @@ def test_a_published_crowd_runs_too(tmp_path, monkeypatch):
     drawn = crowds.synthetic(x, truth, tuple("abc"), "IND-D", annotators=9, seed=0).crowd
     crowd = dataclasses.replace(drawn, name="labelme")
     data = crowds.CrowdData(crowd, crowds.Labelled(x, truth), crowds.Labelled(x, truth))
-    monkeypatch.setattr(crowds, "load", lambda name, **kw: data)
+    monkeypatch.setattr(ccc, "load_crowd", lambda name, **kw: data)
     tiny = TINY | {"train_size": 0, "network": "mlp:8:dropout"}
     config = Config.profile("real", seeds=(0,), methods=("MajorVote", "CCC"), group_sweep=(0,), meta_sweep=(),
                             gamma_sweep=(), **tiny)
@@ -213,7 +213,7 @@ def test_a_published_crowd_runs_too(tmp_path, monkeypatch):
     assert len(found["rows"]) == 3 and found["confusions"].shape == (9, 3, 3) and 0 <= found["meta_accuracy"] <= 100
     assert stage.correction == config.correction and stage.task == ccc.Task(ccc.PublishedCrowd("labelme", 0), (), 0.0, 0)
     with pytest.raises(ValueError, match="no published validation set"):
-        monkeypatch.setattr(crowds, "load", lambda name, **kw: data._replace(valid=None))
+        monkeypatch.setattr(ccc, "load_crowd", lambda name, **kw: data._replace(valid=None))
         run(alone(config, tmp_path / "second"))
 
 
