@@ -232,6 +232,7 @@ ARCHITECTURES = {
     "shufflenet_v1": partial(shufflenet, unit=GroupedUnit, widths=(240, 480, 960)),
     "shufflenet_v2": partial(shufflenet, unit=SplitUnit, widths=(116, 232, 464), last=1024),
     "resnet18": partial(torchvision_resnet, architecture="resnet18"),
+    "resnet34": partial(torchvision_resnet, architecture="resnet34"),
     "resnet50": partial(torchvision_resnet, architecture="resnet50"),
     "wrn_50_2": partial(torchvision_resnet, architecture="wide_resnet50_2"),
     "smallconv": partial(smallconv, embedding=128),
