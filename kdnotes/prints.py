@@ -143,8 +143,9 @@ class Walk:
 
 # %% ../nbs/prints.ipynb #989a5cb1
 def _filled(cell: types.CellType) -> bool:
+    """Whether a cell of a closure has a value yet."""
     try:
-        cell.cell_contents
+        id(cell.cell_contents)
     except ValueError:
         return False
     return True
