@@ -598,13 +598,14 @@ def _plain_values(value: Any) -> Any:
         return value.name
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
-# %% ../nbs/runs.ipynb #1c2fdc8d
+# %% ../nbs/runs.ipynb #0ba2d9ca
 def outdated(path: str | Path, code: str = "", data_root: str | Path | None = None) -> str:
     """Why the finished run in `path` no longer stands for its code and data, in a few words; "" if it does.
 
     `code` is the print of the code as it is now ("": not looked at), to be found in the manifest as `code` (given to
-    `finish`) or `notebook` (noted by the batch); a run with neither is judged by the sources of the whole package. `data_root` is the folder of the data sets (None: not looked at); the manifest notes their files
-    as `data[name]["files"] = {path below the root: [bytes, sha256]}`. Errors as in `read_manifest`.
+    `finish`) or `notebook` (noted by the batch); a run with neither is judged by the sources of the whole package.
+    `data_root` is the folder of the data sets (None: not looked at); the manifest notes their files as
+    `data[name]["files"] = {path below the root: [bytes, sha256]}`. Errors as in `read_manifest`.
     """
     manifest = read_manifest(path)
     prints = {manifest.get("code"), manifest.get("notebook")} - {None, ""}

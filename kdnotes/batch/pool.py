@@ -32,7 +32,7 @@ def local_pool(at_once: int, gpus: int = 0) -> Iterator[concurrent.futures.Execu
 
 @contextlib.contextmanager
 def cluster_pool(address: str, gpus: int = 0, timeout: float = 5.0) -> Iterator[concurrent.futures.Executor]:
-    """An executor on the Dask cluster whose scheduler is at `address`; ValueError if none answers in `timeout` seconds."""
+    """An executor on the Dask cluster whose scheduler is at `address`; ValueError if none answers in time (seconds)."""
     client = connect(address, timeout)
     try:
         check_workers(client, address, gpus, timeout)
@@ -62,7 +62,7 @@ def connect(address: str, timeout: float) -> Any:
 
 # %% ../../nbs/batch/pool.ipynb #07a2a215
 def check_workers(client: Any, address: str, gpus: int, timeout: float) -> None:
-    """ValueError unless a worker is there, with `gpus` GPUs if they are wanted: a task for nobody would wait for ever."""
+    """ValueError unless a worker is there, with `gpus` GPUs if any are wanted: a task for nobody waits for ever."""
     with contextlib.suppress(TimeoutError):
         client.wait_for_workers(1, timeout)
     workers = client.scheduler_info(n_workers=-1)["workers"].values()

@@ -4,7 +4,7 @@
 __all__ = ['ANSI', 'failing_cell', 'traceback_of', 'failure', 'last_line', 'clock', 'progress', 'Board', 'sentence',
            'count_claims', 'columns', 'summary', 'exit_status']
 
-# %% ../../nbs/batch/terminal.ipynb #77ffed8e
+# %% ../../nbs/batch/terminal.ipynb #ab76a400
 import contextlib
 import csv
 import os
@@ -16,16 +16,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
 
-from .plan import PlannedRun, folder_of, is_finished, plan, read_notebook, source
+from .plan import PlannedRun, folder_of, is_finished, read_notebook, source
 from .pool import Listener
-from .worker import Outcome, draft_of, supervise
+from .worker import Outcome, draft_of
 
 # %% ../../nbs/batch/terminal.ipynb #02110eb3
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def failing_cell(notebook: Path) -> dict | None:
-    """The cell at which an executed notebook ended: the one that raised, else the last that was started; None if none was."""
+    """The cell at which an executed notebook ended: the one that raised, else the last that was started; else None."""
     try:
         cells = [cell for cell in read_notebook(notebook)["cells"] if cell["cell_type"] == "code"]
     except (OSError, ValueError):
@@ -43,10 +43,7 @@ def traceback_of(cell: Mapping) -> list[str]:
 
 # %% ../../nbs/batch/terminal.ipynb #4c2c71b0
 def failure(outcome: Outcome, source_lines: int = 6, traceback_lines: int = 25) -> str:
-    """What a user needs to see of a failed run: the cell's number and first lines, the end of the traceback, and where
-
-    the rest is.
-    """
+    """What a user needs to see of a failed run: the cell's number and first lines, the end of its error, its place."""
     head = f"{outcome.planned}: {outcome.status}"
     cell = failing_cell(Path(outcome.planned.cwd) / outcome.notebook) if outcome.notebook else None
     if cell is None:
@@ -113,7 +110,7 @@ class Board(Listener):
         self.write(text + "\n")
 
     def draw(self, lines: Mapping[str, str]) -> None:
-        """Living lines, from the run's name to its progress: in place on a terminal, else the news, and not too often."""
+        """Living lines, from the run's name to its progress: in place on a terminal, else the news, now and then."""
         if self.live:
             width = shutil.get_terminal_size().columns - 1
             texts = [f"{name}  {text or 'waits'}"[:width] + "\n" for name, text in lines.items()]
@@ -122,7 +119,7 @@ class Board(Listener):
             return
         now = time.monotonic()
         for name, text in lines.items():
-            news, told = re.sub(r"  [\d:]+", "", text, count=1), self.told.setdefault(name, ("", now))   # the clock aside
+            news, told = re.sub(r"  [\d:]+", "", text, count=1), self.told.setdefault(name, ("", now))   # without clock
             if text and news != told[0] and now - told[1] >= self.every:
                 self.write(f"{name}  {text}\n")
                 self.told[name] = (news, now)
@@ -145,7 +142,7 @@ def sentence(outcome: Outcome) -> str:
 
 # %% ../../nbs/batch/terminal.ipynb #0758d37d
 def count_claims(folder: Path) -> str:
-    """Claims of a run that are supported / not supported / inconclusive, such as "5/0/2"; "-" where none were judged."""
+    """Claims of a run that are supported / not supported / inconclusive, such as "5/0/2"; "-" where there are none."""
     try:
         with (folder / "claims.csv").open(encoding="utf-8", newline="") as file:
             verdicts = [row["verdict"] for row in csv.DictReader(file)]
@@ -170,10 +167,11 @@ def summary(outcomes: Iterable[Outcome]) -> str:
 
 
 def _row(outcome: Outcome) -> tuple[str, ...]:
-    planned, whole = outcome.planned, outcome.status in ("finished", "skipped") and is_finished(folder_of(outcome.planned))
+    planned, folder = outcome.planned, folder_of(outcome.planned)
+    whole = outcome.status in ("finished", "skipped") and is_finished(folder)
     where = planned.folder if whole or not outcome.notebook else str(Path(outcome.notebook).parent)
     return (planned.slug, planned.parameters["profile"], planned.dataset, outcome.status,
-            clock(outcome.seconds) if outcome.seconds else "-", count_claims(folder_of(planned)) if whole else "-", where)
+            clock(outcome.seconds) if outcome.seconds else "-", count_claims(folder) if whole else "-", where)
 
 
 def exit_status(outcomes: Iterable[Outcome]) -> int:

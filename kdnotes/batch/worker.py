@@ -6,7 +6,7 @@ __all__ = ['THREADS', 'write_whole', 'write_whole_notebooks', 'own_kernel', 'how
            'take', 'lease_gpus', 'draft_of', 'start_worker', 'attend', 'said_by', 'Outcome', 'claim', 'keep',
            'supervise']
 
-# %% ../../nbs/batch/worker.ipynb #5a01e3aa
+# %% ../../nbs/batch/worker.ipynb #4f44ad09
 import contextlib
 import dataclasses
 import errno
@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from .plan import PlannedRun, folder_of, is_finished, plan, read_notebook, verdict
+from .plan import PlannedRun, folder_of, read_notebook
 
 # %% ../../nbs/batch/worker.ipynb #a8197dea
 def write_whole(path: str | Path, text: str) -> None:
@@ -83,9 +83,9 @@ def attentive_manager() -> tuple[type, list[int]]:
 
     return Attentive, codes
 
-# %% ../../nbs/batch/worker.ipynb #6a1562f4
+# %% ../../nbs/batch/worker.ipynb #1101d2e2
 def execute(order: Mapping[str, Any]) -> None:
-    """Run the notebook `order["input"]` into `order["output"]` with `order["parameters"]`, all cells, stopping at an error.
+    """Run the notebook `order["input"]` into `order["output"]` with `order["parameters"]`, up to the first error.
 
     RuntimeError if the kernel dies.
     """
@@ -94,7 +94,7 @@ def execute(order: Mapping[str, Any]) -> None:
 
     write_whole_notebooks(str(Path(order["output"]).parent))
     own_kernel(order["kernel"])
-    paths = [path.replace("{", "{{").replace("}", "}}") for path in (order["input"], order["output"])]   # papermill formats
+    paths = [order[name].replace("{", "{{").replace("}", "}}") for name in ("input", "output")]  # papermill formats
     manager, codes = attentive_manager()
     options = {"kernel_name": "python3", "language": "python", "progress_bar": False, "kernel_manager_class": manager}
     try:
@@ -125,7 +125,7 @@ def work() -> None:
     order = json.loads(sys.stdin.readline())
     said = {"status": "finished", "reason": "", "code": order["code"]}
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that put the batch in the background ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell put us in the background
         threading.Thread(target=end_with_parent, args=(threading.main_thread().ident,), daemon=True).start()
         execute(order)
     except KeyboardInterrupt:
@@ -141,8 +141,9 @@ def work() -> None:
 
 def reason_of(error: Exception, folder: Path) -> str:
     """An error in one line; that the disk is full is said in plain words."""
-    name, text = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))    # papermill's: the cell's
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or re.search("No space left|inline_container", text):
+    name, text = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))    # the cell's own
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or re.search("No space left|inline_container", text):
         return f"no space is left on the disk of {folder}; free some, and the same command resumes the run"
     line = next(iter(text.strip().splitlines()), "")
     return line if isinstance(error, RuntimeError) and line.startswith("the kernel ") else f"{name}: {line}"
@@ -160,7 +161,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_M
 
 
 def thread_limits(share: int) -> dict[str, str]:
-    """Environment that gives a run its share of the cores: one of `share` equal parts, or (0) one for each thread of Dask.
+    """Environment that gives a run its part of the cores: one of `share` equal parts, or (0) one per thread of Dask.
 
     A limit set by the user stays; on a Dask worker it does not, since Dask itself sets it to 1.
     """
@@ -221,7 +222,8 @@ def start_worker(planned: PlannedRun, gpus: list[str], log: TextIO) -> tuple[sub
 
     It has a session of its own: a Ctrl-C at the terminal reaches the batch only, which ends its runs in order.
     """
-    environment = os.environ | thread_limits(planned.share) | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"} | planned.environment
+    quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    environment = os.environ | thread_limits(planned.share) | quiet | planned.environment
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     reader, writer = os.pipe()
@@ -241,7 +243,7 @@ def start_worker(planned: PlannedRun, gpus: list[str], log: TextIO) -> tuple[sub
 
 
 def attend(process: subprocess.Popen, stop: Path, grace: float = 20.0) -> None:
-    """Wait for `process`; once `stop` exists close its lifeline, and kill it if it does not end within `grace` seconds."""
+    """Wait for `process`; once `stop` exists close its lifeline, and kill it after `grace` seconds."""
     while process.poll() is None and not stop.exists():
         time.sleep(0.1)
     with contextlib.suppress(BrokenPipeError):
@@ -345,7 +347,8 @@ def supervise(planned: PlannedRun) -> Outcome:
 
     started, stop, notebook = time.monotonic(), Path(planned.stop), ""
     try:
-        with claim(planned), lease_gpus(planned.gpus, stop) as gpus, tempfile.TemporaryFile("w+", errors="replace") as log:
+        with (claim(planned), lease_gpus(planned.gpus, stop) as gpus,
+              tempfile.TemporaryFile("w+", errors="replace") as log):
             if stop.exists():
                 return Outcome(planned, "interrupted", reason="stopped before its start")
             process, reader = start_worker(planned, gpus, log)
