@@ -101,7 +101,7 @@ def _print(note: Any) -> str:
 def _plain(value: Any) -> str:
     return " ".join(map(str, value.values())) if isinstance(value, Mapping) else str(value)
 
-# %% ../../nbs/batch/verify.ipynb #2815ac42
+# %% ../../nbs/batch/verify.ipynb #269bc290
 def account(there: str | Path, here: str | Path) -> tuple[str, bool]:
     """(what to say of the run in `here`, made again from the one in `there`; whether its numbers are the same)."""
     table = compare_numbers(read_results(Path(there) / "results.csv"), read_results(Path(here) / "results.csv"))
@@ -115,5 +115,5 @@ def account(there: str | Path, here: str | Path) -> tuple[str, bool]:
     if not (table["how"].isin(["equal", "of the machine"])).all():
         found = list(reasons(read_manifest(there), read_manifest(here)))
         text.append("why they might differ:")
-        text += [f"  {line}" for line in found] or ["  nothing that a manifest knows; operations without a fixed order?"]
+        text += [f"  {line}" for line in found] or ["  nothing that a manifest knows; an operation of no fixed order?"]
     return "\n".join(text), not len(wrong)

@@ -135,8 +135,9 @@ def work() -> None:
     note_verdict(Path(order["output"]), said)
     if said["status"] == "finished":
         write_page(order["output"], order["page"])
-    os.write(order["verdict"], json.dumps(said).encode())
     shutil.rmtree(order["kernel"], ignore_errors=True)
+    with contextlib.suppress(BrokenPipeError):                   # the batch was killed
+        os.write(order["verdict"], json.dumps(said).encode())
 
 
 def reason_of(error: Exception, folder: Path) -> str:

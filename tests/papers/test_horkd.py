@@ -316,7 +316,7 @@ def test_a_copy_of_a_recipe_is_the_same_stream():
 
 @pytest.mark.parametrize(("dataset", "words", "other"), [("casia", "CASIA-WebFace", "uccs/"), ("uccs", "uccs", "CASIA"), ("cub200", "CUB_200_2011", "CASIA")])
 def test_a_run_without_its_data_is_refused_before_it_starts(tmp_path, dataset, words, other):
-    from kdnotes.batch import check_data
+    from kdnotes.batch.plan import check_data
 
     with pytest.raises(FileNotFoundError, match="the data of .* are not there") as error:
         check_data(Config, dataset, tmp_path)
