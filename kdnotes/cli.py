@@ -405,12 +405,12 @@ def build_parser() -> Parser:
 # %% ../nbs/cli.ipynb #dc44d8dd
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what `arguments` (those of the process by default) ask for and return the exit status."""
-    parser = build_parser()
-    args, rest = parser.parse_known_args(arguments)
-    if rest and args.command is not bench:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    args.rest = rest
     try:
+        parser = build_parser()
+        args, rest = parser.parse_known_args(arguments)
+        if rest and args.command is not bench:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.rest = rest
         return args.command(args)
     except KeyboardInterrupt:
         print("kdnotes: interrupted", file=sys.stderr)
