@@ -241,12 +241,13 @@ def show_data(args: argparse.Namespace) -> int:
     """Data sets: what is known, what is present and where, how to get the rest."""
     from kdnotes.batch.plan import data_sources
     from kdnotes.batch.terminal import columns
-    from kdnotes.data.images import data_root, status
+    from kdnotes.data.catalogue import status
+    from kdnotes.data.source import data_root
 
     with refusals("kdnotes data"):
         rows = status(args.data_root, data_sources(("images", "crowds"), args.data_root))
-    cells = [(r["name"], "present" if r["present"] else "absent", r["images"],
-              str(r["where"] if r["present"] else r["how"])) for r in rows]
+    cells = [(r["name"], r["state"], r["images"], str(r["how"] if r["state"] == "absent" else r["where"]))
+             for r in rows]
     say(f"data folder: {data_root(args.data_root)}\n")
     say(columns(("name", "state", "images", "where, or how to get it"), cells))
     return 0
@@ -254,7 +255,7 @@ def show_data(args: argparse.Namespace) -> int:
 # %% ../nbs/cli.ipynb #31906a09
 def add_data(args: argparse.Namespace) -> int:
     """Check a prepared image set and install it below the data folder."""
-    from kdnotes.data.images import add
+    from kdnotes.data.catalogue import add
 
     with refusals("kdnotes data add"):
         say(f"{args.name} installed in {add(args.name, args.train, args.test, args.data_root)}")
@@ -263,7 +264,8 @@ def add_data(args: argparse.Namespace) -> int:
 
 def get_data(args: argparse.Namespace) -> int:
     """Download an image set that torchvision knows."""
-    from kdnotes.data.images import data_root, fetch
+    from kdnotes.data.catalogue import fetch
+    from kdnotes.data.source import data_root
 
     with refusals("kdnotes data get"):
         fetch(args.name, args.data_root)

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from .config import Settings
-from .data.images import data_root
+from .data.source import data_root
 from .files import atomic_write, make_folder, recall, store, write_json
 from .parallel import parallel_map
 from .prints import code_parts, code_print

@@ -256,8 +256,9 @@ def resolve(slug: str, notebook: Path, given: Given, here: bool = True) -> tuple
 # %% ../../nbs/batch/plan.ipynb #9d825dba
 def data_sources(rooms: Iterable[str], root: str | None = None) -> dict[str, Any]:
     """The data sets that these rooms of `kdnotes.data` know, by name."""
-    found = [importlib.import_module(f"kdnotes.data.{room}").known(root) for room in rooms]
-    return {name: source for sources in found for name, source in sources.items()}
+    from kdnotes.data.catalogue import known
+
+    return known(root, *rooms)
 
 
 def check_data(config: Any, dataset: str, root: str | None) -> None:
@@ -266,7 +267,8 @@ def check_data(config: Any, dataset: str, root: str | None) -> None:
     Both say what to do. Several data sets are joined by "+". Papers whose own data set is unknown to these rooms are
     left to themselves.
     """
-    from kdnotes.data.images import data_root, find_source
+    from kdnotes.data.catalogue import find_source
+    from kdnotes.data.source import data_root
 
     sources = data_sources(getattr(config, "DATA", ("images",)), root)
     if getattr(config, "dataset", None) not in sources:
@@ -325,7 +327,7 @@ def writable_folder(path: str | Path) -> Path:
 # %% ../../nbs/batch/plan.ipynb #8dd3e8cb
 def plan_run(slug: str, notebook: Path, given: Given, out: Path, here: bool = True, **options: Any) -> PlannedRun:
     """The run of `notebook` with the parameters `given` below `out`; errors as in `resolve` and `check_data`."""
-    from kdnotes.data.images import data_root
+    from kdnotes.data.source import data_root
     from kdnotes.prints import notebook_print
     from kdnotes.runs import is_name, run_id
 

@@ -34,7 +34,10 @@ __all__ = ['MERGED', 'THRIFTY', 'METHODS', 'REAL', 'LABELME', 'MUSIC', 'SENTIMEN
 from ..data import crowds
 from ..data.augment import channel_statistics, normalise
 from ..data.crowds import Crowd, Labelled, sealed
-from ..data.images import Batches, data_root, load, to_float
+from ..data.batches import Batches
+from ..data.catalogue import load, load_crowd
+from ..data.imageset import to_float
+from ..data.source import data_root
 from ..losses.annotators import CoNAL, DoctorNet, MaxMIG, UnionNet, vote_confusions
 from ..losses.crowd import CrowdHead, CrowdLayer, VectorCrowdLayer, crowd_nll
 from ..metrics.aggregate import dawid_skene, majority_vote
@@ -47,6 +50,7 @@ from ..parallel import Place, place_of
 from ..runtime import derive_seed, log, make_fabric, make_generator, seed_everything
 from ..train import fit as train
 from ..train import multistep
+from ..data.sets.crowds import PUBLISHED
 
 # %% ../../nbs/papers/ccc.ipynb #500b2a83
 class Expert(nn.Module):
@@ -574,7 +578,7 @@ def picture_data(config: Config, job: Job) -> tuple[crowds.CrowdData, Tensor]:
 
 def published_data(config: Config) -> crowds.CrowdData:
     """A published crowd, standardised; CIFAR-10N's images per channel, other features one by one."""
-    data = remembered(("crowd", config.dataset, data_root()), functools.partial(crowds.load, config.dataset))
+    data = remembered(("crowd", config.dataset, data_root()), functools.partial(load_crowd, config.dataset))
     if config.train_size:
         data = data._replace(crowd=crowds.take(data.crowd, torch.arange(min(config.train_size, data.crowd.items))))
     if data.crowd.features.dtype != torch.uint8:
@@ -586,7 +590,7 @@ def published_data(config: Config) -> crowds.CrowdData:
 # %% ../../nbs/papers/ccc.ipynb #91a1cd46
 def material(config: Config, job: Job) -> Material:
     """The data of a job; its method and correction make no difference."""
-    data, theta = (published_data(config), None) if config.dataset in crowds.PUBLISHED else picture_data(config, job)
+    data, theta = (published_data(config), None) if config.dataset in PUBLISHED else picture_data(config, job)
     if data.test is None:
         raise ValueError(f"{config.dataset} has no test set: nothing can be measured on it")
     if config.holdout:
@@ -692,7 +696,7 @@ class Trial:
 
 def job_of(method: str, seed: int, config: Config, case: str = "", labels_per_item: float = 0.0, **changes) -> Job:
     """The job of a method; a single CrowdLayer is the first of two that are trained side by side."""
-    published = config.dataset in crowds.PUBLISHED
+    published = config.dataset in PUBLISHED
     where = {} if published else {"case": case or config.case, "labels_per_item": labels_per_item or config.labels_per_item}
     correction = correction_of(config, **changes) if method == "CCC" else None
     return Job("CrowdLayer ×2" if method == "CrowdLayer" else method, seed, correction=correction, **where)
@@ -703,7 +707,7 @@ MAIN = {True: "real-world", False: "synthetic crowds"}
 
 def main_table(seed: int, config: Config) -> list[Trial]:
     """Every method on the published crowd, or on the main synthetic case and in short on the others."""
-    published = config.dataset in crowds.PUBLISHED
+    published = config.dataset in PUBLISHED
     rows = []
     for case in ("",) if published else (config.case, *config.cases):
         for method in config.methods:
@@ -718,7 +722,7 @@ SHORT = ("MajorVote", "CrowdLayer", "CrowdLayer ×2", "CCC")
 # %% ../../nbs/papers/ccc.ipynb #9a46eb27
 def ablations(seed: int, config: Config) -> list[Trial]:
     """CCC with other numbers of groups, meta sizes, gammas, and without coupling; and its rivals with fewer or more labels per item."""
-    published = config.dataset in crowds.PUBLISHED
+    published = config.dataset in PUBLISHED
     case = () if published else (("case", config.case),)
     alone = config.annotators if not published else 10**6
     sweeps = {("number of groups", "groups", "G"): (*config.group_sweep, config.groups), ("meta-set size", "meta_size", "M"): (*config.meta_sweep, config.meta_size),
@@ -791,7 +795,7 @@ def add_leads(results: Results, config: Config) -> None:
 # %% ../../nbs/papers/ccc.ipynb #8f3bfa64
 def claims(config: Config) -> list[Claim]:
     """The testable claims for the data of `config`."""
-    published = config.dataset in crowds.PUBLISHED
+    published = config.dataset in PUBLISHED
     where = {"table": MAIN[published]} | ({} if published else {"setting": f"case={config.case}"})
     last, best = {"metric": "accuracy_last", "where": where}, {"metric": "accuracy_best", "where": where}
     chain = [("CCC", "CrowdLayer ×2", "the correction helps beyond the crowd layer"), ("CrowdLayer ×2", "MajorVote", "annotators are worth modelling")]
@@ -805,7 +809,7 @@ def claims(config: Config) -> list[Claim]:
 # %% ../../nbs/papers/ccc.ipynb #3815ea49
 def ablation_claims(config: Config) -> list[Claim]:
     """Claims about the ablations that `config` runs."""
-    prefix = "" if config.dataset in crowds.PUBLISHED else f"case={config.case};"
+    prefix = "" if config.dataset in PUBLISHED else f"case={config.case};"
     side = lambda key, value: {"method": "CCC", "setting": f"{prefix}{key}={value}"}
     where = {"where": {"table": "ablation: number of groups"}, "metric": "accuracy_last"}
     found = [Claim(f"G = {config.groups} > G = {value or 'R'}, last", "annotators should share, but not all one correction", side("G", config.groups), side("G", value or "R"), **where)
