@@ -10,7 +10,7 @@ from pathlib import Path
 
 # %% ../nbs/checks.ipynb #12776ad5
 def refused(function: Callable, *arguments: object, **keywords: object) -> str:
-    """The one line with which a call is refused; AssertionError if nothing is refused, or if it takes more than one line."""
+    """The one line with which a call is refused; AssertionError if nothing is, or in more than one line."""
     try:
         function(*arguments, **keywords)
     except (ValueError, TypeError, FileNotFoundError) as error:

@@ -82,7 +82,7 @@ def test_the_configuration_of_a_paper_is_checked_too(capsys, tmp_path):
     pytest.importorskip("kdnotes.papers.horkd")
     to = ["--out", str(tmp_path / "runs"), "--data-root", str(tmp_path)]
     assert "did you mean 'demo'" in refused(capsys, "run", "horkd", "--profile", "dmeo", *to)
-    assert "did you mean 'temperature'" in refused(capsys, "run", "horkd", "-p", "temprature", "3", *to)
+    assert "did you mean 'batch_size'" in refused(capsys, "run", "horkd", "-p", "batch_sise", "3", *to)
     assert "expected int" in refused(capsys, "run", "horkd", "-p", "batch_size", "many", *to)
     assert "batch_size=0" in refused(capsys, "run", "horkd", "-p", "batch_size", "0", *to)
     assert "mnist5k" in refused(capsys, "run", "horkd", "--dataset", "mnist5", *to)

@@ -94,8 +94,9 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
     if len(cells) != 1:
         raise ValueError(f"{path} has {len(cells)} cells tagged 'parameters'; it must have exactly one")
     try:
-        lines = [node for node in ast.parse(source(cells[0])).body if isinstance(node, ast.Assign)]
-        defaults = {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
+        lines = [node for node in ast.parse(source(cells[0])).body if isinstance(node, ast.Assign | ast.AnnAssign)]
+        names = [line.target if isinstance(line, ast.AnnAssign) else line.targets[0] for line in lines]
+        defaults = {name.id: ast.literal_eval(line.value) for name, line in zip(names, lines, strict=True)}
     except (SyntaxError, ValueError, AttributeError):
         raise ValueError(f"the parameters cell of {path} must assign literals, one name a line") from None
     if set(defaults) != set(PARAMETERS):

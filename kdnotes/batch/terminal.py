@@ -52,7 +52,9 @@ def failure(outcome: Outcome, source_lines: int = 6, traceback_lines: int = 25) 
     number = cell["execution_count"] or "*"
     text = [f"{head} in cell [{number}]; the partial notebook is {outcome.notebook}"]
     text += [f"    {line}" for line in lines[:source_lines]] + ["    ..."] * (len(lines) > source_lines)
-    text += [f"  {line}" for line in error[-traceback_lines:] or outcome.reason.splitlines()]
+    text += [f"  {line}" for line in error[-traceback_lines:]]
+    if outcome.reason not in "\n".join(error):                   # in plain words, or there was no error in a cell
+        text += [f"  {line}" for line in outcome.reason.splitlines()]
     return "\n".join(text)
 
 # %% ../../nbs/batch/terminal.ipynb #e5a49a6c
