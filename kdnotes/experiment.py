@@ -179,9 +179,21 @@ class Node(NamedTuple):
 
 
 def code_of(stage: Stage) -> tuple:
-    """What the code print of a stage starts from: how it is built and opened, and the classes of the settings in its fields."""
-    kinds = {type(part) for f in fields(stage) for part in _settings_in(getattr(stage, f.name))}
-    return (type(stage).build, type(stage).open, *sorted(kinds, key=lambda kind: kind.__qualname__))
+    """What the code print of a stage starts from: all that its class defines, and the classes of the settings in its fields.
+
+    Not `needs`, whose answer is in the key. A stage among the fields that is not one of `needs()` is a description: its code counts as well.
+    """
+    values, needed = tuple(getattr(stage, f.name) for f in fields(stage)), tuple(stage.needs().values())
+    kinds = sorted({type(part) for part in _settings_in(values)}, key=lambda kind: kind.__qualname__)
+    described = [part for part in pieces(values, Stage) if part not in needed]
+    return (*_own_code(type(stage)), *kinds, *(thing for part in described for thing in code_of(part)))
+
+
+def _own_code(kind: type[Stage]) -> list:
+    """Methods and constants of a class of stages and of its bases, those of `Stage` itself aside."""
+    left_out = {"needs", *(f.name for f in fields(kind))}
+    return [value for cls in kind.__mro__ if cls not in Stage.__mro__ for name, value in sorted(vars(cls).items())
+            if name not in left_out and not (name.startswith("__") and name.endswith("__"))]
 
 
 def _settings_in(value: object) -> Iterator[object]:
@@ -217,9 +229,10 @@ class Planner:
     def parts(self, stage: Stage) -> Mapping[str, str]:
         """The prints of the code of `stage`, by name."""
         start = code_of(stage)
-        if start not in self.codes:
-            self.codes[start] = code_parts(*start)
-        return self.codes[start]
+        key = tuple(map(id, start))
+        if key not in self.codes:
+            self.codes[key] = code_parts(*start)
+        return self.codes[key]
 
 # %% ../nbs/experiment.ipynb #306c8435
 @dataclass(frozen=True)
