@@ -152,7 +152,7 @@ def _filled(cell: types.CellType) -> bool:
 
 
 _OF_EVERY_CLASS = {"__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate_func__", "__annotations_cache__", "__qualname__",
-                   "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__firstlineno__", "__static_attributes__", "__abstractmethods__",
+                   "__dataclass_fields__", "__slotnames__", "__dataclass_params__", "__match_args__", "__firstlineno__", "__static_attributes__", "__abstractmethods__",
                    "_abc_impl", "__hash__", "__slots__", "__parameters__", "__orig_bases__", "_fields", "_field_defaults", "__getnewargs__", "_replace", "_make", "_asdict"}
 
 
