@@ -24,13 +24,14 @@ from ..condense.evaluate import Protocol
 from ..condense.experts import EXPERT_PROTOCOL
 from ..condense.gradients import Inner, inner_for
 from kdnotes.condense.study import (
-    CondensedSet, Cost, DMSet, Experts, GradientSet, Images, LearnedSet, M3DSet, Score, arch_name, best_rates,
+    CondensedSet, Cost, DMSet, Experts, GradientSet, Images, LearnedSet, M3DSet, Score, best_rates,
     check_images, check_network, check_no_doubles, condensed_set, dataset_name, method_name, on_held_out, rated,
     score_rows, tune,
 )
 from ..config import Settings, section, setting
 from ..experiment import Experiment, Here, Measure, Row, Stage, Study
 from ..losses.mmd import KERNELS, make_kernel
+from ..models.written import printed
 from ..results import Claim, Results
 from ..runtime import make_generator
 
@@ -528,7 +529,7 @@ def study_claims(config: Config) -> list[Claim]:
     found += [claim("interval", f"IPM {every} > IPM {other}", text, every, other) for other in others]
     if config.judging.cross:
         dm, m3d = map(method_name, rivals(config, 0))
-        where = {"table": TABLES["cross"], "arch": [arch_name(network) for network in config.judging.cross]}
+        where = {"table": TABLES["cross"], "arch": [printed(network) for network in config.judging.cross]}
         found.append(Claim("other architectures: M3D > DM", "the sets serve other networks too", m3d, dm, where=where))
     return found
 
