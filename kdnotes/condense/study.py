@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['ALIGNED', 'METHODS', 'DATASET_NAMES', 'METHOD_NAMES', 'MARKS', 'Images', 'check_images', 'check_no_doubles',
-           'check_network', 'new_network', 'Expert', 'Experts', 'pool_of', 'Condensed', 'CondensedSet', 'DrawnSet',
+           'check_network', 'new_network', 'check_fit', 'Expert', 'Experts', 'Condensed', 'CondensedSet', 'DrawnSet',
            'SelectedSet', 'Monitor', 'LearnedSet', 'MatchedSet', 'DMSet', 'M3DSet', 'IDMSet', 'DANCESet', 'GradientSet',
            'condensed_set', 'published_settings', 'own_factor', 'Score', 'score_of', 'on_held_out', 'rated', 'tune',
            'best_rates', 'dataset_name', 'method_name', 'mean_accuracy', 'accuracy_of', 'score_rows', 'sheets',
@@ -10,7 +10,7 @@ __all__ = ['ALIGNED', 'METHODS', 'DATASET_NAMES', 'METHOD_NAMES', 'MARKS', 'Imag
 
 # %% ../../nbs/condense/study.ipynb #24d7a254
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from .learn import RECIPES, expert_features, settings_for
 from .matching import Pass, RandomNetworks, Settings, match, mean_gap, moment_gap, statistics
 from .model_queue import Queueing, idm_passes
 from .selection import choose_images
-from .synthetic import SyntheticSet, contact_sheet, from_real
+from .synthetic import SyntheticSet, check_factor, contact_sheet, from_real
 from ..config import unknown_name
 from ..data.images import ImageSet, find_source, load, rank_in_class
 from ..experiment import Data, Experiment, Here, Row, Stage
@@ -100,7 +100,17 @@ def new_network(text: str, real: ImageSet, seed: int) -> nn.Module:
     """The network `text` for the classes and the shape of `real`, with weights drawn from `seed`."""
     return written.fresh(text, len(real.classes), real.shape[0], real.shape[-1], seed)
 
-# %% ../../nbs/condense/study.ipynb #c01d0fe3
+# %% ../../nbs/condense/study.ipynb #7bdd7872
+def check_fit(real: ImageSet, most: int, factor: int, networks: Iterable[str]) -> None:
+    """ValueError unless every class has `most` images, and their size suits mosaics of `factor` and all `networks`."""
+    fewest = int(torch.bincount(real.labels.cpu(), minlength=len(real.classes)).min())
+    if fewest < most:
+        raise ValueError(f"a class of {real.name} has {fewest} images, the largest set needs {most}; lower ipc")
+    check_factor(factor, real.shape[-1])
+    for network in networks:
+        check_network(network, real.shape[-1])
+
+# %% ../../nbs/condense/study.ipynb #8b513e9f
 @dataclass(frozen=True)
 class Expert(Stage):
     """Both ends of one training of `network` on `data` by `protocol` (digits are not mirrored); `number` seeds it."""
@@ -131,12 +141,11 @@ class Experts:
         """The experts of these images, by the part that they play for a stage which needs them."""
         return {f"expert {k}": Expert(data, network, self.protocol, k) for k in range(self.count)}
 
-
-def pool_of(parents: Mapping[str, Any], real: ImageSet, network: str) -> Pool:
-    """The experts among the opened `parents` of a stage, as a pool."""
-    pairs = [pair for part, pair in parents.items() if part.startswith("expert ")]
-    sides = [[pair[side] for pair in pairs] for side in ("start", "end", "id")]
-    return Pool(*sides, new_network(network, real, 0))
+    def pool(self, parents: Mapping[str, Any], real: ImageSet, network: str) -> Pool:
+        """These experts, from among the opened `parents` of a stage."""
+        pairs = [parents[f"expert {k}"] for k in range(self.count)]
+        sides = [[pair[side] for pair in pairs] for side in ("start", "end", "id")]
+        return Pool(*sides, new_network(network, real, 0))
 
 # %% ../../nbs/condense/study.ipynb #e6d097f9
 class Condensed(NamedTuple):
@@ -173,7 +182,7 @@ class CondensedSet(Stage):
         images = SyntheticSet(kept["pixels"].to(here.device), classes, self.factor, self.data.name)
         return Condensed(images, kept["history"])
 
-# %% ../../nbs/condense/study.ipynb #d3a29996
+# %% ../../nbs/condense/study.ipynb #70b89e28
 @dataclass(frozen=True)
 class DrawnSet(CondensedSet):
     """Random real images ("random"), or mosaics of them ("mosaic")."""
@@ -193,7 +202,7 @@ class SelectedSet(CondensedSet):
         return self.experts.stages(self.data, self.network)
 
     def make(self, real, parents, here, checkpoint=None):
-        features = expert_features(pool_of(parents, real, self.network), real)
+        features = expert_features(self.experts.pool(parents, real, self.network), real)
         return Condensed(choose_images(real, self.ipc, self.method, features, self.seed), [])
 
 # %% ../../nbs/condense/study.ipynb #796e9ddd
@@ -280,7 +289,7 @@ class IDMSet(MatchedSet):
         plan = Queueing(every=self.every, strategy=self.settings.strategy, rule=self.settings.rule)
         return idm_passes(self.first_network(real), real, derive_seed(self.seed, "passes"), plan)
 
-# %% ../../nbs/condense/study.ipynb #b64252ce
+# %% ../../nbs/condense/study.ipynb #44eea7da
 ALIGNED = ("between", "random", "nothing")
 
 
@@ -310,8 +319,7 @@ class DANCESet(MatchedSet):
         plain = [Pass(RandomNetworks(self.first_network(real), seed), mean_gap)] if self.aligned == "random" else []
         if plain and not self.calibrated:
             return plain
-        own = {part: parents[part] for part in self.experts.stages(self.data, self.network)}
-        pool = pool_of(own, real, self.network)
+        pool = self.experts.pool(parents, real, self.network)
         return plain + dance_passes(pool, seed, real.images.device, self.aligned == "between", self.calibrated)
 
 # %% ../../nbs/condense/study.ipynb #8d53da87

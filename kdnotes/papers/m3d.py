@@ -24,10 +24,11 @@ from ..condense.evaluate import Protocol
 from ..condense.experts import EXPERT_PROTOCOL
 from ..condense.gradients import Inner, inner_for
 from kdnotes.condense.study import (
-    CondensedSet, Cost, DMSet, Experts, GradientSet, Images, LearnedSet, M3DSet, Score, best_rates,
+    CondensedSet, Cost, DMSet, Experts, GradientSet, Images, LearnedSet, M3DSet, Score, best_rates, check_fit,
     check_images, check_network, check_no_doubles, condensed_set, dataset_name, method_name, on_held_out, rated,
     score_rows, tune,
 )
+from ..condense.synthetic import check_factor
 from ..config import Settings, section, setting
 from ..experiment import Experiment, Here, Measure, Row, Stage, Study
 from ..losses.mmd import KERNELS, make_kernel
@@ -166,14 +167,25 @@ class Config(Settings):
                          intervals=studies.intervals, kernels=studies.kernels, others=studies.others)
         if 1.0 not in self.tuning.spread:
             raise ValueError(f"spread={self.tuning.spread} must hold 1.0, the chosen rate itself")
-        for network in {self.learning.network, self.judging.judge or self.learning.network, *self.judging.cross}:
-            check_network(network, s.size)
-        factor = max((s.factor, *studies.factors))
-        if s.size and factor > 1 and -(-s.size // factor) < 2:
-            raise ValueError(f"factor {factor} leaves no picture of 2 pixels in images of size={s.size}; lower it")
-        most = max(max(*s.ipcs, studies.cost_ipc) * s.factor**2, studies.study_ipc * factor**2)
-        if s.per_class and s.per_class < most:
-            raise ValueError(f"per_class={s.per_class} images are too few: the largest set needs {most} of each class")
+        if s.size:
+            check_factor(self.largest_factor(), s.size)
+            for network in self.networks():
+                check_network(network, s.size)
+        if s.per_class and s.per_class < self.largest_set():
+            raise ValueError(f"per_class={s.per_class} is too few: the largest set is made of {self.largest_set()}")
+
+    def networks(self) -> set[str]:
+        """Every network that is looked through or judges."""
+        return {self.learning.network, self.judging.judge or self.learning.network, *self.judging.cross}
+
+    def largest_factor(self) -> int:
+        """The largest factor of a set."""
+        return max((self.sets.factor, *self.studies.factors))
+
+    def largest_set(self) -> int:
+        """Real images per class that the largest set is made of."""
+        s, studies = self.sets, self.studies
+        return max(max((*s.ipcs, studies.cost_ipc)) * s.factor**2, studies.study_ipc * self.largest_factor() ** 2)
 
 # %% ../../nbs/papers/m3d.ipynb #99f74796
 GPU = {
@@ -488,6 +500,9 @@ def theory_rows(config: Config) -> list[Row]:
 def run(experiment: Experiment) -> Results:
     """The whole experiment."""
     config = experiment.config
+    for name in config.datasets:
+        real = experiment.read(images_of(config, name))
+        check_fit(real, config.largest_set(), config.largest_factor(), config.networks())
     rows = with_rates(experiment, accuracy_rows(config))
     more = rate_rows(experiment) + cost_rows(config) + accuracy_for_cost(config, rows) + theory_rows(config)
     return Study(rows + more).run(experiment)
