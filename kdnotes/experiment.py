@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from .config import Settings
-from .data.images import data_root
+from .data.source import data_root
 from .files import atomic_write, make_folder, recall, store, write_json
 from .parallel import parallel_map
 from .prints import code_parts, code_print
@@ -179,21 +179,21 @@ class Node(NamedTuple):
 
 
 def code_of(stage: Stage) -> tuple:
-    """What the code print of a stage starts from: all that its class defines, and the classes of the settings in its fields.
+    """What the code print of a stage starts from: all that its class and the bases of that define, and the classes of the settings in its fields.
 
-    Not `needs`, whose answer is in the key. A stage among the fields that is not one of `needs()` is a description: its code counts as well.
+    Only `needs` is left out: the stages that it names have keys of their own. A stage among the fields that it does not
+    name is there as a description, and its code counts.
     """
+    left_out = {"needs", *(f.name for f in fields(stage))}
+    bases = [base for base in reversed(type(stage).__mro__) if issubclass(base, Stage) and base is not Stage]
+    own = {name: value for base in bases for name, value in vars(base).items() if name not in left_out and not name.startswith("__")}
     values, needed = tuple(getattr(stage, f.name) for f in fields(stage)), tuple(stage.needs().values())
-    kinds = sorted({type(part) for part in _settings_in(values)}, key=lambda kind: kind.__qualname__)
-    described = [part for part in pieces(values, Stage) if part not in needed]
-    return (*_own_code(type(stage)), *kinds, *(thing for part in described for thing in code_of(part)))
-
-
-def _own_code(kind: type[Stage]) -> list:
-    """Methods and constants of a class of stages and of its bases, those of `Stage` itself aside."""
-    left_out = {"needs", *(f.name for f in fields(kind))}
-    return [value for cls in kind.__mro__ if cls not in Stage.__mro__ for name, value in sorted(vars(cls).items())
-            if name not in left_out and not (name.startswith("__") and name.endswith("__"))]
+    kinds = {type(part) for part in _settings_in(values)}
+    for part in (part for part in pieces(values, Stage) if part not in needed):
+        described, *further = code_of(part)
+        own |= {f"{type(part).__qualname__}.{name}": value for name, value in described.items()}
+        kinds |= set(further)
+    return (own, *sorted(kinds, key=lambda kind: kind.__qualname__))
 
 
 def _settings_in(value: object) -> Iterator[object]:
@@ -228,11 +228,11 @@ class Planner:
 
     def parts(self, stage: Stage) -> Mapping[str, str]:
         """The prints of the code of `stage`, by name."""
-        start = code_of(stage)
-        key = tuple(map(id, start))
-        if key not in self.codes:
-            self.codes[key] = code_parts(*start)
-        return self.codes[key]
+        own, *kinds = code_of(stage)
+        start = (type(stage), *kinds, *own)
+        if start not in self.codes:
+            self.codes[start] = code_parts(own, *kinds)
+        return self.codes[start]
 
 # %% ../nbs/experiment.ipynb #306c8435
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ from .model_queue import Queueing, idm_passes
 from .selection import choose_images
 from .synthetic import SyntheticSet, check_factor, contact_sheet, from_real
 from ..config import unknown_name
-from ..data.images import ImageSet, find_source, load, rank_in_class
+from ..data.catalogue import find_source, load
+from ..data.imageset import ImageSet, rank_in_class
 from ..experiment import Data, Experiment, Here, Row, Stage
 from ..models import written
 from ..runtime import derive_seed

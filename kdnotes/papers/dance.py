@@ -31,8 +31,8 @@ from kdnotes.condense.study import (
 from ..condense.synthetic import SyntheticSet, check_factor, draw_per_class
 from ..config import Settings, section, setting
 from ..data.augment import normalise
-from ..data.imagenet import SUBSETS
-from ..data.images import ImageSet
+from ..data.imageset import ImageSet
+from ..data.sets.imagenet import SUBSETS
 from ..experiment import Experiment, Here, Row, Stage, Study
 from ..metrics.classify import accuracy
 from ..models import written
