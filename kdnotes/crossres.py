@@ -27,7 +27,8 @@ from .runtime import derive_seed, seed_everything
 from .train import History, Schedule, Step, fit, multistep, one_cycle, predict
 
 # %% ../nbs/crossres.ipynb #0adfd0b2
-from .metrics.probe import linear_probe  # noqa: F401  names that the papers still take from here, until they have moved
+# names that the papers still take from here, until they have moved
+from .metrics.probe import linear_probe  # noqa: F401
 from .metrics.verify import by_first_picture, recognition, search, verification  # noqa: F401
 from .models.written import parse as parse_network  # noqa: F401
 from .recipes import target_in  # noqa: F401
@@ -35,7 +36,9 @@ from .recipes import target_in  # noqa: F401
 # %% ../nbs/crossres.ipynb #4baee621
 @dataclass(frozen=True)
 class Views:
-    """How the two views of an image are made: `low` pixels a side by the kernel `mode`, antialiased; `restore` brings them back to the high size."""
+    """How the two views of an image are made: `low` pixels a side by the kernel `mode`, antialiased; `restore` brings
+    them back to the high size.
+    """
 
     low: int
     mode: str = "bilinear"
@@ -59,30 +62,50 @@ class Views:
         return size if view == "high" or self.restore else self.low
 
 # %% ../nbs/crossres.ipynb #fc45e721
-def both_views(images: Tensor, views: Views, mean: Tensor, std: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+def both_views(
+    images: Tensor, views: Views, mean: Tensor, std: Tensor, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
     """`high` and `low` of uint8 `images` `(N, C, H, W)`, float and normalised by the channels' `mean` and `std`.
 
-    With a `generator` one shift and mirror is drawn for each image and serves both; without, the images are taken as they are.
+    With a `generator` one shift and mirror is drawn for each image and serves both; without, the images are taken as
+    they are.
     """
     drawn = {"padding": views.padding, "flip": views.flip} if generator else {}
-    high, low = high_low_pair(to_float(images), generator, **drawn, size=views.low, mode=views.mode, restore=views.restore)
+    high, low = high_low_pair(
+        to_float(images), generator, **drawn, size=views.low, mode=views.mode, restore=views.restore
+    )
     return {"high": normalise(high, mean, std), "low": normalise(low, mean, std)}
 
 # %% ../nbs/crossres.ipynb #ecd89ccf
 def fresh_network(text: str, classes: int, channels: int, size: int, seed: int, *stage: object) -> Classifier:
-    """The untrained network `text`; its weights depend on `seed`, `stage` and `text`. Leaves the global generators seeded by these."""
+    """The untrained network `text`; its weights depend on `seed`, `stage` and `text`. Leaves the global generators
+    seeded by these.
+    """
     seed_everything(derive_seed(seed, "weights", *stage, text))
     return network(text, classes, channels, size)
 
 
-def fresh_recogniser(text: str, people: int, channels: int, size: int, seed: int, *stage: object, head: type[nn.Module] = ArcFace, **margin: float) -> Recogniser:
-    """The untrained recogniser `text` for `people` and images of `size`, with the head `head(feature_dim, people, **margin)`; seeded as `fresh_network`."""
+def fresh_recogniser(
+    text: str,
+    people: int,
+    channels: int,
+    size: int,
+    seed: int,
+    *stage: object,
+    head: type[nn.Module] = ArcFace,
+    **margin: float,
+) -> Recogniser:
+    """The untrained recogniser `text` for `people` and images of `size`, with the head `head(feature_dim, people,
+    **margin)`; seeded as `fresh_network`.
+    """
     seed_everything(derive_seed(seed, "weights", *stage, text))
     return recogniser(text, people, channels, size, head, **margin)
 
 # %% ../nbs/crossres.ipynb #29cb2a60
 def answers(teacher: nn.Module, x: Tensor, name: str = "teacher", stage: str = "") -> dict[str, Tensor]:
-    """What `teacher` makes of images `x` `(N, C, H, W)`: `"name.logits"`, `"name.features"` and, with a `stage`, `"name.maps"` `(N, 1, h, w)`."""
+    """What `teacher` makes of images `x` `(N, C, H, W)`: `"name.logits"`, `"name.features"` and, with a `stage`,
+    `"name.maps"` `(N, 1, h, w)`.
+    """
     if not stage:
         logits, features = predict(teacher, x)
         return {f"{name}.logits": logits, f"{name}.features": features}
@@ -91,18 +114,32 @@ def answers(teacher: nn.Module, x: Tensor, name: str = "teacher", stage: str = "
     return found | {f"{name}.maps": torch.cat(heard).float()}
 
 # %% ../nbs/crossres.ipynb #29cb2a6a
-def paired_batches(train: ImageSet, views: Views, batch_size: int, seed: int, teachers: Mapping[str, tuple[nn.Module, str]] | None = None,
-                   per_class: int | None = None, statistics: tuple[Tensor, Tensor] | None = None, ask: Callable[[dict], dict] | None = None,
-                   stage: str = "", known: Mapping[str, Tensor] | None = None) -> Batches:
-    """Shuffled batches of `train` (on the device where it lies) with both views and what the frozen `teachers`, `{name: (network, view)}`, make of theirs.
+def paired_batches(
+    train: ImageSet,
+    views: Views,
+    batch_size: int,
+    seed: int,
+    teachers: Mapping[str, tuple[nn.Module, str]] | None = None,
+    per_class: int | None = None,
+    statistics: tuple[Tensor, Tensor] | None = None,
+    ask: Callable[[dict], dict] | None = None,
+    stage: str = "",
+    known: Mapping[str, Tensor] | None = None,
+) -> Batches:
+    """Shuffled batches of `train` (on the device where it lies) with both views and what the frozen `teachers`, `{name:
+    (network, view)}`, make of theirs.
 
-    `statistics`: the channels' mean and std, where they are not those of `train` itself (the teacher may have been trained on more).
-    `stage`: whose maps of the teachers are wanted, "" for none. `known`: entries for all images of `train`, `(m, ...)`, such as answers that were
-    computed before; ValueError where the views are random. `ask(batch)`: further entries for a batch that has its views.
+    `statistics`: the channels' mean and std, where they are not those of `train` itself (the teacher may have been
+    trained on more). `stage`: whose maps of the teachers are wanted, "" for none. `known`: entries for all images of
+    `train`, `(m, ...)`, such as answers that were computed before; ValueError where the views are random. `ask(batch)`:
+    further entries for a batch that has its views.
     """
     mean, std = (part.to(train.images.device) for part in statistics or channel_statistics(train.images))
     if known and views.random:
-        raise ValueError(f"{', '.join(known)} are known for images as they are, but {views} moves them; let the teachers look at each batch")
+        raise ValueError(
+            f"{', '.join(known)} are known for images as they are, but {views} moves them; "
+            "let the teachers look at each batch"
+        )
 
     def prepare(batch: dict, generator: torch.Generator | None) -> dict:
         batch = batch | both_views(batch["images"], views, mean, std, generator)
@@ -110,23 +147,27 @@ def paired_batches(train: ImageSet, views: Views, batch_size: int, seed: int, te
             batch |= answers(teacher, batch[view], name, stage)
         return batch | (ask(batch) if ask else {})
 
-    fixed = {"images": train.images, "labels": train.labels} | {name: x.to(train.images.device) for name, x in (known or {}).items()}
+    fixed = {"images": train.images, "labels": train.labels} | {
+        name: x.to(train.images.device) for name, x in (known or {}).items()
+    }
     options = {"batch_size": min(batch_size, len(train)), "seed": seed, "per_class": per_class or None}
     return Batches(fixed, transform=prepare, **options) if views.random else Batches(prepare(fixed, None), **options)
 
 # %% ../nbs/crossres.ipynb #01505c31
 @dataclass(frozen=True)
 class Optimisation:
-    """How long and how fast a network learns: about `steps` of `batch_size` images, `per_class` of each class in a batch (0: plain shuffling)."""
+    """How long and how fast a network learns: about `steps` of `batch_size` images, `per_class` of each class in a
+    batch (0: plain shuffling).
+    """
 
     steps: int
     batch_size: int
-    lr: float                          # the peak
+    lr: float  # the peak
     weight_decay: float
-    optimizer: str = "adamw"           # with one cycle of the rate; "sgd": momentum 0.9, a tenth of the rate at each milestone
+    optimizer: str = "adamw"  # with one cycle of the rate; "sgd": momentum 0.9, a tenth of the rate at each milestone
     milestones: tuple[float, ...] = ()
-    milestones_of: float = 1.0         # how long the training is in the unit of the milestones
-    clip: float = 0.0                  # the largest norm of the gradient, 0 = no clipping
+    milestones_of: float = 1.0  # how long the training is in the unit of the milestones
+    clip: float = 0.0  # the largest norm of the gradient, 0 = no clipping
     per_class: int = 0
 
     def __post_init__(self):
@@ -141,19 +182,40 @@ class Optimisation:
         """The optimizer over all weights of `module` that learn, and the schedule of its rate."""
         weights = [w for w in module.parameters() if w.requires_grad]
         if self.optimizer == "sgd":
-            return torch.optim.SGD(weights, self.lr, momentum=0.9, weight_decay=self.weight_decay), multistep(self.milestones, of=self.milestones_of)
-        return torch.optim.AdamW(weights, self.lr, weight_decay=self.weight_decay, fused=device.type in ("cpu", "cuda")), one_cycle()
+            return torch.optim.SGD(weights, self.lr, momentum=0.9, weight_decay=self.weight_decay), multistep(
+                self.milestones, of=self.milestones_of
+            )
+        return torch.optim.AdamW(
+            weights, self.lr, weight_decay=self.weight_decay, fused=device.type in ("cpu", "cuda")
+        ), one_cycle()
 
 # %% ../nbs/crossres.ipynb #01505c32
-def optimise(module: nn.Module, batches: Batches, step: Step, how: Optimisation, fabric, checkpoint: Path | None = None) -> History:
-    """Train `module` in place by `how`; errors as of `fit`. A training of up to a thousand steps leaves no checkpoint: it is done again in seconds."""
+def optimise(
+    module: nn.Module, batches: Batches, step: Step, how: Optimisation, fabric, checkpoint: Path | None = None
+) -> History:
+    """Train `module` in place by `how`; errors as of `fit`. A training of up to a thousand steps leaves no checkpoint:
+    it is done again in seconds.
+    """
     optimizer, schedule = how.start(module, fabric.device)
-    return fit(module, batches, step, optimizer=optimizer, schedule=schedule, epochs=how.epochs(len(batches)), clip=how.clip or None, fabric=fabric,
-               checkpoint=checkpoint if how.steps > 1000 else None)
+    return fit(
+        module,
+        batches,
+        step,
+        optimizer=optimizer,
+        schedule=schedule,
+        epochs=how.epochs(len(batches)),
+        clip=how.clip or None,
+        fabric=fabric,
+        checkpoint=checkpoint if how.steps > 1000 else None,
+    )
 
 
-def learnt(learner: nn.Module, batches: Batches, view: str, how: Optimisation, fabric, checkpoint: Path | None = None) -> dict[str, Tensor]:
-    """Weights of the network of `learner` (see `kdnotes.recipes`) after it was trained on the `view`, "high" or "low", of `batches`."""
+def learnt(
+    learner: nn.Module, batches: Batches, view: str, how: Optimisation, fabric, checkpoint: Path | None = None
+) -> dict[str, Tensor]:
+    """Weights of the network of `learner` (see `kdnotes.recipes`) after it was trained on the `view`, "high" or "low",
+    of `batches`.
+    """
     optimise(learner, batches, lambda learner, batch: learner(batch[view], batch), how, fabric, checkpoint)
     return weights_of(learner.network)
 
@@ -164,13 +226,17 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen(network: nn.Module, weights: Mapping[str, Tensor], device: torch.device | str = "cpu") -> nn.Module:
-    """`network` with the kept `weights`, frozen and in eval mode, on `device`: from now on it teaches, or is measured."""
+    """`network` with the kept `weights`, frozen and in eval mode, on `device`: from now on it teaches, or is measured.
+    """
     network.load_state_dict(weights)
     return network.to(device).eval().requires_grad_(False)
 
 # %% ../nbs/crossres.ipynb #01505c37
-def predict_view(network: nn.Module, images: Tensor, view: str, views: Views, statistics: tuple[Tensor, Tensor]) -> Prediction:
-    """What `network` makes of uint8 `images` in `view`, "high", "low" or "fed" (low, brought back to the high size), as float32 on its device.
+def predict_view(
+    network: nn.Module, images: Tensor, view: str, views: Views, statistics: tuple[Tensor, Tensor]
+) -> Prediction:
+    """What `network` makes of uint8 `images` in `view`, "high", "low" or "fed" (low, brought back to the high size), as
+    float32 on its device.
 
     `statistics`: mean and std of the channels by which it was trained.
     """
@@ -179,16 +245,24 @@ def predict_view(network: nn.Module, images: Tensor, view: str, views: Views, st
     device = next(network.parameters()).device
     mean, std = (part.to(device) for part in statistics)
     views = replace(views, restore=True) if view == "fed" else views
-    return Prediction(*predict(network, images, transform=lambda x: both_views(x, views, mean, std)["high" if view == "high" else "low"]))
+    return Prediction(
+        *predict(
+            network, images, transform=lambda x: both_views(x, views, mean, std)["high" if view == "high" else "low"]
+        )
+    )
 
 # %% ../nbs/crossres.ipynb #b589d866
 def trained(key: object, build: Callable[[], nn.Module], train: Callable[[Path], Mapping[str, Tensor]], place: Place, name: str = "network") -> nn.Module:
-    """The network `build()` with the weights `train(checkpoint)`, which are found once for `key` (see `Place.stage`), as a frozen network on `place`."""
+    """The network `build()` with the weights `train(checkpoint)`, which are found once for `key` (see `Place.stage`),
+    as a frozen network on `place`.
+    """
     return frozen(build(), place.stage(key, train, name), place.device)
 
 
 def train_all(learn: Callable[[object], nn.Module], streams: Iterable, place: Place, desc: str = "") -> None:
-    """Call `learn(stream)` for each of the `streams`, over the cores on a CPU: what is not there yet is trained. The networks themselves are not returned."""
+    """Call `learn(stream)` for each of the `streams`, over the cores on a CPU: what is not there yet is trained. The
+    networks themselves are not returned.
+    """
     place.map(functools.partial(_only, learn), streams, desc)
 
 
