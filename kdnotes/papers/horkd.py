@@ -24,7 +24,7 @@ from kdnotes.crossres import (
 )
 from ..data.pictures import Pictures
 from ..data.catalogue import face_sets
-from ..data.imageset import ImageSet, first_of_each
+from ..data.imageset import ImageSet
 from ..data.protocols import FaceSets, split_identities, verification_pairs
 from ..data.augment import channel_statistics
 from ..data.degrade import MODES
