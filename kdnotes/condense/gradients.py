@@ -128,9 +128,10 @@ def match_gradients(
     def row(done: int, terms: Terms) -> dict:
         return {"iteration": done, **terms.last()}
 
-    plan = run.plan() | {"rounds": inner.rounds, "steps of a network": inner.steps, "rate of a network": inner.lr}
+    own = {"network": str(net), "rounds": inner.rounds, "steps of a network": inner.steps, "its rate": inner.lr}
+    plan = run.plan() | own if checkpoint else {}
     loop = Loop(
-        step, settings.iterations, run.parts(), plan | {"network": str(net)}, (one_network, Matching, type(net)),
+        step, settings.iterations, run.parts(), plan, (one_network, Matching, type(net)),
         row=row, row_every=1, checkpoint=checkpoint, every=every, desc=desc,
     )
     rows = loop.run()

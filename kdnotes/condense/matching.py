@@ -366,8 +366,9 @@ def match(
     def row(done: int, terms: Terms) -> dict:
         return {"iteration": done, **terms.last()} | (watch(done, synthetic) if watch else {})
 
+    plan = run.plan() if checkpoint else {}
     loop = Loop(
-        step, settings.iterations, run.parts(), run.plan(), run.code(),
+        step, settings.iterations, run.parts(), plan, run.code(),
         row=row, row_every=watch_every, checkpoint=checkpoint, every=every, desc=desc,
     )
     rows = loop.run()

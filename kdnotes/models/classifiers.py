@@ -245,19 +245,27 @@ def names() -> tuple[str, ...]:
 
 # %% ../../nbs/models/classifiers.ipynb #60bc38f0
 def options_of(family: partial, further: Iterable[str] = ()) -> set[str]:
-    """The options that may be chosen for a network of `family`: those of its function that the registry has not fixed, and `further` ones."""
+    """The options that may be chosen for a network of `family`: those of its function that the registry has not fixed,
+    and `further` ones.
+    """
     return set(inspect.signature(family.func).parameters) - {"channels", "size"} - set(family.keywords) | set(further)
 
 
-def look_up(kind: str, name: str, options: Iterable[str], known: Mapping[str, partial], further: Iterable[str]) -> partial:
-    """The `kind` of network called `name` among `known`; ValueError for an unknown name, or for an option that neither it nor `further` has."""
+def look_up(
+    kind: str, name: str, options: Iterable[str], known: Mapping[str, partial], further: Iterable[str]
+) -> partial:
+    """The `kind` of network called `name` among `known`; ValueError for an unknown name, or for an option that neither
+    it nor `further` has.
+    """
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}")
     unknown = sorted(set(options) - (takes := options_of(known[name], further)))
     if unknown:
-        raise ValueError(f"{kind} {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(takes))}")
+        raise ValueError(
+            f"{kind} {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(takes))}"
+        )
     return known[name]
 
 # %% ../../nbs/models/classifiers.ipynb #de9afcf3

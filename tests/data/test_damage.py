@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
-from kdnotes.batch import check_data
+from kdnotes.batch.plan import check_data
 from kdnotes.checks import refused
 from kdnotes.cli import main
 from kdnotes.data.catalogue import SOURCES, add, fetch, find_source, known, load, load_crowd, search_sets, status

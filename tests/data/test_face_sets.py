@@ -170,7 +170,7 @@ def test_scface(cameras, face_layouts):
 
 
 def test_what_a_run_needs_is_known_before_it_starts(tmp_path, face_layouts):
-    from kdnotes.batch import check_data
+    from kdnotes.batch.plan import check_data
     from kdnotes.data.catalogue import known
     from kdnotes.data.sets.casia import NEEDS
 

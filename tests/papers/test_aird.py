@@ -418,7 +418,7 @@ def test_everybody_is_taken_without_a_copy_and_lfw_judges_where_it_is_named(nati
 @pytest.mark.parametrize(("dataset", "words"), [("casia", "CASIA-WebFace"), ("tinyface", "unpack the distributed tinyface.zip"), ("faces+scface", "mugshot_frontal_cropped_all"),
                                                 ("casia+uccs", "lay the faces out as"), ("survface", "QMUL-SurvFace.zip")])
 def test_a_run_without_its_faces_is_refused_before_it_starts(tmp_path, dataset, words):
-    from kdnotes.batch import check_data
+    from kdnotes.batch.plan import check_data
 
     assert Config.profile("paper", dataset=dataset).dataset == dataset
     with pytest.raises(FileNotFoundError, match=f"the data of .* are not there .*{words}"):

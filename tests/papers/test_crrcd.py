@@ -319,7 +319,7 @@ def test_lfw_judges_where_it_is_named(native, face_layouts, place):
 
 @pytest.mark.parametrize(("dataset", "words"), [("uccs", "CASIA-WebFace"), ("tinyface", "tinyface.zip"), ("casia", "pairs.txt"), ("casia+uccs", "lay the faces out as")])
 def test_a_run_without_its_faces_is_refused_before_it_starts(tmp_path, dataset, words):
-    from kdnotes.batch import check_data
+    from kdnotes.batch.plan import check_data
 
     with pytest.raises(FileNotFoundError, match=f"the data of .* are not there .*{words}"):
         check_data(Config, dataset, tmp_path)
