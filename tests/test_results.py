@@ -119,6 +119,39 @@ def test_select_filters_columns_and_setting_keys():
     assert R.select(frame, nokey="x").empty and R.select(frame.head(0), method="B").empty
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(-10**6, 10**6), number, word), min_size=1, max_size=5))
+def test_column_gives_back_what_a_setting_was_made_of(values):
+    book = Results("toy", "demo")
+    for seed, (whole, real, name) in enumerate(values):
+        book.add("T", "d", "m", "accuracy", 1.0, seed, {"low": whole, "rate": real, "network": name})
+    frame = book.frame()
+    assert R.column(frame, "low", int).tolist() == [v[0] for v in values]
+    assert R.column(frame, "rate", float).tolist() == [float(f"{v[1]:g}") for v in values]
+    assert R.column(frame, "network").tolist() == [v[2] for v in values]
+    assert R.column(frame, "seed", int).tolist() == list(range(len(values)))
+    assert R.column(frame, "low", float).dtype == float and R.column(frame, "low", int).dtype == int
+
+
+def test_column_says_what_is_lacking_or_of_another_kind():
+    book = study([1, 2], [0, 1])
+    book.add("Table 2", "digits", "B", "accuracy", 5.0, 0, {"low": 8, "G": "R"})
+    frame = book.frame()
+    assert R.column(frame, "low", float).tolist()[-1] == 8 and R.column(frame, "low", float).isna().sum() == 4
+    assert R.column(frame, "low").tolist() == ["", "", "", "", "8"]
+    assert R.column(R.select(frame, table="Table 2"), "low", int).tolist() == [8]
+    for key, kind, says in (("low", int, r"^low = '' is not of the kind int, in the row paper=toy, table=Table 1"),
+                            ("G", float, r"^G = 'R' is not of the kind float, in the row .*table=Table 2"),
+                            ("res", int, "^res = '3x3'"), ("lo", int, "^no row has the key 'lo'; the keys are res, low, G, "),
+                            ("low", bool, "kind <class 'bool'> is unknown; expected float, int or str")):
+        with pytest.raises(ValueError, match=says) as refusal:
+            R.column(frame, key, kind)
+        assert "\n" not in str(refusal.value)
+    for kind in (int, float, str):
+        assert R.column(frame.head(0), "low", kind).empty
+    assert frame.equals(book.frame())                                     # nothing was changed
+
+
 # ---- statistics
 
 def test_interval_hand_case():
@@ -344,3 +377,50 @@ def test_claims_table_reads_well():
     table = R.claims_table(judged)
     assert table["difference"].tolist() == ["+1.00", "—"] and table["verdict"].tolist() == ["supported", "inconclusive"]
     assert table["95 % interval"].tolist() == ["[+0.75, +1.25]", "—"]
+
+
+# ---- what a printed table remembers
+
+def test_a_table_is_made_again_from_its_layout():
+    frame = study([3, 4, 5], [1, 2, 3]).frame()
+    ours = reported_rows(["Table 9", "digits", "res=3x3", "B", "accuracy", "4.2", "paper", ""])
+    for choice in ({}, {"columns": ["method"]}, {"columns": "dataset", "where": {"method": "B"}, "repetitions": "sets"},
+                   {"reported_table": "Table 9", "settings": ["res"]}):
+        table = R.compare(frame, ours, "Table 1", **choice)
+        layout = dict(table.attrs["layout"])
+        assert layout.pop("beside") and layout == {"columns": ["metric"], "repetitions": "seeds", "table": "Table 1"} | choice | (
+            {"columns": ["dataset"]} if choice.get("columns") == "dataset" else {})
+        again = R.compare(frame, ours, **layout)
+        assert again.equals(table) and again.attrs == table.attrs
+    assert R.compare(frame, None, "Table 1").attrs["layout"]["beside"] is False
+    with pytest.raises(ValueError, match="every key heads a column"):
+        R.compare(frame, None, "Table 1", ["dataset", "res", "method", "metric"])
+
+
+def test_the_numbers_of_a_table_lead_where_they_are_sent():
+    frame = study([3, 4], [1, 2]).frame()
+    ours = reported_rows(["Table 1", "digits", "res=3x3", "B", "accuracy", "4.2", "paper", ""])
+    table = R.compare(frame, ours, "Table 1")
+    assert table.attrs["numbers"] == {"accuracy (%) · reproduced": ""}
+    page = R.to_html(table, link=lambda row, name: f"#{table.at[row, 'method']}<" if name in table.attrs["numbers"] else "")
+    assert re.findall(r"<a href='([^']+)'>([^<]+)</a>", page) == [("#B&lt;", "3.5 ± 0.7"), ("#W&lt;", "1.5 ± 0.7")]
+    across = R.compare(frame, None, "Table 1", ["method"])
+    assert across.attrs["numbers"] == {"B": "B", "W": "W"} and "<a " not in R.to_html(across)
+
+
+@pytest.mark.parametrize("mean, std, text", [(1e308, math.nan, "1.00e+308"), (1e300, 1e299, "1.00e+300 ± 1.00e+299"), (5.0, 1e13, "5.00e+00 ± 1.00e+13"),
+                                             (123456.0, math.nan, "123456"), (-math.inf, 1.0, "−∞")])
+def test_numbers_beyond_all_measure_stay_short(mean, std, text):
+    assert R.format_mean_std(mean, std) == text
+
+
+def test_claims_that_are_none_are_refused(tmp_path):
+    judged = R.judge([Claim("a", "", "B", "W")], study([3, 4, 6], [1, 2, 3]))
+    for column, value, says in (("kind", "lesser", "kind 'lesser' is none of greater, at least"), ("verdict", "maybe", "verdict 'maybe' is none of"),
+                                ("n", "2.5", "n must be a whole number"), ("n", "", "n must be"), ("ci_low", "x", "'x' in the column ci_low")):
+        judged.astype(object).assign(**{column: value}).to_csv(tmp_path / "claims.csv", index=False)
+        with pytest.raises(ValueError, match=f"claims.csv: .*{says}"):
+            R.read_claims(tmp_path / "claims.csv")
+    judged.drop(columns="n").to_csv(tmp_path / "claims.csv", index=False)
+    with pytest.raises(ValueError, match="columns missing: n"):
+        R.read_claims(tmp_path / "claims.csv")

@@ -28,7 +28,7 @@ def copy(tmp_path_factory) -> Path:
     for name in FILES:
         shutil.copy(ROOT / name, root / name)
     scripts = Path(sys.executable).parent
-    readme = [sys.executable, "-c", "from kdnotes.report import write_readme; write_readme()"]
+    readme = [sys.executable, "-c", "from kdnotes.report.publish import write_readme; write_readme()"]
     for command in ([str(scripts / "nbdev_export")], [str(scripts / "nbdev_clean")], readme):
         subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=300)
     return root
