@@ -247,7 +247,7 @@ def read_captions(folder: str | Path) -> dict[str, dict[str, Any]]:
     return entries if isinstance(entries, dict) else {}
 
 # %% ../nbs/runs.ipynb #139a3e7f
-def _finish(self: RunFolder, results: Results | pd.DataFrame, claims: pd.DataFrame, data: Mapping[str, str] | None = None) -> Path:
+def _finish(self: RunFolder, results: Results | pd.DataFrame, claims: pd.DataFrame, data: Mapping[str, Any] | None = None, code: str = "") -> Path:
     """Write results.csv, claims.csv (of `results.judge`) and the manifest, in this order; then let go of the folder. Returns its path.
 
     `data` names the data sets used and their fingerprints. Raises ValueError, and leaves the run unfinished, if the results are not whole.
@@ -259,7 +259,7 @@ def _finish(self: RunFolder, results: Results | pd.DataFrame, claims: pd.DataFra
     self.manifest |= {
         "status": "finished", "finished": _now(), "wall_s": round(seconds, 2),
         "peak_memory": {"host": peak_memory(), **({device: peak_memory(device)} if device == "cuda" else {})},
-        "data": dict(data or {}), "files": {name: digest(self.path / name) for name in ("results.csv", "claims.csv")},
+        "data": dict(data or {}), "code_print": code, "files": {name: digest(self.path / name) for name in ("results.csv", "claims.csv")},
     }
     write_json(self.path / MANIFEST, self.manifest)
     self.close()
