@@ -5,7 +5,7 @@ import torch
 
 from kdnotes.condense.learn import passes_for
 from kdnotes.condense.matching import Settings, calibration, match, mean_gap
-from kdnotes.condense.queue import KnowingGap, Member, NetworkQueue, Queueing, advance, idm_passes, train_member
+from kdnotes.condense.model_queue import KnowingGap, Member, NetworkQueue, Queueing, advance, idm_passes, train_member
 from kdnotes.condense.synthetic import from_real
 from kdnotes.models.classifiers import Prediction, build
 
@@ -94,12 +94,12 @@ def test_a_killed_run_arrives_where_it_would_have_arrived(digits, tmp_path, kill
         return {}
 
     with pytest.raises(KeyboardInterrupt):
-        match(*begin(), look=kill, look_every=1, checkpoint=tmp_path / "run.pt", every=4)
+        match(*begin(), watch=kill, watch_every=1, checkpoint=tmp_path / "run.pt", every=4)
     again = begin()
     match(*again, checkpoint=tmp_path / "run.pt", every=4)
     assert again[0].pixels.equal(whole[0].pixels)
     other = begin()
-    with pytest.raises(ValueError, match="of another condensation"):
+    with pytest.raises(ValueError, match="is of another training .*loss of pass 0: means and labels, weight 0.5 in the file"):
         match(other[0], digits, idm_passes(net(), digits, 3, SHORT, weight=0.1), plan, checkpoint=tmp_path / "run.pt")
 
 
