@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from .config import Settings
-from .data.images import data_root
+from .data.source import data_root
 from .files import atomic_write, make_folder, recall, store, write_json
 from .parallel import parallel_map
 from .prints import code_parts, code_print
@@ -179,9 +179,15 @@ class Node(NamedTuple):
 
 
 def code_of(stage: Stage) -> tuple:
-    """What the code print of a stage starts from: how it is built and opened, and the classes of the settings in its fields."""
+    """What the code print of a stage starts from: all that its class and the bases of that define, and the classes of the settings in its fields.
+
+    Only `needs` is left out: the stages that it names have keys of their own.
+    """
+    left_out = {"needs", *(f.name for f in fields(stage))}
+    bases = [base for base in reversed(type(stage).__mro__) if issubclass(base, Stage) and base is not Stage]
+    own = {name: value for base in bases for name, value in vars(base).items() if name not in left_out and not name.startswith("__")}
     kinds = {type(part) for f in fields(stage) for part in _settings_in(getattr(stage, f.name))}
-    return (type(stage).build, type(stage).open, *sorted(kinds, key=lambda kind: kind.__qualname__))
+    return (own, *sorted(kinds, key=lambda kind: kind.__qualname__))
 
 
 def _settings_in(value: object) -> Iterator[object]:
@@ -216,9 +222,10 @@ class Planner:
 
     def parts(self, stage: Stage) -> Mapping[str, str]:
         """The prints of the code of `stage`, by name."""
-        start = code_of(stage)
+        own, *kinds = code_of(stage)
+        start = (type(stage), *kinds)
         if start not in self.codes:
-            self.codes[start] = code_parts(*start)
+            self.codes[start] = code_parts(own, *kinds)
         return self.codes[start]
 
 # %% ../nbs/experiment.ipynb #306c8435

@@ -115,7 +115,7 @@ class Walk:
     def type(self, thing: type) -> list:
         """All that a class's own print is made of: bases, methods, attributes, the defaults of its fields."""
         own = [(name, self.reach(value)) for name, value in sorted(vars(thing).items()) if not _generated(name, value)]
-        defaults = [(f.name, *(self.reach(v) for v in (f.default, f.default_factory) if v is not MISSING))
+        defaults = [(f.name, *(self.reach(v) for v in (f.default, f.default_factory) if not isinstance(v, type(MISSING))))
                     for f in fields(thing) if f.name in vars(thing).get("__annotations__", {})] if is_dataclass(thing) else []
         return [[self.reach(base) for base in thing.__bases__], own, defaults]
 
@@ -153,13 +153,17 @@ def _filled(cell: types.CellType) -> bool:
 
 _OF_EVERY_CLASS = {"__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate_func__", "__annotations_cache__", "__qualname__",
                    "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__firstlineno__", "__static_attributes__", "__abstractmethods__",
-                   "_abc_impl", "__hash__", "__slots__", "__parameters__", "__orig_bases__", "_fields", "_field_defaults", "__getnewargs__", "_replace", "_make", "_asdict"}
+                   "_abc_impl", "__hash__", "__slots__", "__slotnames__", "__parameters__", "__orig_bases__", "_fields", "_field_defaults", "__getnewargs__", "_replace", "_make", "_asdict"}
 
 
 def _generated(name: str, value: object) -> bool:
-    """Whether an entry of a class was put there by Python or by `dataclass`, not by its author."""
+    """Whether an entry of a class was put there by Python, `dataclass` or `NamedTuple`, not by its author.
+
+    The name of the code says so, not its file: that is another one in a worker process.
+    """
     inner = getattr(value, "__wrapped__", value)                                  # dataclass wraps the __repr__ that it writes
-    made = isinstance(inner, types.FunctionType) and inner.__code__.co_filename == "<string>"
+    code = inner.__code__.co_qualname if isinstance(inner, types.FunctionType) else ""
+    made = code.startswith("__create_fn__.") or (name == "__new__" and code == "<lambda>")
     return name in _OF_EVERY_CLASS or made or isinstance(value, types.MemberDescriptorType)
 
 

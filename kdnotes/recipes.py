@@ -26,21 +26,29 @@ from .config import unknown_name
 # %% ../nbs/recipes.ipynb #4fc69fe6
 @dataclass(frozen=True)
 class Term:
-    """A term of a recipe with its `weight` > 0 and who gives the `targets`: with several, it is the mean over them. Subclasses say the rest."""
+    """A term of a recipe with its `weight` > 0 and who gives the `targets`: with several, it is the mean over them.
+    Subclasses say the rest.
+    """
 
     name: ClassVar[str] = ""
-    maps: ClassVar[bool] = False       # whether it looks at the maps of a stage: `"student.maps"` and `"teacher.maps"` in the batch
+    maps: ClassVar[bool] = (
+        False  # whether it looks at the maps of a stage: `"student.maps"` and `"teacher.maps"` in the batch
+    )
 
     weight: float
     targets: tuple[str, ...] = ("teacher",)
 
     def __post_init__(self):
         if not 0 < self.weight < float("inf") or not self.targets:
-            raise ValueError(f"term {self.name!r} has weight {self.weight} and targets {self.targets}; "
-                             "expected a weight above 0 (or leave the term out), and a target")
+            raise ValueError(
+                f"term {self.name!r} has weight {self.weight} and targets {self.targets}; "
+                "expected a weight above 0 (or leave the term out), and a target"
+            )
 
     def head(self, d_s: int, d_t: int, keys: Tensor) -> nn.Module | None:
-        """What learns beside the student, for embeddings of `d_s` and `d_t` and training images with the labels `keys` `(m,)`; None for nothing."""
+        """What learns beside the student, for embeddings of `d_s` and `d_t` and training images with the labels `keys`
+        `(m,)`; None for nothing.
+        """
         return None
 
     def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
@@ -48,7 +56,7 @@ class Term:
         raise NotImplementedError(f"{type(self).__name__} has no value")
 
     def fill(self, head: nn.Module | None, features: Tensor) -> None:
-        """Let a memory of the teacher's embeddings in `head` start with `features` `(m, d_t)` of all training images."""
+        """Let a memory of the teacher's embeddings in `head` start with those of all training images, `(m, d_t)`."""
 
 # %% ../nbs/recipes.ipynb #60b1ad3b
 @dataclass(frozen=True)
@@ -78,7 +86,9 @@ class Hint(Term):
 
 @dataclass(frozen=True)
 class HintByVariance(Term):
-    """The same over the mean variance of the teacher's dimensions in the batch: the share that is not explained. `normalize`: unit rows instead."""
+    """The same over the mean variance of the teacher's dimensions in the batch: the share that is not explained.
+    `normalize`: unit rows instead.
+    """
 
     name = "point"
     normalize: bool = False
@@ -88,7 +98,9 @@ class HintByVariance(Term):
 
     def value(self, s, t, batch, head):
         deviation = t.features.float().var(dim=0, unbiased=False).mean().sqrt().clamp_min(1e-6)
-        return point_loss(head(s.features), t.features, normalize=self.normalize, scale=None if self.normalize else deviation)
+        return point_loss(
+            head(s.features), t.features, normalize=self.normalize, scale=None if self.normalize else deviation
+        )
 
 
 @dataclass(frozen=True)
@@ -206,7 +218,9 @@ class SampleContrast(Term):
 
 @dataclass(frozen=True)
 class RelationalContrast(Term):
-    """CRRCD: the own relation among `n` chance pairs, never all images; `anchors` of the batch, 0 for all; options as of `RelationContrast`."""
+    """CRRCD: the own relation among `n` chance pairs, never all images; `anchors` of the batch, 0 for all; options as
+    of `RelationContrast`.
+    """
 
     name = "rcd"
     n: int = 512
@@ -224,7 +238,10 @@ class RelationalContrast(Term):
 
     def head(self, d_s, d_t, keys):
         n = min(self.n, int(self.share * len(keys)) if self.share else len(keys) - 1)
-        options = {option: getattr(self, option) for option in ("p", "temperature", "sides", "norm", "bank", "relation", "tie", "share_in")}
+        options = {
+            option: getattr(self, option)
+            for option in ("p", "temperature", "sides", "norm", "bank", "relation", "tie", "share_in")
+        }
         return RelationContrast(d_s, d_t, contrasted(keys, self.policy), n=n, anchors=self.anchors or None, **options)
 
     def value(self, s, t, batch, head):
@@ -254,7 +271,10 @@ class Recipe:
     def __post_init__(self):
         names = [term.name for term in self.terms]
         if not 0 <= self.labels < float("inf") or not (self.labels or names) or len(set(names)) < len(names):
-            raise ValueError(f"labels={self.labels}, terms {names}; expected a weight of at least 0, something to learn from, and each term once")
+            raise ValueError(
+                f"labels={self.labels}, terms {names}; expected a weight of at least 0, something to learn from, "
+                "and each term once"
+            )
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -262,13 +282,17 @@ class Recipe:
         return tuple(dict.fromkeys(target for term in self.terms for target in term.targets))
 
     def fitted(self, **options: Mapping[str, object]) -> "Recipe":
-        """The recipe with other options of its terms, `fitted(crd={"n": 512})`; names of terms that it does not have are passed over."""
+        """The recipe with other options of its terms, `fitted(crd={"n": 512})`; names of terms that it does not have
+        are passed over.
+        """
         return replace(self, terms=tuple(replace(term, **options.get(term.name, {})) for term in self.terms))
 
 # %% ../nbs/recipes.ipynb #0b8543d9
 def label_loss(network: nn.Module, prediction: Prediction, labels: Tensor) -> Tensor:
-    """Cross-entropy with the labels `(N,)`, with the margin of its head where the network is a recogniser of faces; a scalar."""
-    return network.head(prediction.features, labels) if isinstance(network, Recogniser) else cross_entropy(prediction.logits, labels)
+    """Cross-entropy with the labels `(N,)`, a scalar; with the margin of its head where `network` recognises faces."""
+    if isinstance(network, Recogniser):
+        return network.head(prediction.features, labels)
+    return cross_entropy(prediction.logits, labels)
 
 
 def target_in(batch: Mapping[str, Tensor], name: str = "teacher") -> Prediction:
@@ -277,13 +301,21 @@ def target_in(batch: Mapping[str, Tensor], name: str = "teacher") -> Prediction:
 
 # %% ../nbs/recipes.ipynb #b6099cbe
 class Learner(nn.Module):
-    """A network and the heads of its recipe. `learner(x, batch)` gives the weighted terms of the recipe and their sum, `loss`: scalars by name.
+    """A network and the heads of its recipe. `learner(x, batch)` gives the weighted terms of the recipe and their sum,
+    `loss`: scalars by name.
 
-    `dims`: the dimension of the embedding of each of the recipe's teachers; `keys` `(m,)`: the labels of all training images, for heads that remember;
-    `stage`: whose maps attention looks at.
+    `dims`: the dimension of the embedding of each of the recipe's teachers; `keys` `(m,)`: the labels of all training
+    images, for heads that remember; `stage`: whose maps attention looks at.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, dims: Mapping[str, int] | None = None, keys: Tensor | None = None, stage: str = "stage2"):
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        dims: Mapping[str, int] | None = None,
+        keys: Tensor | None = None,
+        stage: str = "stage2",
+    ):
         super().__init__()
         self.network, self.recipe, self.stage, self.heads = network, recipe, stage, nn.ModuleDict()
         for term in recipe.terms:
@@ -310,7 +342,9 @@ class Learner(nn.Module):
 
     def terms(self, s: Prediction, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weighted terms for the network's prediction `s` of a batch, and their sum."""
-        found = {"labels": self.recipe.labels * label_loss(self.network, s, batch["labels"])} if self.recipe.labels else {}
+        found, w = {}, self.recipe.labels
+        if w:
+            found["labels"] = w * label_loss(self.network, s, batch["labels"])
         found |= {term.name: term.weight * self.value(term, s, batch) for term in self.recipe.terms}
         return {"loss": torch.stack(list(found.values())).sum()} | found
 
@@ -319,7 +353,9 @@ class Learner(nn.Module):
         return self.terms(prediction, {**batch, **maps})
 
     def remember(self, features: Tensor, target: str = "teacher") -> None:
-        """Let every memory of the teacher `target` start full, with its embeddings `(m, d_t)` of all training images, in their order."""
+        """Let every memory of the teacher `target` start full, with its embeddings `(m, d_t)` of all training images,
+        in their order.
+        """
         for term in self.recipe.terms:
             if target in term.targets:
                 term.fill(self.head(term, target), features)
@@ -342,16 +378,28 @@ LABELS_ALONE = Baseline(Recipe(), "no teacher: cross-entropy, with the margin of
 BENCHMARK = "weights of the CRD benchmark"
 BASELINES: dict[str, Baseline] = {
     "CE": LABELS_ALONE,
-    "Student": LABELS_ALONE,                # what the benchmark's tables call it
-    "KD": baseline(SoftLabels(0.9, form="ce"), f"Hinton et al., 2015; {BENCHMARK}, as a cross-entropy (CRRCD, section 3.5)", labels=0.1),
+    "Student": LABELS_ALONE,  # what the benchmark's tables call it
+    "KD": baseline(
+        SoftLabels(0.9, form="ce"),
+        f"Hinton et al., 2015; {BENCHMARK}, as a cross-entropy, which is how CRRCD writes it",
+        labels=0.1,
+    ),
     "KD, added": baseline(SoftLabels(1.0), "Hinton et al., 2015; labels and soft labels weigh the same"),
     "TAKD": baseline(SoftLabels(1.0, ("assistant",)), "Mirzadeh et al., AAAI 2020: KD, added, through an assistant"),
     "FitNet": baseline(Hint(100.0), f"Romero et al., ICLR 2015; {BENCHMARK}, on embeddings"),
-    "FitNet, unit variance": baseline(HintByVariance(1.0), "Romero et al., ICLR 2015; on embeddings, over the mean variance of the teacher's dimensions"),
-    "FitNet, unit deviation": baseline(HintByDeviation(1.0), "Romero et al., ICLR 2015; on embeddings, over the variance of all of the teacher's entries"),
+    "FitNet, unit variance": baseline(
+        HintByVariance(1.0),
+        "Romero et al., ICLR 2015; on embeddings, over the mean variance of the teacher's dimensions",
+    ),
+    "FitNet, unit deviation": baseline(
+        HintByDeviation(1.0),
+        "Romero et al., ICLR 2015; on embeddings, over the variance of all of the teacher's entries",
+    ),
     "AT": baseline(Attention(1000.0), f"Zagoruyko and Komodakis, ICLR 2017; {BENCHMARK}, one stage"),
     "SP": baseline(Similarities(3000.0), f"Tung and Mori, ICCV 2019; {BENCHMARK}, on embeddings"),
-    "SP, weight 300": baseline(Similarities(300.0), "Tung and Mori, ICCV 2019; a tenth of the benchmark's weight, for short trainings"),
+    "SP, weight 300": baseline(
+        Similarities(300.0), "Tung and Mori, ICCV 2019; a tenth of the benchmark's weight, for short trainings"
+    ),
     "CC": baseline(Correlations(100.0), "Peng et al., ICCV 2019; the kernel form, whose weight is ours"),
     "VID": baseline(Variational(1.0), f"Ahn et al., CVPR 2019; {BENCHMARK}, on embeddings"),
     "PKT": baseline(Neighbours(30000.0), f"Passalis and Tefas, ECCV 2018; {BENCHMARK}"),
@@ -362,8 +410,15 @@ BASELINES: dict[str, Baseline] = {
     "CRD": baseline(SampleContrast(0.8), f"Tian et al., ICLR 2020, and their code; {BENCHMARK}"),
     "CRCD": baseline(DifferenceContrast(1.0), "Zhu et al., CVPR 2021, and its first author's code"),
 }
-BASELINES |= {f"{name}, no labels": replace(found, recipe=replace(found.recipe, labels=0.0), source=f"{found.source}; without labels, as for metric learning")
-              for name, found in BASELINES.items() if name in ("FitNet, unit variance", "SP, weight 300", "RKD-D", "RKD-A", "RKD-DA")}
+BASELINES |= {
+    f"{name}, no labels": replace(
+        found,
+        recipe=replace(found.recipe, labels=0.0),
+        source=f"{found.source}; without labels, as for metric learning",
+    )
+    for name, found in BASELINES.items()
+    if name in ("FitNet, unit variance", "SP, weight 300", "RKD-D", "RKD-A", "RKD-DA")
+}
 
 
 def recipe(name: str) -> Recipe:
@@ -377,7 +432,11 @@ def written_out(recipe: Recipe) -> str:
     """A recipe as a sum: "0.1 labels + 0.9 kd(form=ce)"."""
     parts = [f"{recipe.labels:g} labels"] if recipe.labels else []
     for term in recipe.terms:
-        own = [f"{f.name}={getattr(term, f.name)}" for f in fields(term) if f.name not in ("weight", "targets") and getattr(term, f.name) != f.default]
+        own = [
+            f"{f.name}={getattr(term, f.name)}"
+            for f in fields(term)
+            if f.name not in ("weight", "targets") and getattr(term, f.name) != f.default
+        ]
         own += [f"from {' and '.join(term.targets)}"] * (term.targets != ("teacher",))
         parts.append(f"{term.weight:g} {term.name}" + (f"({', '.join(own)})" if own else ""))
     return " + ".join(parts)

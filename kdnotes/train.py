@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from .data.images import Epochs, to_float
+from .data.batches import Epochs
+from .data.imageset import to_float
 from .files import atomic_write, make_folder
 from .prints import Walk
 from .progress import progress

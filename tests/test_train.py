@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdnotes.data.images import Batches
+from kdnotes.data.batches import Batches
 from kdnotes.runtime import fingerprint, make_fabric, make_generator, seed_everything
 from kdnotes.train import History, Loop, SharedBatchNorm, constant, cosine, fit, multistep, one_cycle, predict
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .matching import Statistics, statistics
 from ..data.augment import normalise
-from ..data.images import ImageSet
+from ..data.imageset import ImageSet
 from ..data.siamese import cutmix, parse, siamese
 from ..models import convnets  # noqa: F401  makes its names known to build
 from ..models.classifiers import build

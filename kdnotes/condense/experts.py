@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .evaluate import Protocol, Rounds, fresh, protocol_for, train_networks
 from .matching import Pass, calibration, mean_gap, statistics
-from ..data.images import ImageSet
+from ..data.imageset import ImageSet
 from ..files import cached
 from ..parallel import parallel_map
 from ..runtime import derive_seed, fingerprint, make_fabric, make_generator

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .matching import Matching, Settings, decoded_classes, redraw
 from .synthetic import SyntheticSet
 from ..data.augment import normalise
-from ..data.images import ImageSet
+from ..data.imageset import ImageSet
 from ..data.siamese import siamese
 from ..runtime import derive_seed, make_generator
 from ..train import Loop, Terms
@@ -128,9 +128,10 @@ def match_gradients(
     def row(done: int, terms: Terms) -> dict:
         return {"iteration": done, **terms.last()}
 
-    plan = run.plan() | {"rounds": inner.rounds, "steps of a network": inner.steps, "rate of a network": inner.lr}
+    own = {"network": str(net), "rounds": inner.rounds, "steps of a network": inner.steps, "its rate": inner.lr}
+    plan = run.plan() | own if checkpoint else {}
     loop = Loop(
-        step, settings.iterations, run.parts(), plan | {"network": str(net)}, (one_network, Matching, type(net)),
+        step, settings.iterations, run.parts(), plan, (one_network, Matching, type(net)),
         row=row, row_every=1, checkpoint=checkpoint, every=every, desc=desc,
     )
     rows = loop.run()

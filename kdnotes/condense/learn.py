@@ -21,7 +21,7 @@ from .model_queue import Queueing, idm_passes
 from .selection import choose_images
 from .synthetic import SyntheticSet, from_real
 from ..data.augment import normalise
-from ..data.images import ImageSet
+from ..data.imageset import ImageSet
 from ..profiles import unknown_name
 from ..runtime import derive_seed
 from ..train import predict

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .synthetic import SyntheticSet, check_pixels, decode
 from ..data.augment import channel_statistics, normalise
-from ..data.imagenet import SUBSETS
-from ..data.images import ImageSet
+from ..data.sets.imagenet import SUBSETS
+from ..data.imageset import ImageSet
 from ..data.siamese import siamese
 from ..losses.mmd import mmd2
 from ..models import convnets  # noqa: F401  makes its names known to build
@@ -366,8 +366,9 @@ def match(
     def row(done: int, terms: Terms) -> dict:
         return {"iteration": done, **terms.last()} | (watch(done, synthetic) if watch else {})
 
+    plan = run.plan() if checkpoint else {}
     loop = Loop(
-        step, settings.iterations, run.parts(), run.plan(), run.code(),
+        step, settings.iterations, run.parts(), plan, run.code(),
         row=row, row_every=watch_every, checkpoint=checkpoint, every=every, desc=desc,
     )
     rows = loop.run()

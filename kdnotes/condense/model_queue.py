@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .matching import Pass, calibration, mean_gap, redraw, statistics
 from ..data.augment import normalise
-from ..data.images import ImageSet
+from ..data.imageset import ImageSet
 from ..data.siamese import parse, siamese
 from ..models.classifiers import Prediction
 from ..runtime import derive_seed, make_generator

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .synthetic import SyntheticSet, from_real
-from ..data.images import ImageSet, to_float
+from ..data.imageset import ImageSet, to_float
 
 # %% ../../nbs/condense/selection.ipynb #804a5da4
 def herding(features: Tensor, count: int) -> Tensor:

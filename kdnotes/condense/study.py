@@ -30,7 +30,9 @@ from .learn import CHOSEN, RECIPES, expert_features, passes_for, settings_for
 from .matching import Pass, Settings, match, name_of, statistics
 from .selection import choose_images
 from .synthetic import SyntheticSet, contact_sheet, from_real
-from ..data.images import ImageSet, data_root, load, rank_in_class
+from ..data.catalogue import load
+from ..data.imageset import ImageSet, rank_in_class
+from ..data.source import data_root
 from ..models.written import parse as network_of, printed as arch_name  # the names that the papers import, until they have moved
 from ..profiles import unknown_name
 from ..files import remembered

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.images import ImageSet, rank_in_class, to_float
+from ..data.imageset import ImageSet, rank_in_class, to_float
 from ..files import atomic_write
 from ..runtime import make_generator
 

@@ -15,6 +15,7 @@ __all__ = ['DoctorNet', 'max_mig_loss', 'vote_confusions', 'MaxMIG', 'GatedConfu
 # %% ../../nbs/losses/annotators.ipynb #f12f7e14
 class DoctorNet(CrowdHead):
     """A softmax head per annotator on features of size `features`; the answer is the mean of the heads.
+
     Source: Guan et al., AAAI 2018.
     """
 
@@ -35,9 +36,7 @@ class DoctorNet(CrowdHead):
 
 # %% ../../nbs/losses/annotators.ipynb #e538ce82
 def max_mig_loss(p: Tensor, a: Tensor, prior: Tensor) -> Tensor:
-    """Negative mutual information gain of the forecasts `p`, `a` `(B, C)` under the class shares `prior` `(C,)`;
-    B >= 2.
-    """
+    """Negative mutual information gain of forecasts `p`, `a` `(B, C)`, B >= 2, under class shares `prior` `(C,)`."""
     if p.shape != a.shape or p.ndim != 2 or len(p) < 2:
         raise ValueError(f"need two B x C forecasts with B >= 2, not {tuple(p.shape)} and {tuple(a.shape)}")
     agreement = (p / prior) @ a.T
@@ -47,8 +46,9 @@ def max_mig_loss(p: Tensor, a: Tensor, prior: Tensor) -> Tensor:
 
 # %% ../../nbs/losses/annotators.ipynb #3022378f
 def vote_confusions(item: Tensor, annotator: Tensor, label: Tensor, belief: Tensor, annotators: int) -> Tensor:
-    """`(R, C, C)` row-stochastic confusions of all annotators, measured against a `belief` `(N, C)` about the items;
-    unseen rows are uniform.
+    """Row-stochastic confusions `(R, C, C)` of all annotators, measured against a `belief` `(N, C)` about the items.
+
+    Rows of classes that an annotator has not seen are uniform.
     """
     c = belief.shape[1]
     counts = belief.new_zeros(annotators * c, c).index_add_(0, annotator * c + label, belief[item])
@@ -58,8 +58,9 @@ def vote_confusions(item: Tensor, annotator: Tensor, label: Tensor, belief: Tens
 
 # %% ../../nbs/losses/annotators.ipynb #9545f508
 class MaxMIG(CrowdHead):
-    """Classifier and label aggregator trained to share information;
-    started from `confusions` `(R, C, C)` and class shares `prior` `(C,)`.
+    """Classifier and label aggregator trained to share information.
+
+    Started from `confusions` `(R, C, C)` and class shares `prior` `(C,)`.
     """
 
     def __init__(self, confusions: Tensor, prior: Tensor):
@@ -81,8 +82,8 @@ class MaxMIG(CrowdHead):
 class GatedConfusions(CrowdHead):
     """A common and `annotators` individual matrices, and the gate between them, on flat inputs of size `inputs`.
 
-    `embedding` is the size of the gate's vectors, `penalty` is lambda;
-    `unit=False` leaves the item's vector unnormalised.
+    `embedding` is the size of the gate's vectors, `penalty` is lambda; `unit=False` leaves the item's vector
+    unnormalised.
     """
 
     def __init__(self, annotators: int, classes: int, inputs: int, embedding: int = 20, hidden: int = 128,
@@ -113,12 +114,13 @@ class CoNAL(GatedConfusions):
         p = prediction.logits.to(self.common.dtype).softmax(1)[row]
         omega = self.gate(inputs, row, annotator)[:, None]
         own = torch.bmm(p.unsqueeze(1), self.own[annotator]).squeeze(1)
-        nll = F.cross_entropy(omega * (p @ self.common) + (1 - omega) * own, label)
-        return nll - self.penalty * self.distances().sum()
+        scores = omega * (p @ self.common) + (1 - omega) * own
+        return F.cross_entropy(scores, label) - self.penalty * self.distances().sum()
 
 # %% ../../nbs/losses/annotators.ipynb #545eb200
 class UnionNet(CrowdHead):
     """All annotators as one source of `R C` outcomes; `form` "B" (parametric transition, the default) or "A".
+
     Source: Wei et al., TNNLS 2022.
     """
 

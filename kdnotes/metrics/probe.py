@@ -12,16 +12,18 @@ from .retrieve import check_embeddings, check_labels
 
 # %% ../../nbs/metrics/probe.ipynb #9ddd5be4
 def check_features(train: Tensor, labels: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features `(N, D)`, `(M, D)` in float32 or wider and labels `(N,)` as int64, all on one device;
-    ValueError for what cannot be fitted.
+    """Features `(N, D)`, `(M, D)` in float32 or wider and labels `(N,)` as int64, all on one device; ValueError for
+    what cannot be fitted.
     """
     train, test = torch.as_tensor(train).detach(), torch.as_tensor(test).detach()
     check_embeddings(train, "training features"), check_embeddings(test, "test features")
     labels = check_labels(labels, train).long()
     if len(train) < 2 or int(labels.min()) < 0 or train.shape[1] != test.shape[1]:
-        raise ValueError(f"{len(train)} training features of dimension {train.shape[1]} with labels from "
-                         f"{int(labels.min())}, test features of dimension "
-                         f"{test.shape[1]}; expected two or more, labels from 0, and one dimension")
+        raise ValueError(
+            f"{len(train)} training features of dimension {train.shape[1]} with labels from {int(labels.min())}, "
+            "test features of dimension "
+            f"{test.shape[1]}; expected two or more, labels from 0, and one dimension"
+        )
     dtype = torch.promote_types(torch.promote_types(train.dtype, test.dtype), torch.float32)
     return train.to(dtype).contiguous(), labels, test.to(train.device, dtype).contiguous()
 
@@ -38,8 +40,11 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, steps: int = 200, 
     train, labels, test = check_features(train, labels, test)
     with torch.inference_mode(False), torch.enable_grad():
         mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
-        # clones: what was made in inference mode cannot be learnt from
-        x, y, z = (train - mean) / std, labels.clone(), (test - mean) / std
+        x, y, z = (
+            (train - mean) / std,
+            labels.clone(),
+            (test - mean) / std,
+        )  # clones: what was made in inference mode cannot be learnt from
         layer = nn.utils.skip_init(nn.Linear, x.shape[1], int(y.max()) + 1, device=x.device, dtype=x.dtype)
         nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
         optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=steps, line_search_fn="strong_wolfe")

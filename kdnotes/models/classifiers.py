@@ -268,6 +268,7 @@ ARCHITECTURES = {
     "shufflenet_v1": partial(shufflenet, unit=GroupedUnit, widths=(240, 480, 960)),
     "shufflenet_v2": partial(shufflenet, unit=SplitUnit, widths=(116, 232, 464), last=1024),
     "resnet18": partial(torchvision_resnet, architecture="resnet18"),
+    "resnet34": partial(torchvision_resnet, architecture="resnet34"),
     "resnet50": partial(torchvision_resnet, architecture="resnet50"),
     "wrn_50_2": partial(torchvision_resnet, architecture="wide_resnet50_2"),
     "smallconv": partial(smallconv, embedding=128),
@@ -280,16 +281,17 @@ def names() -> tuple[str, ...]:
 
 # %% ../../nbs/models/classifiers.ipynb #60bc38f0
 def options_of(family: partial, further: Iterable[str] = ()) -> set[str]:
-    """The options that may be chosen for a network of `family`:
-    those of its function that the registry has not fixed, and `further` ones.
+    """The options that may be chosen for a network of `family`: those of its function that the registry has not fixed,
+    and `further` ones.
     """
     return set(inspect.signature(family.func).parameters) - {"channels", "size"} - set(family.keywords) | set(further)
 
 
-def look_up(kind: str, name: str, options: Iterable[str], known: Mapping[str, partial],
-            further: Iterable[str]) -> partial:
-    """The `kind` of network called `name` among `known`;
-    ValueError for an unknown name, or for an option that neither it nor `further` has.
+def look_up(
+    kind: str, name: str, options: Iterable[str], known: Mapping[str, partial], further: Iterable[str]
+) -> partial:
+    """The `kind` of network called `name` among `known`; ValueError for an unknown name, or for an option that neither
+    it nor `further` has.
     """
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=1)
@@ -297,8 +299,9 @@ def look_up(kind: str, name: str, options: Iterable[str], known: Mapping[str, pa
         raise ValueError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}")
     unknown = sorted(set(options) - (takes := options_of(known[name], further)))
     if unknown:
-        raise ValueError(f"{kind} {name!r} has no option {', '.join(map(repr, unknown))}; it takes "
-                         f"{', '.join(sorted(takes))}")
+        raise ValueError(
+            f"{kind} {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(takes))}"
+        )
     return known[name]
 
 # %% ../../nbs/models/classifiers.ipynb #de9afcf3
@@ -331,7 +334,8 @@ def stage_of(network: nn.Module, name: str) -> nn.Module:
 
 @contextmanager
 def listening(network: nn.Module, name: str) -> Iterator[list[Tensor]]:
-    """Inside, each forward pass of `network` adds the energy `(N, 1, h, w)` of the maps of stage `name` to the list."""
+    """Inside, each forward pass of `network` adds the energy `(N, 1, h, w)` of the maps of stage `name` to the list.
+    """
     heard = []
     hear = lambda module, x, maps: heard.append(maps.square().mean(1, keepdim=True).sqrt())
     hook = stage_of(network, name).register_forward_hook(hear)

@@ -22,14 +22,18 @@ FORM = "name:widths:embedding:word, such as smallconv:4-8-16:32, convnet3:128 or
 
 def words_of(family: partial) -> list[str]:
     """What can be switched on for a network of `family` by a word: its options that are off by default."""
-    return [name for name, option in inspect.signature(family.func).parameters.items() if option.default is False
-            and name not in family.keywords]
+    return [
+        name
+        for name, option in inspect.signature(family.func).parameters.items()
+        if option.default is False and name not in family.keywords
+    ]
 
 
-def parse(text: str, known: Mapping[str, partial] = ARCHITECTURES,
-          further: Iterable[str] = ("embedding",)) -> tuple[str, dict]:
-    """Name and options of the network `text`:
-    "smallconv:4-8-16:32" is `("smallconv", {"widths": (4, 8, 16), "embedding": 32})`.
+def parse(
+    text: str, known: Mapping[str, partial] = ARCHITECTURES, further: Iterable[str] = ("embedding",)
+) -> tuple[str, dict]:
+    """Name and options of the network `text`: "smallconv:4-8-16:32" is `("smallconv", {"widths": (4, 8, 16),
+    "embedding": 32})`.
 
     `known`: the registry in which the name must be, by default all classifiers; `further`: options that every one of
     them has. ValueError for another form, an unknown name, and an option that the network does not have.
@@ -38,8 +42,11 @@ def parse(text: str, known: Mapping[str, partial] = ARCHITECTURES,
     family, options = look_up("network", name, {}, known, further), {}
     takes, words = options_of(family, further), words_of(family)
     for place, field in enumerate(fields):
-        form = r"|[1-9]\d*(-[1-9]\d*)*" if place == 0 else r"|[1-9]\d*|[a-z]+"
-        if not re.fullmatch(form, field) or place > 1 and field.isdigit():
+        if (
+            not re.fullmatch(r"|[1-9]\d*(-[1-9]\d*)*" if place == 0 else r"|[1-9]\d*|[a-z]+", field)
+            or place > 1
+            and field.isdigit()
+        ):
             raise ValueError(f"network {text!r} is not of the form {FORM}")
         if place == 0 and field:
             numbers = tuple(map(int, field.split("-")))
@@ -47,8 +54,10 @@ def parse(text: str, known: Mapping[str, partial] = ARCHITECTURES,
         elif field.isdigit():
             options["embedding"] = int(field)
         elif field and field not in words:
-            raise ValueError(f"network {text!r} ends in {field!r}, which {name} does not know; its words: "
-                             f"{', '.join(words) or 'none'}")
+            raise ValueError(
+                f"network {text!r} ends in {field!r}, which {name} does not know; "
+                f"its words: {', '.join(words) or 'none'}"
+            )
         elif field:
             options[field] = True
     look_up("network", name, options, known, further)
@@ -56,8 +65,8 @@ def parse(text: str, known: Mapping[str, partial] = ARCHITECTURES,
 
 # %% ../../nbs/models/written.ipynb #84cd2831
 def network(text: str, classes: int, channels: int, size: int) -> Classifier:
-    """The classifier `text` for `classes` and images `(N, channels, size, size)`;
-    its weights are drawn from the global generator.
+    """The classifier `text` for `classes` and images `(N, channels, size, size)`; its weights are drawn from the global
+    generator.
     """
     name, options = parse(text)
     return build(name, classes, channels=channels, size=size, **options)
@@ -71,23 +80,33 @@ def fresh(text: str, classes: int, channels: int, size: int, seed: int) -> Class
 
 # %% ../../nbs/models/written.ipynb #afe8beb2
 def recogniser(text: str, people: int, channels: int, size: int, head: type[nn.Module], **margin: float) -> Recogniser:
-    """The embedder `text` (512 features unless it says another number) for images of `size`,
-    with the head `head(features, people, **margin)`.
+    """The embedder `text` (512 features unless it says another number) for images of `size`, with the head
+    `head(features, people, **margin)`.
     """
     name, options = parse(text, embedders.ARCHITECTURES, ("embedding", "dropout"))
     dim = options.pop("embedding", 512)
     return Recogniser(embedders.embedder(name, dim, channels, size, **options), head(dim, people, **margin))
 
 # %% ../../nbs/models/written.ipynb #d6e27b5b
-FAMILIES = {"resnet": "ResNet", "resnetap": "ResNetAP", "convnet": "ConvNet", "densenet": "DenseNet", "vgg": "VGG",
-            "iresnet": "IResNet"}
-ONE_BY_ONE = {"resnet10_in": "ResNet-10 (IN)", "wrn_50_2": "WRN50-2", "shufflenet_v1": "ShuffleNetV1",
-              "shufflenet_v2": "ShuffleNetV2"}
+FAMILIES = {
+    "resnet": "ResNet",
+    "resnetap": "ResNetAP",
+    "convnet": "ConvNet",
+    "densenet": "DenseNet",
+    "vgg": "VGG",
+    "iresnet": "IResNet",
+}
+ONE_BY_ONE = {
+    "resnet10_in": "ResNet-10 (IN)",
+    "wrn_50_2": "WRN50-2",
+    "shufflenet_v1": "ShuffleNetV1",
+    "shufflenet_v2": "ShuffleNetV2",
+}
 
 
 def printed(text: str, hyphen: str = "-") -> str:
-    """The network `text` as tables print it: "ConvNet-2 (32)" for convnet2:32, "WRN-40-2", "ResNet-18";
-    with `hyphen` "" "ResNet18".
+    """The network `text` as tables print it: "ConvNet-2 (32)" for convnet2:32, "WRN-40-2", "ResNet-18"; with `hyphen`
+    "" "ResNet18".
     """
     name, _, rest = text.partition(":")
     family, depth = re.fullmatch(r"([a-z_]*?)(\d.*)?", name).groups()

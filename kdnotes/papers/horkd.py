@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..config import Settings, section, setting
-from ..crossres import (FaceSets, Optimisation, Views, face_sets, first_of_each, fresh_network, frozen, learnt,
-                              optimise, paired_batches, predict_view, unseen_classes, weights_of)
+from kdnotes.crossres import (
+    Optimisation, Views, fresh_network, frozen, learnt, optimise, paired_batches, predict_view, weights_of,
+)
+from ..data.catalogue import face_sets, load
+from ..data.imageset import ImageSet, first_of_each, unseen_classes
+from ..data.protocols import FaceSets, split_identities, verification_pairs
 from ..data.augment import channel_statistics
 from ..data.degrade import MODES
-from ..data.faces import faces, split_identities, verification_pairs
-from ..data.images import Batches, ImageSet, load
+from ..data.faces import faces
+from ..data.batches import Batches
 from ..experiment import Data, Experiment, Here, Row, Stage, Study
 from ..metrics.classify import accuracy
 from ..metrics.retrieve import recall_at_k

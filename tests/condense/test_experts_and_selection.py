@@ -10,7 +10,7 @@ from kdnotes.condense.experts import PairNetworks, Pool, dance_passes, set_middl
 from kdnotes.condense.matching import Settings, match
 from kdnotes.condense.selection import choose_images, herding, k_center
 from kdnotes.condense.synthetic import from_real
-from kdnotes.data.images import load
+from kdnotes.data.catalogue import load
 from kdnotes.runtime import fingerprint
 
 quick = settings(max_examples=20, deadline=None)

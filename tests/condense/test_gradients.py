@@ -6,7 +6,7 @@ import torch
 from kdnotes.condense.gradients import Inner, gradient_gap, gradient_step, inner_for, learn_from, match_gradients
 from kdnotes.condense.matching import Matching, Settings
 from kdnotes.condense.synthetic import SyntheticSet, from_real
-from kdnotes.data.images import load
+from kdnotes.data.catalogue import load
 from kdnotes.models.classifiers import Prediction, build
 
 PLAIN = Settings(5, lr=0.5, real_batch=32, strategy="none")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kdnotes.condense.matching import (PIXELS_AT_ONCE, Matching, Pass, RandomNetworks, RealBatches, Settings, calibration, compiled, decoded_classes, match, mean_gap,
                                        moment_gap, one_iteration, shares, statistics)
 from kdnotes.condense.synthetic import SyntheticSet, decode, from_real
-from kdnotes.data.images import ImageSet
+from kdnotes.data.imageset import ImageSet
 from kdnotes.models.classifiers import Prediction, build
 
 quick = settings(max_examples=15, deadline=None)

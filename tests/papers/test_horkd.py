@@ -282,7 +282,7 @@ def test_every_setting_says_where_its_default_comes_from():
 
 def test_splits_that_are_disjoint_in_classes_already(monkeypatch):
     """CUB-200-2011 and Cars196: training and test images share no class."""
-    from kdnotes.data.images import ImageSet
+    from kdnotes.data.imageset import ImageSet
 
     classes = tuple("abcd")
     sets = {split: ImageSet(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), labels, classes, "birds")
@@ -328,7 +328,7 @@ def test_faces_are_verified_and_identified(config, experiment):
 
 
 def test_real_faces_keep_the_protocol_of_their_set(config, monkeypatch):
-    from kdnotes.data.folders import Pairs
+    from kdnotes.data.protocols import Pairs
 
     own = replace(horkd.task_of("faces", 0, config).test)
     learnt, test = own.sets()[:2]

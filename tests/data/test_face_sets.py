@@ -6,20 +6,14 @@ import torch
 from scipy.io import savemat
 
 from kdnotes.data.faces import faces
-from kdnotes.data.facesets import (
-    add_people,
-    casia_webface,
-    identity_folders,
-    lfw_development,
-    scface,
-    survface,
-    survface_pairs,
-    survface_train,
-    tinyface,
-    tinyface_train,
-)
-from kdnotes.data.folders import lfw, lfw_pairs, stream
-from kdnotes.data.images import load, status
+from kdnotes.data.catalogue import add_people, load, status
+from kdnotes.data.pictures import identity_folders
+from kdnotes.data.sets.casia import casia_webface
+from kdnotes.data.sets.lfw import lfw, lfw_development, lfw_pairs
+from kdnotes.data.sets.scface import scface
+from kdnotes.data.sets.survface import survface, survface_pairs, survface_train
+from kdnotes.data.sets.tinyface import tinyface, tinyface_train
+from kdnotes.data.batches import PictureBatches
 from kdnotes.metrics.retrieve import mean_average_precision
 from kdnotes.metrics.verify import identification_rate, identity_ranks, judge_folds, open_set_rate, pair_scores
 
@@ -45,7 +39,7 @@ def test_identity_folders(webface):
     some = casia_webface(webface, size=8, minimum=3)
     assert some.classes == ("0000045", "0000102") and some.labels.tolist() == [0] * 4 + [1] * 4
     assert all(file.parent.name == some.classes[y] for file, y in zip(some.files, some.labels))
-    batch = next(iter(stream(some, 4, per_class=2, workers=0)))
+    batch = next(iter(PictureBatches(some, 4, per_class=2, workers=0)))
     assert batch["labels"].bincount().tolist() == [2, 2]
     assert len(load("casia_webface", "train", root=webface, size=8)) == 11
     with pytest.raises(ValueError, match="nobody in CASIA-WebFace has 9 pictures, the most is 4"):
@@ -169,15 +163,16 @@ def test_scface(cameras, face_layouts):
     face_layouts.put(cameras / "SCface" / "surveillance_cameras_distance_1" / "cam_1" / "004_cam1_2.jpg")
     with pytest.raises(ValueError, match="004_cam1_2.jpg is not named like SCface's files"):
         scface(cameras)
-    with pytest.raises(FileNotFoundError, match="mugshot_frontal_cropped_all holds no pictures; lay the distributed folders"):
+    with pytest.raises(FileNotFoundError, match="mugshot_frontal_cropped_all is missing; lay the distributed folders"):
         scface(cameras / "absent")
     with pytest.raises(ValueError, match="the test of scface is a protocol.*; it has no training people"):
         load("scface", "train", root=cameras)
 
 
 def test_what_a_run_needs_is_known_before_it_starts(tmp_path, face_layouts):
-    from kdnotes.batch import check_data
-    from kdnotes.data.facesets import NEEDS, known
+    from kdnotes.batch.plan import check_data
+    from kdnotes.data.catalogue import known
+    from kdnotes.data.sets.casia import NEEDS
 
     class Config:
         dataset, DATA = "faces", ("images", "facesets")
@@ -192,7 +187,8 @@ def test_what_a_run_needs_is_known_before_it_starts(tmp_path, face_layouts):
             check_data(Config, f"faces+{name}", tmp_path)
         {"casia": face_layouts.lfw}.get(name, getattr(face_layouts, name))(tmp_path)
         check_data(Config, f"faces+{name}", tmp_path)
-    assert len(known(tmp_path)["casia"].read(tmp_path, "train", 8)) == 11 and len(known()["faces"].read(tmp_path, "train", 8)) == 1000
+    runs = known(tmp_path, "facesets")
+    assert len(runs["casia"].read(tmp_path, "train", 8)) == 11 and len(runs["faces"].read(tmp_path, "train", 8)) == 1000
     with pytest.raises(ValueError, match="unknown data set 'scfac'; did you mean scface"):
         check_data(Config, "scfac", tmp_path)
 

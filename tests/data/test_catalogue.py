@@ -1,4 +1,4 @@
-"""Image sets: reading every layout from tiny fixtures in the true form, telling what is wrong with damaged ones, and batching."""
+"""Sets by name: every layout from tiny fixtures in the true form, and what is said of damaged, unknown and doubled ones."""
 import functools
 import gzip
 import hashlib
@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.io import savemat
 from torchvision import datasets
 
-from kdnotes.data import images as module
-from kdnotes.data.images import Batches, ImageSet, Order, add, data_root, fetch, known, load, status, to_float
-from kdnotes.runtime import make_generator
+from kdnotes.data import pictures as module
+from kdnotes.data.catalogue import add, fetch, known, load, status
+from kdnotes.data.imageset import ImageSet, to_float
+from kdnotes.data.source import data_root
+from kdnotes.data.sets.torchvision import TORCHVISION
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 rng = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def test_mnist_reads_compressed_files_and_writes_nothing(mnist):
 
 def test_mnist_agrees_with_torchvision_and_reads_its_unpacked_files(mnist):
     name, root, _ = mnist
-    kind = module.TORCHVISION[name][0]
+    kind = TORCHVISION[name][0]
     compressed = load(name, "train", root=root)
     theirs = getattr(datasets, kind)(root, train=True, download=True)          # everything is there: only unpacks
     for path in root.rglob("*.gz"):
@@ -137,7 +137,7 @@ def served():
 
 def test_download_goes_through_torchvision(mnist, tmp_path, monkeypatch, served):
     name, root, arrays = mnist
-    kind = getattr(datasets, module.TORCHVISION[name][0])
+    kind = getattr(datasets, TORCHVISION[name][0])
     monkeypatch.setattr(kind, "mirrors", [served(root / kind.__name__ / "raw")])
     fresh = tmp_path / "fresh"
     assert np.array_equal(load(name, "test", root=fresh, download=True).images[:, 0].numpy(), arrays["test"][0])
@@ -161,7 +161,7 @@ def test_cifar(cifar):
 
 def test_cifar_never_unpickles_an_unverified_file(cifar, monkeypatch):
     name, root, *_ = cifar
-    file = root / next(iter(known(root)[name].files("test")))
+    file = root / next(iter(known(root)[name].files(root, "test")))
     file.write_bytes(pickle.dumps("something else"))
     monkeypatch.setattr(pickle, "loads", lambda *a, **k: pytest.fail("unpickled"))
     with pytest.raises(ValueError, match=f"{file.name} is corrupt"):
@@ -373,7 +373,7 @@ def test_class_folders(flags, monkeypatch):
         load("flags", "train", root=flags)
     with monkeypatch.context() as patch:
         patch.setattr(module, "MEMORY_LIMIT", 1000)
-        with pytest.raises(ValueError, match=r"6 pictures of \(3, 8, 8\) take .*; pass a smaller size=, or stream"):
+        with pytest.raises(ValueError, match=r"6 pictures of \(3, 8, 8\) take .*; pass a smaller size=, or read them in batches"):
             load("flags", "train", root=flags, size=8)
     (flags / "flags" / "test" / "red" / "0.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(ValueError, match=r"red.0.png cannot be read"):
@@ -399,131 +399,3 @@ def test_root_is_argument_then_environment_then_cache(monkeypatch, tmp_path):
     names = [row["name"] for row in status(tmp_path)]
     assert names[:8] == ["digits", "mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10"] and {"cub200", "cars196", "lfw", "uccs"} <= set(names)
     assert all(row["how"] and row["images"] for row in status(tmp_path))
-
-
-# ---- ImageSet -----------------------------------------------------------------------------------------------------------------------
-
-def test_image_set_refuses_bad_tensors():
-    x, y = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
-    for images, labels, classes, error, message in (
-            (x.float(), y, "ab", ValueError, "torch.float32; expected torch.uint8"), (x[0], y, "ab", ValueError, r"\(1, 2, 2\); expected \(N, C, H, W\)"),
-            (x[:0], y[:0], "ab", ValueError, "at least one image"), (x.numpy(), y, "ab", TypeError, "ndarray"), (x, y.int(), "ab", TypeError, "torch.int32"),
-            (x, y[:3], "ab", ValueError, r"\(3,\) for 4 images"), (x, y, "a", ValueError, "from 0 to 1; expected 0..0 for 1 classes")):
-        with pytest.raises(error, match=message):
-            ImageSet(images, labels, tuple(classes))
-    with pytest.raises(AttributeError):
-        ImageSet(x, y, ("a", "b")).labels = y                                    # frozen
-    with pytest.raises(TypeError, match="expected torch.uint8"):
-        to_float(x.float())
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 4), min_size=10, max_size=80), st.floats(0.1, 0.9), st.integers(0, 1000))
-def test_split_is_a_stratified_partition(labels, fraction, seed):
-    y = torch.tensor(labels + [0, 1, 2, 3, 4] * 10)
-    whole = ImageSet(torch.arange(len(y), dtype=torch.uint8).view(-1, 1, 1, 1), y, tuple("abcde"))
-    a, b = whole.split(fraction, seed)
-    assert sorted(a.images.flatten().tolist() + b.images.flatten().tolist()) == list(range(len(y)))
-    assert a.images.flatten().tolist() == sorted(a.images.flatten().tolist())
-    quota = (fraction * y.bincount()).round().long()
-    assert a.labels.bincount(minlength=5).equal(quota) and whole.split(fraction, seed)[0].fingerprint() == a.fingerprint()
-
-
-def test_select_take_split_errors_and_devices():
-    pictures = toy()
-    chosen = pictures.select([2, 0], relabel=True)
-    assert chosen.classes == ("c", "a") and chosen.labels.tolist() == [1, 0] * 4 and pictures.select([2, 0]).labels.tolist() == [0, 2] * 4
-    assert isinstance(chosen, ImageSet) and isinstance(pictures.take(torch.arange(12) > 3), ImageSet) and len(pictures.take(slice(0, 5))) == 5
-    for bad in ([], [3], [0, 0], [-1]):
-        with pytest.raises(ValueError, match=r"expected distinct numbers in 0..2"):
-            pictures.select(bad)
-    with pytest.raises(ValueError, match="no image of toy has a class in"):
-        pictures.take([0, 3]).select([1])
-    for bad in (0, 1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match="fraction is .* between 0 and 1"):
-            pictures.split(bad, 0)
-    assert pictures.to("cpu").fingerprint() == pictures.fingerprint() and repr(pictures) == "ImageSet(toy: 12 images 1x4x4, 3 classes, cpu)"
-
-
-# ---- batches ------------------------------------------------------------------------------------------------------------------------
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 20), st.booleans(), st.booleans(), st.integers(0, 99), st.integers(0, 3))
-def test_an_epoch_visits_each_image_once(count, batch_size, shuffle, drop_last, seed, epoch):
-    x = torch.arange(count)
-    if drop_last and batch_size > count:
-        with pytest.raises(ValueError, match=f"batch_size {batch_size} exceeds the {count} images"):
-            Batches({"x": x}, batch_size, drop_last=True)
-        return
-    batches = Batches({"x": x, "twice": 2 * x}, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
-    batches.set_epoch(epoch)
-    got = list(batches)
-    seen = torch.cat([b["index"] for b in got]).tolist()
-    assert len(got) == len(batches) == (count // batch_size if drop_last else -(-count // batch_size))
-    assert len(set(seen)) == len(seen) and (drop_last or sorted(seen) == list(range(count))) and (shuffle or seen == list(range(len(seen))))
-    assert all(b["x"].equal(b["index"]) and b["twice"].equal(2 * b["index"]) for b in got)
-    assert [b["index"].tolist() for b in batches] == [b["index"].tolist() for b in got]
-
-
-def noise(batch, generator):
-    return batch | {"images": batch["images"] + torch.rand(batch["images"].shape, generator=generator)}
-
-
-@pytest.mark.parametrize("per_class", [None, 2])
-def test_shares_of_two_processes_make_the_batch_of_one(per_class):
-    pictures = toy(48, 4)
-    alone, *two = (Batches(pictures, 8, seed=5, transform=noise, per_class=per_class, rank=r, world=w) for r, w in ((0, 1), (0, 2), (1, 2)))
-    for epoch in (0, 1):
-        for batches in (alone, *two):
-            batches.set_epoch(epoch)
-        for whole, a, b in zip(alone, *two, strict=True):
-            assert all(whole[key].equal(torch.cat([a[key], b[key]])) and len(a[key]) == len(b[key]) == 4 for key in whole)
-
-
-def test_randomness_depends_on_seed_epoch_and_step_only():
-    pictures = toy()
-    batches = Batches(pictures, 4, transform=noise, seed=1)
-    first = list(batches)
-    torch.manual_seed(123)
-    state = torch.get_rng_state()
-    assert all(a["images"].equal(b["images"]) for a, b in zip(first, batches)) and torch.get_rng_state().equal(state)
-    assert not (first[0]["images"] % 1).equal(first[1]["images"] % 1)
-    batches.set_epoch(1)
-    assert not next(iter(batches))["images"].equal(first[0]["images"])
-    assert not next(iter(Batches(pictures, 4, transform=noise, seed=2)))["index"].equal(first[0]["index"])
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(2, 6), st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
-def test_class_batches_hold_p_classes_of_k_different_images(classes, per_class, p, seed):
-    p = min(p, classes)
-    labels = torch.randint(0, classes, (40,), generator=make_generator(seed)).sort().values
-    labels = torch.cat([labels, torch.arange(classes).repeat(per_class)]) * 3                    # labels need not be consecutive
-    order = Order(len(labels), p * per_class, seed=seed, per_class=per_class, labels=labels)
-    batches = order.epoch(0)
-    assert len(batches) == len(order) == len(labels) // (p * per_class)
-    for index in batches:
-        counts = Counter(labels[index].tolist())
-        assert len(set(index.tolist())) == len(index) and set(counts.values()) == {per_class} and len(counts) == p
-
-
-def test_class_batches_see_a_class_whole_before_repeating():
-    labels = torch.arange(2).repeat_interleave(12)
-    seen = torch.cat(Order(24, 6, seed=0, per_class=3, labels=labels).epoch(0))
-    assert sorted(seen.tolist()) == list(range(24))
-
-
-def test_batches_refuse_what_cannot_be():
-    pictures = toy()
-    for arguments, message in (
-            ({"batch_size": 0}, "batch_size is 0"), ({"batch_size": 4, "per_class": 3}, "per_class=3 needs labels and a batch_size that it divides"),
-            ({"batch_size": 12, "per_class": 3}, "needs 4 classes of at least 3 images; there are 3 classes"),
-            ({"batch_size": 10, "per_class": 5}, "the smallest with 4"), ({"batch_size": 4, "world": 3}, "cannot share batches of 4"),
-            ({"batch_size": 4, "world": 2, "rank": 2}, "rank 2 of 2"), ({"batch_size": 4, "world": 2, "drop_last": False}, "use drop_last=True")):
-        with pytest.raises(ValueError, match=message):
-            Batches(pictures, **arguments)
-    for tensors in ({}, {"a": torch.zeros(3), "b": torch.zeros(4)}, {"index": torch.zeros(3)}):
-        with pytest.raises(ValueError, match="all of one length on one device, none called 'index'"):
-            Batches(tensors, 1)
-    with pytest.raises(ValueError, match="needs labels"):
-        Batches({"x": torch.zeros(8)}, 4, per_class=2)
