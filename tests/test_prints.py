@@ -432,8 +432,6 @@ def test_a_worker_process_has_the_same_print_of_what_a_notebook_defines():
         def build(self):
             super().helper()
             return [kd_loss, relational.point_loss, RECIPES, Square, parallel_map, Pair()]
-        @functools.cached_property
-        def kept(self): return Student
 
     def helper(x): return x * SCALE
     SCALE = torch.ones(3)
