@@ -15,26 +15,20 @@ from pathlib import Path
 import torch
 
 from .files import cache_folder, cached
-from .progress import progress, quiet
+from .progress import is_quiet, progress, quiet
 from .runtime import derive_seed, fingerprint, generator_states, log, make_fabric, restore_generators, seed_everything
 
 # %% ../nbs/parallel.ipynb #9b243594
-_inside = False
-
-
 @contextmanager
 def _alone(seed: int) -> Iterator[None]:
     """One thread, and global generators that start from `seed`; all as before at the end."""
-    global _inside
-    before = torch.get_num_threads(), generator_states(), _inside
+    before = torch.get_num_threads(), generator_states()
     try:
         torch.set_num_threads(1)
         seed_everything(seed)
-        _inside = True
         with quiet():
             yield
     finally:
-        _inside = before[2]
         restore_generators(before[1])
         torch.set_num_threads(before[0])
 
@@ -58,11 +52,15 @@ def _noted(results: Iterable, total: int, desc: str, seconds: float = 15.0) -> I
         yield result
 
 # %% ../nbs/parallel.ipynb #138c7368
-def parallel_map(function: Callable, items: Iterable, workers: int | None = None, desc: str = "") -> list:
-    """`[function(item) for item in items]` in `workers` processes (None: one per core), with the same numbers for every `workers`.
+def parallel_map(function: Callable, items: Iterable, workers: int | None = None, desc: str = "",
+                 patience: float = 0.0) -> list:
+    """`[function(item) for item in items]` in `workers` processes (None: one per core), with the same numbers for
+    every `workers`.
 
-    Each item runs in one thread and starts from generators seeded by its place in `items`. `function` may be defined in a notebook or a script. The
-    first exception is raised here, with the traceback of its worker as its cause. Inside a `parallel_map`, runs in the same process.
+    Each item runs in one thread and starts from generators seeded by its place in `items`. `function` may be defined
+    in a notebook or a script. The first exception is raised here, with the traceback of its worker as its cause.
+    Inside a `parallel_map`, runs in the same process. For the first `patience` seconds items are done in this process:
+    starting workers takes longer than short work does.
     """
     import joblib
 
@@ -70,11 +68,22 @@ def parallel_map(function: Callable, items: Iterable, workers: int | None = None
     if workers is not None and workers < 1:
         raise ValueError(f"{workers} workers; give at least 1, or None for one per core")
     workers = min(workers or joblib.cpu_count(), len(jobs))
-    if workers <= 1 or _inside:
-        return list(_noted((_call_alone(function, *job) for job in progress(jobs, desc=desc)), len(jobs), desc))
-    pool = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1, inner_max_num_threads=1)
-    results = pool(joblib.delayed(_call_alone)(function, *job) for job in jobs)
+    alone = workers <= 1 or is_quiet()
+    results = _first_here(function, jobs, float("inf") if alone else patience, workers)
     return list(_noted(progress(results, total=len(jobs), desc=desc), len(jobs), desc))
+
+
+def _first_here(function: Callable, jobs: list[tuple], patience: float, workers: int) -> Iterator:
+    """The results in order: those of the first `patience` seconds from this process, the others from `workers`."""
+    import joblib
+
+    started, done = time.monotonic(), 0
+    while done < len(jobs) and time.monotonic() - started < patience:
+        yield _call_alone(function, *jobs[done])
+        done += 1
+    if done < len(jobs):
+        pool = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1, inner_max_num_threads=1)
+        yield from pool(joblib.delayed(_call_alone)(function, *job) for job in jobs[done:])
 
 # %% ../nbs/parallel.ipynb #aba0ac75
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from kdnotes import parallel, runtime
 from kdnotes.files import atomic_write, cache_folder, cached, make_folder, write_json, write_text
 from kdnotes.parallel import parallel_map
-from kdnotes.progress import progress
+from kdnotes.progress import is_quiet, progress
 from kdnotes.runtime import derive_seed, fingerprint, generator_states, make_fabric, make_generator, parse_seeds, peak_memory, pick_device, pick_precision, restore_generators, seed_everything, set_deterministic, set_threads
 
 
@@ -443,7 +443,7 @@ def test_parallel_map_in_this_process():
     assert parallel_map(lambda n: n + random.random(), [1, 2], workers=1) == parallel_map(lambda n: n + random.random(), [1, 2], workers=1)
     with pytest.raises(ZeroDivisionError):
         parallel_map(lambda n: 1 / n, [1, 0], workers=1)
-    assert not parallel._inside
+    assert not is_quiet()
 
 
 def half_then_whole(checkpoint: Path) -> dict:
