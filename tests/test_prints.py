@@ -374,6 +374,15 @@ def test_the_environment_and_what_is_installed_do_not_count(monkeypatch):
 
 # --- everywhere the same ---
 
+def test_pickling_does_not_change_a_print():
+    import cloudpickle
+
+    space = cell("from dataclasses import dataclass\n@dataclass(frozen=True)\nclass A:\n    x: int = 1\n    def f(self): return self.x")
+    before = code_print(space["A"])
+    cloudpickle.dumps(space["A"]())
+    assert code_print(space["A"]) == before
+
+
 SCRIPT = """
 import sys
 for name in sys.argv[1:]:
