@@ -4,17 +4,18 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install run test lab bench results export hooks clean
+.PHONY: help install run test test-fast lab bench results export hooks clean
 
 help:
-	@echo "make run      run every paper notebook (demo profile) and write the report"
-	@echo "make test     notebooks and package in sync, ruff, pytest, the notebooks' own cells"
-	@echo "make lab      JupyterLab on nbs/index.ipynb"
-	@echo "make bench    benchmarks, as ratios against a plain reference"
-	@echo "make results  refresh results/ (executed demo notebooks, tables, claims)"
-	@echo "make export   notebooks -> package, clean outputs, README from nbs/index.ipynb"
-	@echo "make hooks    git hooks that keep notebooks clean (nbdev)"
-	@echo "make clean    remove runs, caches and the virtual environment"
+	@echo "make run        run every paper notebook (demo profile) and write the report"
+	@echo "make test       notebooks and package in sync, ruff, pytest, the notebooks' own cells"
+	@echo "make test-fast  what runs no notebook and starts no batch: a few minutes"
+	@echo "make lab        JupyterLab on nbs/index.ipynb"
+	@echo "make bench      benchmarks, as ratios against a plain reference"
+	@echo "make results    refresh results/ (executed demo notebooks, tables, claims)"
+	@echo "make export     notebooks -> package, clean outputs, README from nbs/index.ipynb"
+	@echo "make hooks      git hooks that keep notebooks clean (nbdev)"
+	@echo "make clean      remove runs, caches and the virtual environment"
 
 install: $(STAMP)
 
@@ -31,6 +32,11 @@ run: install
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest tests -n 2 --dist worksteal
+
+test-fast: install
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest tests -n 2 --dist worksteal -m "not slow" --ignore-glob 'tests/test_batch*' \
+		--ignore tests/test_notebooks.py --ignore tests/test_cli.py
 
 lab: install
 	$(BIN)/jupyter lab nbs/index.ipynb

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from kdnotes.data.augment import Augment
-from kdnotes.data.images import Batches, ImageSet
+from kdnotes.data.batches import Batches
+from kdnotes.data.imageset import ImageSet
 
 IMAGES, BATCH, MEAN, STD = 8192, 256, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)

@@ -8,7 +8,7 @@ from kdnotes.condense.evaluate import Contest, Protocol, evaluate
 from kdnotes.condense.matching import Matching, Pass, RandomNetworks, Settings, mean_gap, one_iteration
 from kdnotes.condense.synthetic import decode, from_real
 from kdnotes.data.augment import normalise
-from kdnotes.data.images import ImageSet
+from kdnotes.data.imageset import ImageSet
 from kdnotes.data.siamese import siamese
 from kdnotes.models.classifiers import build
 

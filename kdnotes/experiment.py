@@ -24,8 +24,8 @@ import pandas as pd
 import torch
 
 from .config import Settings, shorten
-from .data.images import data_root
-from .files import atomic_write, files_read, make_folder, recall, store, write_json
+from .data.source import data_root, files_read
+from .files import atomic_write, make_folder, recall, store, write_json
 from .parallel import parallel_map
 from .prints import code_print, members
 from .results import Claim, Results, judge, show

@@ -178,7 +178,7 @@ class Walk:
             return ["kept", wrapped]
         if hasattr(thing, "registry") and hasattr(thing, "dispatch"):                            # functools.singledispatch
             return ["dispatched", wrapped, self.reach(dict(thing.registry))]
-        held = [cell.cell_contents for cell in thing.__closure__ or () if _is_filled(cell)]
+        held = tuple(cell.cell_contents for cell in thing.__closure__ or () if _is_filled(cell))
         around = [self.reach(held), self.reach(thing.__defaults__), self.reach(thing.__kwdefaults__), wrapped]
         if not counts(thing.__globals__.get("__name__", "")):
             return ["wrapper", thing.__code__.co_qualname, *around]
@@ -248,6 +248,14 @@ class Walk:
             items = self.reach(base(thing)) if base and new else ()
             said = _said(thing) if kind[0] == "installed" else ""
             return ("object", kind, items, said, self.reach(_attributes(thing)) if new else ())
+
+    @property
+    def found(self) -> dict[str, set[str]]:
+        """The prints of the pieces, by name."""
+        named: dict[str, set[str]] = {}
+        for piece in self.pieces.values():
+            named.setdefault(piece.name, set()).add(piece.own)
+        return named
 
     @contextmanager
     def within(self, thing: object) -> Iterator[bool]:
@@ -347,10 +355,8 @@ def code_parts(*things: object) -> dict[str, str]:
     if walk.changed:                                                          # state does not count, and is known only now
         walk = Walk(walk.changed)
         given = walk.reach(things)
-    parts: dict[str, set[str]] = {}
-    for piece in walk.pieces.values():
-        parts.setdefault(piece.name, set()).add(piece.own)
-    return {"given": fingerprint(given, _colours(walk.pieces))[:16]} | {name: " ".join(sorted(parts[name])) for name in sorted(parts)}
+    parts = {name: " ".join(sorted(prints)) for name, prints in sorted(walk.found.items())}
+    return {"given": fingerprint(given, _colours(walk.pieces))[:16]} | parts
 
 
 def _colours(pieces: Mapping[int, Piece], rounds: int = 3) -> list[str]:

@@ -4,6 +4,7 @@
 __all__ = ['quiet', 'is_quiet', 'shown', 'progress']
 
 # %% ../nbs/progress.ipynb #b912e490
+import functools
 import io
 import sys
 from collections.abc import Iterable, Iterator
@@ -21,11 +22,15 @@ def _surroundings() -> str:
     return "terminal" if sys.stderr is not None and sys.stderr.isatty() else "log"
 
 # %% ../nbs/progress.ipynb #b2226c4a
-def _bar_class(place: str) -> type:
-    """The `tqdm` class for `place`; the two below replace the way in which a bar shows itself."""
+@functools.cache
+def _bar_class(surroundings: str) -> type:
+    """The `tqdm` class for `surroundings`; the two below replace the way in which a bar shows itself."""
     from tqdm.std import tqdm
 
-    class NotebookBar(tqdm):
+    class Bar(tqdm):
+        monitor_interval = 0  # no thread
+
+    class NotebookBar(Bar):
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             from IPython.display import display
 
@@ -33,13 +38,13 @@ def _bar_class(place: str) -> type:
                 self.handle = display({"text/plain": ""}, raw=True, display_id=True)
             self.handle.update({"text/plain": str(self) if msg is None else msg}, raw=True)
 
-    class LogBar(tqdm):
+    class LogBar(Bar):
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             if self.n != getattr(self, "written", self.initial):
                 self.written = self.n
                 print(self, file=sys.stderr, flush=True)
 
-    return {"notebook": NotebookBar, "log": LogBar, "terminal": tqdm}[place]
+    return {"notebook": NotebookBar, "log": LogBar, "terminal": Bar}[surroundings]
 
 # %% ../nbs/progress.ipynb #70d36052
 _quiet = False
@@ -62,19 +67,25 @@ def is_quiet() -> bool:
 
 
 def shown() -> bool:
-    """Whether bars are shown in this process: not inside `quiet`, and in a distributed run by the first process alone."""
+    """Whether bars are shown in this process: not inside `quiet`; of a distributed run the first process's alone."""
     return not _quiet and is_first()
 
 
-def progress(iterable: Iterable | None = None, total: int | None = None, desc: str = "", leave: bool = True, initial: int = 0):
-    """A progress bar over `iterable`, or one of `total` steps that is moved by `.update()`; a `tqdm`, so also a context manager.
+def progress(
+    iterable: Iterable | None = None, total: int | None = None, desc: str = "", leave: bool = True, initial: int = 0
+):
+    """A progress bar over `iterable`, or one of `total` steps that is moved by `.update()`.
 
-    `initial` steps are already done. `leave=False` removes the bar at its end (a log keeps its last line). Silent inside `quiet` and on all processes but the first.
+    A `tqdm`, so also a context manager. `initial` steps are already done. `leave=False` removes the bar at its end (a
+    log keeps its last line). Silent inside `quiet` and on all processes but the first.
     """
-    place = _surroundings()
-    options: dict = {"mininterval": 0.1, "dynamic_ncols": True}
-    if place != "terminal":  # a plain line, shown by the class itself; what tqdm writes to move its cursor goes nowhere
-        seconds = 0.5 if place == "notebook" else 30.0
+    surroundings = _surroundings()
+    options: dict = {"mininterval": 0.1, "dynamic_ncols": True, "miniters": 1}
+    if surroundings != "terminal":  # a plain line, shown by the class itself; what moves a cursor goes nowhere
         line = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
-        options = {"mininterval": seconds, "maxinterval": 2 * seconds, "bar_format": line, "file": io.StringIO()}
-    return _bar_class(place)(iterable, total=total, desc=desc, leave=leave or place == "log", disable=not shown(), initial=initial, **options)
+        seconds = 0.5 if surroundings == "notebook" else 30.0
+        options |= {"mininterval": seconds, "bar_format": line, "file": io.StringIO()}
+        del options["dynamic_ncols"]
+    leave = leave or surroundings == "log"
+    bar = _bar_class(surroundings)
+    return bar(iterable, total=total, desc=desc, leave=leave, disable=not shown(), initial=initial, **options)

@@ -6,22 +6,13 @@ from pathlib import Path
 
 import pytest
 
-CONTRACT = 'profile = "demo"\ndataset = ""\nseeds = ""\ndevice = "auto"\nprecision = "auto"\nout = ""\noverrides = {}'
-
 
 @pytest.fixture(scope="session")
 def write_paper() -> Callable[..., Path]:
-    """`write_paper(folder, slug, *cells, parameters=..., tags=1)` writes a paper notebook with `tags` parameters cells and returns its path."""
-    import nbformat
-    v4 = nbformat.v4
+    """`write_paper(folder, slug, *cells, ...)` writes a small paper notebook (see `checks.toy_paper`) and returns its path."""
+    from kdnotes.checks import toy_paper
 
-    def write(folder: Path, slug: str, *cells: str, parameters: str = CONTRACT, tags: int = 1) -> Path:
-        tagged = [v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}) for _ in range(tags)]
-        book = v4.new_notebook(cells=[v4.new_markdown_cell(f"# Paper {slug}"), *tagged, *map(v4.new_code_cell, cells)])
-        folder.mkdir(parents=True, exist_ok=True)
-        nbformat.write(book, folder / f"{slug}.ipynb")
-        return folder / f"{slug}.ipynb"
-    return write
+    return lambda folder, slug, *cells, **more: toy_paper(folder / f"{slug}.ipynb", *cells, **more)
 
 
 @pytest.fixture(scope="session")

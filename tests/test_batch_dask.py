@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdnotes import batch
+from kdnotes.batch import plan, pool, terminal
 from kdnotes.cli import main
 
 distributed = pytest.importorskip("distributed", reason="dask.distributed is an optional extra")
@@ -25,10 +25,10 @@ ENDLESS = """import time
 time.sleep(600)"""
 
 
-class CtrlC(batch.Board):
+class CtrlC(terminal.Board):
     """A user who interrupts the batch as soon as a cell of the notebook itself runs."""
 
-    def show(self, lines):
+    def draw(self, lines):
         if not self.told and any(text.startswith("2/") for text in lines.values()):
             self.told = {"interrupted": True}
             raise KeyboardInterrupt
@@ -52,15 +52,15 @@ def test_in_a_local_cluster_each_run_has_a_gpu_of_its_own(papers, tmp_path, monk
     monkeypatch.setattr("joblib.cpu_count", lambda: 8)
     options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None, "resources": {"GPU": 2}}
     with distributed.LocalCluster(**options, protocol="tcp", host="127.0.0.1") as cluster:
-        jobs = batch.plan([], {}, papers, "runs", here=False, share=0, gpus=1)
-        with batch.cluster_pool(cluster.scheduler_address, gpus=1) as pool:
-            outcomes = batch.run_batch(jobs, pool, board=batch.Board(io.StringIO()))
-            endless = batch.plan(["endless"], {}, write_paper(tmp_path / "more", "endless", ENDLESS).parent, "runs", here=False, share=0)
-            stopped, = batch.run_batch(endless, pool, board=CtrlC(io.StringIO()))
-        with pytest.raises(ValueError, match="no worker at .* offers GPU=3; start one"), batch.cluster_pool(cluster.scheduler_address, gpus=3):
+        planned = plan.plan([], {}, papers, "runs", here=False, share=0, gpus=1)
+        with pool.cluster_pool(cluster.scheduler_address, gpus=1) as executor:
+            outcomes = pool.run_batch(planned, executor, listener=terminal.Board(io.StringIO()))
+            endless = plan.plan(["endless"], {}, write_paper(tmp_path / "more", "endless", ENDLESS).parent, "runs", here=False, share=0)
+            stopped, = pool.run_batch(endless, executor, listener=CtrlC(io.StringIO()))
+        with pytest.raises(ValueError, match="no worker at .* offers GPU=3; start one"), pool.cluster_pool(cluster.scheduler_address, gpus=3):
             pass
     assert [outcome.status for outcome in outcomes] == ["finished", "finished"]
-    assert stopped.status == "interrupted" == batch.verdict(batch.folder_of(stopped.job))["status"]
+    assert stopped.status == "interrupted" == plan.verdict(Path(stopped.notebook))["status"]
     assert {note["CUDA_VISIBLE_DEVICES"] for note in notes(tmp_path)} == set(os.environ["CUDA_VISIBLE_DEVICES"].split(","))
     assert {note["OMP_NUM_THREADS"] for note in notes(tmp_path)} == {"4"}  # 8 cores, 2 threads of the worker
 
@@ -102,7 +102,8 @@ def test_on_separate_processes_one_run_a_gpu(papers, tmp_path, scheduler, capsys
     assert refused.value.code == 2 and "offers GPU=2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("address, expected", [("tcp://127.0.0.1:9", "no Dask scheduler answers"), ("localhost", "expected tcp://host:port")])
+@pytest.mark.parametrize("address, expected", [("tcp://127.0.0.1:9", "no Dask scheduler answers"), ("localhost", "expected tcp://host:port"),
+                                               ("tls://127.0.0.1:9", "no connection to tls://127.0.0.1:9 ("), ("tls://", "expected tcp://host:port")])
 def test_a_scheduler_that_does_not_answer_is_one_line_in_seconds(papers, capfd, address, expected):
     begun = time.monotonic()
     with pytest.raises(SystemExit) as refused:
@@ -113,5 +114,5 @@ def test_a_scheduler_that_does_not_answer_is_one_line_in_seconds(papers, capfd, 
 
 
 def test_a_scheduler_without_workers_is_refused(scheduler):
-    with pytest.raises(ValueError, match="has no workers; start one with `dask worker tcp://"), batch.cluster_pool(scheduler[0], timeout=1.0):
+    with pytest.raises(ValueError, match="has no workers; start one with `dask worker tcp://"), pool.cluster_pool(scheduler[0], timeout=1.0):
         pass

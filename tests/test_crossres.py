@@ -1,42 +1,25 @@
-"""Two views, unseen classes, named networks, batches that carry the teacher's answers, and the protocols of native low-resolution faces."""
+"""Two views, unseen classes, batches that carry the teacher's answers, training, and the sets of native low-resolution faces."""
 
 import pytest
 import torch
 
 from kdnotes.crossres import (
-    DISTANCES,
-    SEARCHES,
-    Views,
-    both_views,
-    by_first_picture,
-    face_sets,
-    first_of_each,
-    fresh_network,
-    fresh_recogniser,
-    join,
-    linear_probe,
-    paired_batches,
-    parse_network,
-    recognition,
-    search,
-    search_sets,
-    subjects_of,
-    target_in,
-    train_all,
-    trained,
-    unseen_classes,
-    verification,
-    weights_of,
+    Optimisation, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
+    predict_view, train_all, trained, weights_of,
 )
+from kdnotes.data.catalogue import SEARCHES, face_sets, load, search_sets
+from kdnotes.data.imageset import first_of_each, join, to_float, unseen_classes
+from kdnotes.data.sets.scface import DISTANCES
+from kdnotes.data.sets.uccs import subjects_of
 from kdnotes.data.augment import channel_statistics
 from kdnotes.data.degrade import low_resolution
-from kdnotes.data.images import load, to_float
 from kdnotes.losses.margin import CosFace
-from kdnotes.metrics.retrieve import mean_average_precision
-from kdnotes.metrics.verify import identity_ranks, open_set_rate
-from kdnotes.models.embedders import names
+from kdnotes.metrics.probe import linear_probe
+from kdnotes.metrics.verify import recognition, search, verification
 from kdnotes.parallel import Place
-from kdnotes.runtime import fingerprint
+from kdnotes.recipes import Learner, recipe, target_in
+from kdnotes.runtime import fingerprint, make_fabric
+from kdnotes.train import one_cycle
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +55,14 @@ def test_unseen_classes_share_nothing_with_the_seen(digits):
     assert len(join(*digits)) == 1797 and first_of_each(digits[0], 5).labels.bincount().tolist() == [5] * 10
 
 
-def test_networks_by_name_start_alike():
-    assert parse_network("smallconv:4-8-16:32") == ("smallconv", {"widths": (4, 8, 16), "embedding": 32})
-    assert parse_network("resnet50::512:pretrained") == ("resnet50", {"embedding": 512, "pretrained": True})
+def test_networks_of_one_seed_start_alike():
     a, b, c = (fresh_network("smallconv:4-8-16:32", 10, 1, 8, seed, "retrieval") for seed in (0, 0, 1))
     weight = lambda network: network.trunk.stage1[0].weight
     assert weight(a).equal(weight(b)) and not weight(a).equal(weight(c))
     faces = [fresh_recogniser("smallface:4-8:16", 5, 3, 16, 0, "faces", head=CosFace, scale=8.0, margin=0.1) for _ in range(2)]
-    assert faces[0].head.weight.equal(faces[1].head.weight) and faces[0].head.margin == 0.1 and parse_network("iresnet18", names())[0] == "iresnet18"
+    assert faces[0].head.weight.equal(faces[1].head.weight) and faces[0].head.margin == 0.1
+    drawn = [(fresh_network("smallconv:4-8-16:32", 10, 1, 8, 0), torch.rand(3))[1] for _ in range(2)]
+    assert drawn[0].equal(drawn[1])                                                       # what is drawn next depends on the names, too
 
 
 @pytest.mark.parametrize("views", [Views(low=3), Views(low=3, flip=True)])
@@ -121,7 +104,7 @@ def test_the_first_view_of_lfw_is_judged_in_folds(native):
     assert sets.pairs.folds == 2 and recognition(colours(sets.test), sets.test.labels, sets.pairs)["verification_accuracy"] >= 50
 
 
-def test_every_search_is_opened_whole_and_once(native):
+def test_every_search_is_opened_whole(native):
     made = {test: search_sets(test, 8) for tests in SEARCHES.values() for test in tests}
     assert {test: (len(sets.gallery), len(sets.probe), sets.cameras) for test, sets in made.items()} == {
         "tinyface": (4 + 3, 3, 1), "survface": (3, 2 + 2, 1)} | dict.fromkeys(DISTANCES, (3, 15, 2))
@@ -129,7 +112,7 @@ def test_every_search_is_opened_whole_and_once(native):
         assert sets.gallery.classes == sets.probe.classes and sets.gallery.shape == sets.probe.shape == (3, 8, 8) and sets.gallery.images.dtype == torch.uint8
         found = search(colours(sets.gallery), sets.gallery.labels, colours(sets.probe), sets.probe.labels, ranks=(1, 2))
         assert found["rank1"] == found["rank2"] == found["mean_average_precision"] == 100
-    assert search_sets("tinyface", 8) is made["tinyface"] and search_sets("tinyface", 4).gallery.shape == (3, 4, 4)
+    assert fingerprint(search_sets("tinyface", 8)) == fingerprint(made["tinyface"]) and search_sets("tinyface", 4).gallery.shape == (3, 4, 4)
     strangers = search(colours(made["survface"].gallery), made["survface"].gallery.labels, colours(made["survface"].probe), made["survface"].probe.labels, fpirs=(0.5, 0.01))
     assert list(strangers)[-2:] == ["tpir20_at_fpir_0.5", "tpir20_at_fpir_0.01"] and strangers["tpir20_at_fpir_0.5"] >= strangers["tpir20_at_fpir_0.01"]
     with pytest.raises(ValueError, match="unknown search 'scface'; did you mean 'scface:"):
@@ -137,22 +120,6 @@ def test_every_search_is_opened_whole_and_once(native):
     (native / "SCface" / "mugshot_frontal_cropped_all").rename(native / "elsewhere")
     with pytest.raises(FileNotFoundError, match="lay the distributed folders"):
         search_sets("scface:1", 16)
-
-
-@pytest.mark.parametrize("strangers", [0, 9])
-def test_a_search_is_what_the_measures_say_one_by_one(strangers):
-    g = torch.Generator().manual_seed(2)
-    centres = torch.randn(30, 6, generator=g)
-    ids, truth = torch.cat([torch.arange(12).repeat_interleave(3), torch.arange(12, 25)]), torch.cat([torch.arange(12).repeat(4), 25 + torch.arange(strangers) % 5])
-    gallery, probe = (centres[y] + torch.randn(len(y), 6, generator=g) for y in (ids, truth))
-    found = search(gallery, ids, probe, truth, ranks=(1, 3), fpirs=(0.3, 0.1))
-    rank, mated = identity_ranks(gallery, ids, probe, truth).rank, truth < 25
-    assert [found["rank1"], found["rank3"]] == pytest.approx([100 * float((rank[mated] <= k).float().mean()) for k in (1, 3)]) and found["rank1"] < found["rank3"]
-    assert found["mean_average_precision"] == pytest.approx(100 * mean_average_precision(probe[mated], truth[mated], gallery, ids))
-    if strangers:
-        expected = open_set_rate(gallery, ids, probe, truth, (0.3, 0.1), rank=20)
-        assert [found["tpir20_at_fpir_0.3"], found["tpir20_at_fpir_0.1"]] == pytest.approx([100 * rate for rate in expected.values()])
-    assert len(found) == 3 + 2 * bool(strangers) and all(0 <= value <= 100 for value in found.values())
 
 
 def test_faces_to_learn_from_and_the_pairs_of_other_faces(native):
@@ -170,11 +137,61 @@ def test_faces_to_learn_from_and_the_pairs_of_other_faces(native):
 def test_subjects_are_classes_whose_last_layer_is_fitted(native):
     train, test = subjects_of(8, subjects=3)
     assert train.classes == test.classes == ("0000", "0001", "0002") and train.labels.bincount().tolist() == [5] * 3 and test.labels.bincount().tolist() == [1] * 3
-    assert subjects_of(8, subjects=3)[0] is train
+    assert fingerprint(subjects_of(8, subjects=3)) == fingerprint((train, test))
     logits = linear_probe(colours(train), train.labels, colours(test))
     assert logits.argmax(1).equal(test.labels) and logits.equal(linear_probe(colours(train), train.labels, colours(test)))
     with pytest.raises(ValueError, match="3 subjects in .* have at least 5 pictures; 180 were asked for"):
         subjects_of(8)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------------------------------
+
+def test_answers_that_are_known_need_no_teacher(digits):
+    teacher, views = fresh_network("smallconv:4-8-16:32", 10, 1, 8, 0).eval(), Views(low=3)
+    statistics = channel_statistics(digits[0].images)
+    known = answers(teacher, both_views(digits[0].images, views, *statistics)["high"], stage="stage2")
+    kept, asked = (paired_batches(digits[0], views, 64, 0, **more) for more in ({"known": known}, {"teachers": {"teacher": (teacher, "high")}, "stage": "stage2"}))
+    for a, b in zip(kept, asked, strict=True):
+        assert a.keys() == b.keys() >= {"teacher.logits", "teacher.features", "teacher.maps"} and all(a[name].equal(b[name]) for name in a)
+    with pytest.raises(ValueError, match="are known for images as they are, but Views.* moves them"):
+        paired_batches(digits[0], Views(low=3, padding=1), 64, 0, known=known)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_training_is_the_loop_written_out(digits, optimizer):
+    """The shared training against plain PyTorch."""
+    train, views = first_of_each(digits[0], 12), Views(low=3)
+    how = Optimisation(9, 48, 0.01, 1e-2, optimizer, milestones=(2,), milestones_of=4, clip=0.5)
+    new = lambda: fresh_network("smallconv:4-8-16:32", 10, 1, 8, 0)
+    found = learnt(Learner(new(), recipe("CE")), batches := paired_batches(train, views, 48, seed=1), "low", how, make_fabric("cpu"))
+    network = new().train()
+    assert len(batches) == 2 and how.epochs(len(batches)) == 4
+    kinds = {"adamw": lambda: torch.optim.AdamW(network.parameters(), 0.01, weight_decay=1e-2), "sgd": lambda: torch.optim.SGD(network.parameters(), 0.01, 0.9, weight_decay=1e-2)}
+    plain, factor = kinds[optimizer](), one_cycle() if optimizer == "adamw" else lambda step, total: 0.1 ** (step >= 4)
+    step = 0
+    for epoch in range(4):
+        batches.set_epoch(epoch)
+        for batch in batches:
+            plain.param_groups[0]["lr"] = 0.01 * factor(step, 8)
+            plain.zero_grad()
+            torch.nn.functional.cross_entropy(network(batch["low"]).logits, batch["labels"]).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+            plain.step()
+            step += 1
+    assert all(torch.allclose(value, found[name], atol=1e-6) for name, value in network.state_dict().items())
+
+
+def test_a_kept_network_is_frozen_and_asked_about_a_view(digits):
+    new, views, statistics = lambda seed: fresh_network("smallconv:4-8-16:32", 10, 1, 8, seed), Views(low=3, restore=False), channel_statistics(digits[0].images)
+    network = frozen(new(0), weights_of(new(1)))
+    assert not network.training and not any(p.requires_grad for p in network.parameters()) and fingerprint(network.state_dict()) == fingerprint(new(1).state_dict())
+    images = digits[1].images[:5]
+    shown = {view: predict_view(network, images, view, views, statistics).features for view in ("high", "fed")}
+    x = both_views(images, Views(low=3), *statistics)
+    assert shown["high"].equal(network(x["high"]).features) and shown["fed"].equal(network(x["low"]).features)
+    assert [views.side(view, 8) for view in ("high", "low")] == [8, 3] and Views(low=3).side("low", 8) == 8
+    with pytest.raises(ValueError, match="unknown view 'fedd'; did you mean 'fed'"):
+        predict_view(network, images, "fedd", views, statistics)
 
 
 def trained_on(value, place, count=None):
@@ -203,15 +220,8 @@ def test_a_network_is_trained_once_and_comes_back_frozen(tmp_path):
     assert sorted(path.name.split("-")[0] for path in place.root.glob("*.pt")) == ["constant"] * 2
 
 
-def test_the_first_picture_of_each_person_is_the_gallery():
-    labels = torch.tensor([0, 0, 1, 2, 1, 3])
-    features = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0, 1], [0, 0.2, 0.9], [0, 0, 1.1]])
-    assert by_first_picture(features, labels, (1, 3, 4)) == {"rank1": 50.0, "rank3": 100.0, "rank4": 100.0}      # 4 is nearer to 2 and to the distractor 3
-
-
 @pytest.mark.parametrize("call, words", [
-    (lambda: Views(low=0), ("low=0",)), (lambda: Views(low=3, mode="cubic"), ("mode", "bicubic")), (lambda: parse_network("smalconv"), ("smalconv", "smallconv")),
-    (lambda: parse_network("smallconv:4-x:32"), ("name:widths:embedding",)),
+    (lambda: Views(low=0), ("low=0",)), (lambda: Views(low=3, mode="cubic"), ("mode", "bicubic")), (lambda: Optimisation(8, 48, 1e-3, 0, "adam"), ("adam", "adamw")),
     (lambda: unseen_classes(load("digits", "train"), load("digits", "test"), tuple(range(9))), ("leaves 1 of the 10", "two unseen")),
     (lambda: unseen_classes(load("digits", "train"), load("digits", "test"), (0, 1), "train"), ("'train'", "test")),
 ])

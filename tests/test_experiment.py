@@ -19,7 +19,7 @@ import torch
 from kdnotes import experiment as room
 from kdnotes.checks import refused
 from kdnotes.config import Settings
-from kdnotes.data import images
+from kdnotes.data import source
 from kdnotes.experiment import Data, Experiment, Planner, Row, Stage, Study, chains, place_of
 
 PAPER = """
@@ -242,7 +242,7 @@ class File(Data):
     name: str
 
     def load(self):
-        return torch.from_numpy(np.load(images.data_root() / self.name))
+        return torch.from_numpy(np.load(source.data_root() / self.name))
 
 
 @dataclass(frozen=True)
@@ -356,7 +356,7 @@ class Sneaky(Stage):
         if self.way == "read":
             return here.read(File("a.npy"))
         if self.way == "open":
-            return float(np.load(images.data_root() / "a.npy").sum())
+            return float(np.load(source.data_root() / "a.npy").sum())
         return 0
 
 
@@ -370,7 +370,7 @@ class Writer(Stage):
 
 
 def opens_a_file(stage, made, here):
-    return {"value": float(np.load(images.data_root() / "a.npy").sum())}
+    return {"value": float(np.load(source.data_root() / "a.npy").sum())}
 
 
 def test_data_that_a_stage_does_not_declare_are_refused(tmp_path, files):

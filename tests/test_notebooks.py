@@ -48,7 +48,9 @@ def test_paper_sections_are_complete_and_in_order(path):
 def test_one_complete_parameters_cell(path):
     tagged = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
-    assigned = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged[0].source).body}
+    lines = ast.parse(tagged[0].source).body
+    targets = [node.target if isinstance(node, ast.AnnAssign) else node.targets[0] for node in lines]
+    assigned = {target.id: ast.literal_eval(node.value) for target, node in zip(targets, lines)}
     assert assigned == PARAMETERS
 
 

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -379,6 +380,19 @@ def test_progress_in_a_terminal_moves(monkeypatch):
         time.sleep(0.11)
     shown = terminal.getvalue().split("\r")
     assert len(shown) >= 4 and "work:  67%" in terminal.getvalue() and not shown[-1].strip()
+
+
+def test_fifty_bars_leave_no_thread_behind(monkeypatch):
+    class Terminal(io.StringIO):
+        isatty = lambda self: True
+
+    before = threading.active_count()
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        for _ in range(50):
+            with progress(total=3) as bar:
+                bar.update(3)
+    assert threading.active_count() == before
 
 
 def test_progress_in_a_notebook_is_one_line_in_place():

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdnotes.data.images import Batches
+from kdnotes.data.batches import Batches
 from kdnotes.runtime import fingerprint, make_fabric, make_generator, seed_everything
-from kdnotes.train import History, SharedBatchNorm, constant, cosine, fit, multistep, one_cycle, predict
+from kdnotes.train import History, Loop, SharedBatchNorm, constant, cosine, fit, multistep, one_cycle, predict
 
 FABRIC = make_fabric("cpu", "fp32")
 
@@ -199,7 +199,7 @@ def test_the_guard_names_term_epoch_and_step(poison, message, every, tmp_path):
         train(step=poisoned, checkpoint=tmp_path / "run.pt", every=every)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
     saved = torch.load(tmp_path / "run.pt", weights_only=True)
-    assert saved["epoch"] == 1 and all(w.isfinite().all() for w in saved["parts"]["model"].values()), "the good checkpoint is still there"
+    assert saved["done"] in (5, 8) and all(w.isfinite().all() for w in saved["parts"]["model"].values()), "the good checkpoint is still there"
 
 
 def test_the_guard_finds_a_step_among_many():
@@ -249,7 +249,7 @@ class Cut(Exception):
 
 def interrupted(path: Path, cuts: set[int], every: int | None, **options) -> tuple[nn.Module, History, int]:
     """A training that loses its power at those steps (counted over all attempts), and is called again until it ends."""
-    taken = []
+    taken, cuts = [], sorted(cuts)  # in lists, which are not taken for settings of the step
 
     def fragile(model, batch):
         taken.append(1)
@@ -287,11 +287,11 @@ def test_what_is_in_extra_resumes_too(tmp_path):
     def attempt(path, cut):
         torch.manual_seed(0)
         model, head, generator = nn.Sequential(nn.Flatten(), nn.Linear(36, 8)), nn.Linear(8, 3), torch.Generator().manual_seed(5)
-        steps = []
+        steps, cuts = [], [cut]
 
         def headed(model, batch):
             steps.append(1)
-            if len(steps) == cut:
+            if len(steps) in cuts:
                 raise Cut
             noise = torch.rand(len(batch["y"]), 8, generator=generator)
             return {"loss": F.cross_entropy(head(model(batch["x"]) + noise), batch["y"])}
@@ -312,11 +312,239 @@ def test_a_checkpoint_of_another_training_is_refused_and_kept(tmp_path):
     train(checkpoint=path)
     content = path.read_bytes()
     wide = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
-    for options, difference in [({"epochs": 4}, "epochs: 3, here 4"), ({"data": Batches(digits(80), 8)}, "steps per epoch: 5, here 10"),
-                                ({"optimizer": sgd}, "optimizer: AdamW, here SGD"), ({"model": wide}, "model: 9 tensors, .* here 2 tensors")]:
-        with pytest.raises(ValueError, match=f"checkpoint {path} is of another training .*{difference}.*; remove it or name another"):
+    for options, difference in [
+        ({"epochs": 4}, "epochs: 3 in the file, 4 asked"),
+        ({"data": Batches(digits(80), 8, seed=1, transform=noisy)}, "steps per epoch: 5 in the file, 10 asked; .*data: print"),
+        ({"optimizer": sgd}, "optimizer: AdamW in the file, SGD asked; optimizer lr: 0.01 in the file, 0.1 asked"),
+        ({"model": wide}, "model: Sequential of 9 tensors, .* in the file, Sequential of 2 tensors"),
+        *others(),
+    ]:
+        with pytest.raises(ValueError, match=f"checkpoint {path} is of another training .*{difference}.*; remove it or name another") as caught:
             train(checkpoint=path, **options)
+        assert "\n" not in str(caught.value)
     assert path.read_bytes() == content
+    train(checkpoint=path, desc="another name", every=3, callbacks=[lambda model, epoch: {"twice": 2 * epoch}])  # no settings
+
+
+def others() -> list[tuple[dict, str]]:
+    """Trainings that differ from the plain one in one thing each, and the words for it."""
+    rate = lambda **options: lambda model: torch.optim.AdamW(model.parameters(), **{"lr": 0.01} | options)
+    changed = digits()
+    changed["x"][7, 0, 1, 1] += 1e-3
+    same_data = lambda **options: Batches(options.pop("given", digits()), **{"batch_size": 8, "seed": 1, "transform": noisy} | options)
+
+    def softer(model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        logits = model(batch["x"])
+        ce, size = F.cross_entropy(logits, batch["y"], label_smoothing=0.1), logits.square().mean()
+        return {"loss": ce + 0.01 * size, "ce": ce, "size": size}
+
+    dropped = net()
+    dropped[4].p = 0.4
+    return [
+        ({"optimizer": rate(lr=1.0)}, r"\(optimizer lr: 0.01 in the file, 1.0 asked\)"),
+        ({"optimizer": rate(weight_decay=0.3)}, r"\(optimizer weight_decay: 0.01 in the file, 0.3 asked\)"),
+        ({"optimizer": rate(betas=(0.5, 0.9))}, r"\(optimizer betas: \(0.9, 0.999\) in the file, \(0.5, 0.9\) asked\)"),
+        ({"clip": 1.0}, r"\(clip: None in the file, 1.0 asked\)"),
+        ({"schedule": cosine(0.1)}, r"schedule: constant\(\) in the file, cosine\(warmup=0.1\) asked"),
+        ({"data": same_data(given=changed)}, r"\(data: print \w+ in the file, print \w+ asked\)"),
+        ({"data": same_data(seed=2)}, r"\(order seed: 1 in the file, 2 asked\)"),
+        ({"data": same_data(transform=None)}, r"transform: noisy in the file, None asked"),
+        ({"data": same_data(shuffle=False, drop_last=True)}, r"\(shuffle: True in the file, False asked\)"),
+        ({"step": softer}, "code of .*softer"),
+        ({"model": dropped}, r"\(model: Sequential of 9 tensors, print \w+ in the file"),
+        ({"extra": {"more": nn.Linear(1, 1)}}, r"\(more: nothing in the file, Linear of 2 tensors"),
+        ({"plan": {"warm": 3}}, r"\(warm: nothing in the file, 3 asked\)"),
+    ]
+
+
+def test_a_value_or_a_teacher_bound_to_the_step_belongs_to_the_plan(tmp_path):
+    torch.manual_seed(3)
+    teachers = [nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).requires_grad_(False) for _ in range(2)]
+
+    def distil(teacher: nn.Module, temperature: float):
+        def step(model, batch):
+            logits, target = model(batch["x"]) / temperature, teacher(batch["x"]) / temperature
+            return {"loss": F.kl_div(logits.log_softmax(1), target.softmax(1), reduction="batchmean")}
+
+        return step
+
+    path = tmp_path / "run.pt"
+    whole, _ = train(step=distil(teachers[0], 4.0), checkpoint=path)
+    for other in (distil(teachers[1], 4.0), distil(teachers[0], 2.0)):
+        with pytest.raises(ValueError, match="code of .*distil.<locals>.step"):
+            train(step=other, checkpoint=path)
+    again, _ = train(step=distil(teachers[0], 4.0), checkpoint=path)
+    assert same(again, whole)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_an_interrupted_training_is_not_continued_with_another_momentum(momentum, tmp_path):
+    path = tmp_path / "run.pt"
+
+    taken = []
+
+    def fragile(model, batch):
+        taken.append(1)
+        if len(taken) == 9:
+            raise Cut
+        return step(model, batch)
+
+    with pytest.raises(Cut):
+        train(step=fragile, optimizer=sgd, checkpoint=path, every=2)
+    other = lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-3)
+    with pytest.raises(ValueError, match=f"optimizer momentum: 0.9 in the file, {momentum} asked; optimizer nesterov: True"):
+        train(step=fragile, optimizer=other, checkpoint=path)
+
+
+def test_batches_of_every_kind_are_told_apart(tmp_path):
+    x, y = digits()["x"], digits()["y"]
+    pairs = lambda n=8, data=x, **options: DataLoader(TensorDataset(data, y), batch_size=n, **{"shuffle": True} | options)
+    step_of_pairs = lambda model, batch: {"loss": F.cross_entropy(model(batch[0]), batch[1])}
+    path = tmp_path / "run.pt"
+    train(step=step_of_pairs, data=pairs(), checkpoint=path)
+    for other, difference in [(pairs(data=x + 1), "data: print"), (pairs(shuffle=False), "sampler: RandomSampler"),
+                              (pairs(drop_last=True), "drop last: False in the file, True asked")]:
+        with pytest.raises(ValueError, match=difference):
+            train(step=step_of_pairs, data=other, checkpoint=path)
+    own = [(a, b) for a, b in zip(x.split(8), y.split(8))]
+    train(step=step_of_pairs, data=own, checkpoint=tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="data: print"):
+        train(step=step_of_pairs, data=own[::-1], checkpoint=tmp_path / "list.pt")
+
+
+def test_any_flipped_bit_is_noticed(tmp_path, caplog):
+    """Sixty single bits all over the file, the first and the last byte among them."""
+    path = tmp_path / "run.pt"
+    whole, _ = train(checkpoint=path)
+    content = path.read_bytes()
+    generator = make_generator(0, "bits")
+    places = [0, len(content) - 1, *torch.linspace(1, len(content) - 2, 58).long().tolist()]
+    for place in places:
+        bad = bytearray(content)
+        bad[place] ^= 1 << int(torch.randint(8, (), generator=generator))
+        path.write_bytes(bad)
+        caplog.clear()
+        again, _ = train(epochs=0, checkpoint=path)
+        assert [record.levelname for record in caplog.records] == ["WARNING"] and "\n" not in caplog.messages[0], place
+        assert "is damaged (its print does not fit its content); the training starts again" in caplog.messages[0]
+    again, _ = train(checkpoint=path)
+    assert same(again, whole)
+
+
+def test_a_full_disk_is_said_in_one_line_and_the_checkpoint_before_stays(tmp_path):
+    resource = pytest.importorskip("resource")
+    path, limits = tmp_path / "run.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    train(epochs=3, checkpoint=path)
+    content = path.read_bytes()
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(36, 3000), nn.Linear(3000, 3))
+
+    def starved(model, epoch):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+
+    try:
+        with pytest.raises(OSError) as caught:
+            train(wide, checkpoint=tmp_path / "wide.pt", callbacks=[starved], epochs=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value) and f"cannot write checkpoint {tmp_path / 'wide.pt'} (" in str(caught.value)
+    assert "file too large; make room or name a file elsewhere" in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"] and path.read_bytes() == content
+
+
+# A loop of one's own
+
+
+def test_a_loop_of_two_optimizers_an_average_and_noise_resumes_bit_for_bit(tmp_path):
+    def duel(cut: int = 0, lr: float = 1e-2, **options):
+        torch.manual_seed(0)
+        a, b = nn.Linear(3, 3), nn.Linear(3, 1)
+        average, noise = torch.optim.swa_utils.AveragedModel(a), torch.Generator().manual_seed(1)
+        optimizers = [torch.optim.Adam(m.parameters(), lr=lr) for m in (a, b)]
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizers[0], 0.9)
+        point = torch.zeros(3, requires_grad=True)
+
+        def step(n: int) -> dict[str, Tensor]:
+            losses = {}
+            for name, optimizer, sign in zip("ab", optimizers, (1, -1)):
+                x = torch.randn(8, 3, generator=noise) + torch.rand(3)
+                losses[name] = sign * b(a(x) + point).mean() + 0.1 * (a(x) ** 2).mean()
+                optimizer.zero_grad()
+                losses[name].backward()
+                optimizer.step()
+            with torch.no_grad():
+                point.sub_(0.1 * point.grad)
+                point.grad = None
+            average.update_parameters(a)
+            schedule.step()
+            return losses
+
+        def fragile(n: int) -> dict[str, Tensor]:
+            if n == cut:
+                raise Cut
+            return step(n)
+
+        parts = {"a": a, "b": b, "average": average, "noise": noise, "A": optimizers[0], "B": optimizers[1], "schedule": schedule}
+        parts["point"] = point
+        loop = Loop(fragile if cut else step, 30, parts, code=(step,), **options)
+        rows = loop.run()
+        return fingerprint([p.detach() for m in (a, b, average) for p in m.parameters()], point.detach(), noise.get_state()), rows
+
+    whole = duel(row_every=7)
+    assert [row["step"] for row in whole[1]] == [7, 14, 21, 28, 30] and set(whole[1][0]) == {"step", "a", "b"}
+    for cut in (3, 8, 29):
+        path = tmp_path / f"{cut}.pt"
+        with pytest.raises(Cut):
+            duel(cut, row_every=7, checkpoint=path, every=2)
+        seed_everything(5)
+        assert duel(row_every=7, checkpoint=path, every=2) == whole == duel(row_every=7, checkpoint=path)
+        with pytest.raises(ValueError, match=r"\(A lr: 0.01 in the file, 0.5 asked; A initial_lr: .*; B lr"):
+            duel(row_every=7, checkpoint=path, lr=0.5)
+
+
+def test_a_loop_without_rows_forgets_its_terms_and_says_at_which_step_one_broke(tmp_path):
+    weight = torch.zeros(1)
+    loop = Loop(lambda n: {"x": weight.sum() + (math.nan if n == 70 else 0)}, 200, {"weight": weight}, checkpoint=tmp_path / "run.pt", every=50)
+    with pytest.raises(FloatingPointError, match="'x' is nan at step 71; lower"):
+        loop.run()
+    assert len(loop.terms.values) <= 33 and loop.rows == []
+    assert torch.load(tmp_path / "run.pt", weights_only=True)["done"] == 50
+
+
+def test_a_broken_tensor_does_not_replace_a_good_one(tmp_path):
+    x = torch.zeros(2)
+
+    def step(n):
+        x.fill_(math.nan if n == 3 else n)
+        return {"loss": torch.zeros(())}
+
+    with pytest.raises(FloatingPointError, match="'x' is NaN or infinite after step 4"):
+        Loop(step, 5, {"x": x}, checkpoint=tmp_path / "run.pt", every=1).run()
+    assert torch.load(tmp_path / "run.pt", weights_only=True)["parts"]["x"].tolist() == [2, 2]
+
+
+class Counter:
+    """Has a state that needs code to be read."""
+
+    def state_dict(self):
+        return {"at": Path("here"), "how": Counter}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_a_loop_refuses_what_it_cannot_keep(tmp_path):
+    step = lambda n: {"loss": torch.zeros(())}
+    for call, kind, message in [
+        (lambda: Loop(step, -1, {}), ValueError, "steps=-1; give at least 0"),
+        (lambda: Loop(step, 1, {}, every=0), ValueError, "every=0; give a positive number"),
+        (lambda: Loop(step, 1, {"log": []}), ValueError, "part 'log' is a list; give something with state_dict"),
+        (lambda: Loop(step, 1, {"o": torch.optim.SGD([nn.Parameter(torch.zeros(2))])}), ValueError, "the optimizer trains 1 parameters"),
+        (lambda: Loop(step, 1, {"count": Counter()}, checkpoint=tmp_path / "a.pt").run(), TypeError, "part 'count' holds what no checkpoint can keep"),
+        (lambda: Loop(lambda n: {}, 1, {}).run(), ValueError, r"step returned \[\]; return a dict with at least one term"),
+    ]:
+        with pytest.raises(kind, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"noise", None])
@@ -327,7 +555,7 @@ def test_a_damaged_checkpoint_is_said_and_replaced(content, tmp_path, caplog):
     again, _ = train(checkpoint=path)
     assert same(again, whole) and len(caplog.records) == 1
     assert f"checkpoint {path} is damaged" in caplog.text and "the training starts again" in caplog.text
-    assert torch.load(path, weights_only=True)["epoch"] == 3
+    assert torch.load(path, weights_only=True)["done"] == 15
 
 
 KILLED = """
@@ -368,10 +596,10 @@ def test_sigkill_in_the_middle_of_an_epoch_changes_nothing(tmp_path):
     doomed.communicate()
     assert doomed.returncode == -9
     saved = torch.load(tmp_path / "killed.pt", weights_only=True)
-    assert (saved["epoch"], saved["step"]) == (1, 5)
+    assert saved["done"] == 20
     resumed = start("killed.pt", 0)
     (*steps, expected), (*rest, digest) = (process.communicate(timeout=120)[0].split() for process in (alone, resumed))
-    assert len(steps) == 36 and len(rest) == 36 - 17, "it went on from the fifth step of the second epoch"
+    assert len(steps) == 36 and len(rest) == 36 - 20, "it went on from the eighth step of the second epoch"
     assert digest == expected and len(digest) == 64
     assert {p.name for p in tmp_path.iterdir()} == {"alone.pt", "killed.pt"}
 

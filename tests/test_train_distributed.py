@@ -46,10 +46,10 @@ class Cut(Exception):
 
 def train(cut=None):
     seed_everything(1)
-    model, steps = Net(), []
+    model, steps, cuts = Net(), [], [cut]
     def fragile(model, batch):
         steps.append(1)
-        if len(steps) == cut:
+        if len(steps) in cuts:
             raise Cut
         return step(model, batch)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-2)

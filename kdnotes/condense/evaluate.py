@@ -7,7 +7,7 @@ __all__ = ['DM_PROTOCOL', 'DIGITS', 'Protocol', 'protocol_for', 'member_batch', 
 # %% ../../nbs/condense/evaluate.ipynb #1318134b
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .matching import Statistics, statistics
 from ..data.augment import normalise
-from ..data.images import ImageSet
+from ..data.imageset import ImageSet
 from ..data.siamese import cutmix, parse, siamese
 from ..models import convnets  # noqa: F401  makes its names known to build
 from ..models.classifiers import build
@@ -27,8 +27,11 @@ from ..train import fit, multistep
 # %% ../../nbs/condense/evaluate.ipynb #be9249e4
 @dataclass(frozen=True)
 class Protocol:
-    """How to train a network on a small set: SGD for `epochs` with the learning rate times `gamma` at each of `milestones` (fractions of the training),
-    augmentation by `strategy` and `rule`, CutMix with probability `cutmix` a batch; test accuracy is taken `looks` times, evenly, the last at the end."""
+    """How to train a network on a small set: SGD for `epochs` with the learning rate times `gamma` at each of
+    `milestones` (fractions of the training), augmentation by `strategy` and `rule`, CutMix with probability
+    `cutmix` a batch; test accuracy is taken `looks` times, evenly, the last at the end.
+    """
+
     epochs: int = 1500
     batch_size: int = 64
     lr: float = 0.01
@@ -44,10 +47,20 @@ class Protocol:
     def __post_init__(self):
         parse(self.strategy)
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or not 0 <= self.cutmix <= 1 or self.looks < 1:
-            raise ValueError(f"{self}; expected at least 1 epoch, image per batch and look, lr > 0 and cutmix in [0, 1]")
+            raise ValueError(
+                f"{self}; expected at least 1 epoch, image per batch and look, lr > 0 and cutmix in [0, 1]"
+            )
 
 
-DM_PROTOCOL = Protocol(epochs=1000, batch_size=256, milestones=(0.5,), gamma=0.1, strategy="color_crop_cutout_flip_scale_rotate", rule="dsa", cutmix=0.0)
+DM_PROTOCOL = Protocol(
+    epochs=1000,
+    batch_size=256,
+    milestones=(0.5,),
+    gamma=0.1,
+    strategy="color_crop_cutout_flip_scale_rotate",
+    rule="dsa",
+    cutmix=0.0,
+)
 DIGITS = ("mnist", "mnist5k", "svhn", "digits", "usps")
 
 # %% ../../nbs/condense/evaluate.ipynb #26b519b1
@@ -66,25 +79,35 @@ def member_batch(rounds: "Rounds", seed: int, rows: Tensor, step: int) -> tuple[
 
 # %% ../../nbs/condense/evaluate.ipynb #db1875ab
 class Rounds:
-    """Epochs of batches for `E = len(seeds)` networks: `x` `(E, B, C, H, H)` standardised, augmented and mixed, `labels`, `partners` `(E, B)`, `lam` `(E,)`.
+    """Epochs of batches for `E = len(seeds)` networks: `x` `(E, B, C, H, H)` standardised, augmented and mixed,
+    `labels`, `partners` `(E, B)`, `lam` `(E,)`.
 
     `images` `(N, C, H, H)` are bytes or floats in [0, 1]; the last batch of an epoch may be smaller.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, protocol: Protocol, normal: Statistics, seeds: Sequence[int]):
         if len(images) != len(labels) or not len(images) or images.is_floating_point() and not images.isfinite().all():
-            raise ValueError(f"{len(images)} images, {len(labels)} labels; expected as many of both, at least one, and finite pixels")
-        self.images, self.labels, self.protocol, self.normal, self.seeds, self.epoch = images, labels, protocol, normal, list(seeds), 0
+            raise ValueError(
+                f"{len(images)} images, {len(labels)} labels; expected as many of both, at least one, and finite pixels"
+            )
+        self.images, self.labels, self.protocol, self.normal = images, labels, protocol, normal
+        self.seeds, self.epoch = list(seeds), 0
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.protocol.batch_size)
+
+    def plan(self) -> dict[str, object]:
+        """What these batches are, for the plan of a training."""
+        data = {"data": [self.images, self.labels], "mean and std": self.normal, "order seeds": self.seeds}
+        return data | {name.replace("_", " "): value for name, value in asdict(self.protocol).items()}
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         n, device = len(self.images), self.images.device
-        orders = [torch.randperm(n, generator=make_generator(s, "order", self.epoch)).to(device).split(self.protocol.batch_size) for s in self.seeds]
+        order = lambda seed: torch.randperm(n, generator=make_generator(seed, "order", self.epoch))
+        orders = [order(seed).to(device).split(self.protocol.batch_size) for seed in self.seeds]
         for step, rows in enumerate(zip(*orders)):
             parts = zip(*(member_batch(self, seed, own, step) for seed, own in zip(self.seeds, rows)))
             yield dict(zip(("x", "labels", "partners", "lam"), map(torch.cat, parts)))
@@ -110,7 +133,10 @@ class OneByOne(nn.Module):
 
 # %% ../../nbs/condense/evaluate.ipynb #7a3bc7cd
 class Together(nn.Module):
-    """The same networks as one: stacked weights and a mapped call. For networks without buffers (no batch normalisation)."""
+    """The same networks as one: stacked weights and a mapped call.
+
+    For networks without buffers (no batch normalisation).
+    """
 
     def __init__(self, nets: Sequence[nn.Module]):
         super().__init__()
@@ -154,7 +180,11 @@ def accuracies(model: nn.Module, test: ImageSet, normal: Statistics, batch_size:
 # %% ../../nbs/condense/evaluate.ipynb #951aefed
 @dataclass
 class Looks:
-    """A callback of `fit`: test accuracy of each network at some epochs, kept in `rows` as `(epoch, [accuracy, ...])`."""
+    """A callback of `fit`: test accuracy of each network at some epochs.
+
+    It is kept in `rows` as `(epoch, [accuracy, ...])`.
+    """
+
     test: ImageSet
     normal: Statistics
     protocol: Protocol
@@ -168,13 +198,27 @@ class Looks:
             model.train()
 
 # %% ../../nbs/condense/evaluate.ipynb #1dfc82ef
-def train_networks(nets: Sequence[nn.Module], rounds: Rounds, fabric, callbacks=(), together: bool = False, desc: str = "train"):
-    """Train `nets` in place by the protocol of `rounds`, a network per seed, and return the history. `together` stacks them (no batch normalisation)."""
+def train_networks(
+    nets: Sequence[nn.Module], rounds: Rounds, fabric, callbacks=(), together: bool = False, desc: str = "train"
+):
+    """Train `nets` in place by the protocol of `rounds`, a network per seed, and return the history.
+
+    `together` stacks them (no batch normalisation).
+    """
     p = rounds.protocol
     model = (Together if together and len(nets) > 1 else OneByOne)([net.to(fabric.device) for net in nets])
     optimizer = torch.optim.SGD(model.parameters(), lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
-    history = fit(model, rounds, lambda model, batch: {"loss": mixed_loss(model(batch["x"]), batch)}, optimizer=optimizer, epochs=p.epochs, fabric=fabric,
-                  schedule=multistep(p.milestones, p.gamma), callbacks=callbacks, desc=desc)
+    history = fit(
+        model,
+        rounds,
+        lambda model, batch: {"loss": mixed_loss(model(batch["x"]), batch)},
+        optimizer=optimizer,
+        epochs=p.epochs,
+        fabric=fabric,
+        schedule=multistep(p.milestones, p.gamma),
+        callbacks=callbacks,
+        desc=desc,
+    )
     members(model, nets)
     return history
 
@@ -182,6 +226,7 @@ def train_networks(nets: Sequence[nn.Module], rounds: Rounds, fabric, callbacks=
 @dataclass(frozen=True)
 class Contest:
     """All that one training needs but its seed."""
+
     images: Tensor
     labels: Tensor
     test: ImageSet
@@ -192,11 +237,24 @@ class Contest:
     precision: str = "fp32"
 
     def run(self, seeds: Sequence[int], together: bool = False) -> list[dict]:
-        """Train a network per seed, on the device of the images: `[{"last": ..., "best": ..., "looks": [(epoch, accuracy), ...]}, ...]`."""
+        """Train a network per seed, on the device of the images.
+
+        For each: `{"last": ..., "best": ..., "looks": [(epoch, accuracy), ...]}`.
+        """
         fabric = make_fabric(self.images.device, self.precision)
-        nets = [fresh(self.network, len(self.test.classes), self.test.shape, derive_seed(seed, "network"), **self.options) for seed in seeds]
+        nets = [
+            fresh(self.network, len(self.test.classes), self.test.shape, derive_seed(seed, "network"), **self.options)
+            for seed in seeds
+        ]
         looks = Looks(self.test, self.normal, self.protocol)
-        train_networks(nets, Rounds(self.images, self.labels, self.protocol, self.normal, seeds), fabric, [looks], together, desc=f"evaluate {self.network}")
+        train_networks(
+            nets,
+            Rounds(self.images, self.labels, self.protocol, self.normal, seeds),
+            fabric,
+            [looks],
+            together,
+            desc=f"evaluate {self.network}",
+        )
         curves = [[(epoch, row[e]) for epoch, row in looks.rows] for e in range(len(seeds))]
         return [{"last": c[-1][1], "best": max(a for _, a in c), "looks": c} for c in curves]
 
@@ -206,16 +264,47 @@ def run_alone(contest: Contest, seed: int) -> dict:
     return contest.run([seed])[0]
 
 # %% ../../nbs/condense/evaluate.ipynb #efa731fb
-def evaluate(images: Tensor, labels: Tensor, test: ImageSet, *, protocol: Protocol | None = None, network: str = "convnet3", options: dict | None = None,
-             repeats: int = 3, seed: int = 0, normal: Statistics | None = None, workers: int | None = None, precision: str = "fp32") -> list[dict]:
-    """Train `repeats` fresh networks on `images` `(N, C, H, H)` (bytes, or floats in [0, 1]) and test them: a dict of `last`, `best` (fractions) and `looks` each.
+def evaluate(
+    images: Tensor,
+    labels: Tensor,
+    test: ImageSet,
+    *,
+    protocol: Protocol | None = None,
+    network: str = "convnet3",
+    options: dict | None = None,
+    repeats: int = 3,
+    seed: int = 0,
+    normal: Statistics | None = None,
+    workers: int | None = None,
+    precision: str = "fp32",
+) -> list[dict]:
+    """Train `repeats` fresh networks on `images` `(N, C, H, H)` (bytes, or floats in [0, 1]) and test them: a dict
+    of `last`, `best` (fractions) and `looks` each.
 
-    `protocol` None: that of M3D and DANCE for the data set's name. `normal`: the channel statistics, None for those of `statistics(test)`: pass the training set's.
-    The work is done where the images are: together on a GPU, in `workers` processes on a CPU. ValueError for sets that do not fit.
+    `protocol` None: that of M3D and DANCE for the data set's name. `normal`: the channel statistics, None for those of
+    `statistics(test)`: pass the training set's. The work is done where the images are: together on a GPU, in `workers`
+    processes on a CPU. ValueError for sets that do not fit.
     """
-    if tuple(images.shape[1:]) != test.shape or len(labels) != len(images) or int(labels.max()) >= len(test.classes) or int(labels.min()) < 0:
-        raise ValueError(f"{len(images)} images {tuple(images.shape[1:])} with {len(labels)} labels up to {int(labels.max())}; expected images {test.shape} of {len(test.classes)} classes")
-    contest = Contest(images, labels, test.to(images.device), protocol or protocol_for(test.name), network, options or {}, normal or statistics(test), precision)
+    if (
+        tuple(images.shape[1:]) != test.shape
+        or len(labels) != len(images)
+        or int(labels.max()) >= len(test.classes)
+        or int(labels.min()) < 0
+    ):
+        raise ValueError(
+            f"{len(images)} images {tuple(images.shape[1:])} with {len(labels)} labels up to {int(labels.max())}; "
+            f"expected images {test.shape} of {len(test.classes)} classes"
+        )
+    contest = Contest(
+        images,
+        labels,
+        test.to(images.device),
+        protocol or protocol_for(test.name),
+        network,
+        options or {},
+        normal or statistics(test),
+        precision,
+    )
     seeds = [derive_seed(seed, "evaluate", i) for i in range(repeats)]
     if images.device.type == "cpu":
         return parallel_map(partial(run_alone, contest), seeds, workers, desc=f"evaluate {network}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .evaluate import Protocol, Rounds, fresh, protocol_for, train_networks
 from .matching import Pass, calibration, mean_gap, statistics
-from ..data.images import ImageSet
+from ..data.imageset import ImageSet
 from ..files import cached
 from ..parallel import parallel_map
 from ..runtime import derive_seed, fingerprint, make_fabric, make_generator
@@ -25,17 +25,28 @@ EXPERT_PROTOCOL = Protocol(epochs=60, strategy="color_crop", looks=1)
 
 @dataclass(frozen=True)
 class Pool:
-    """Pairs of weights: `starts` and `ends`, one dict of tensors a pair, `ids` made of the starts, and `net`, a frozen network of their shape."""
+    """Pairs of weights: `starts` and `ends`, one dict of tensors a pair, `ids` made of the starts, and `net`, a
+    frozen network of their shape.
+    """
+
     starts: Sequence[dict[str, Tensor]]
     ends: Sequence[dict[str, Tensor]]
     ids: Sequence[str]
     net: nn.Module
 
     def __post_init__(self):
-        if not self.starts or [fingerprint(dict(start)) for start in self.starts] != list(self.ids) or len(self.ends) != len(self.starts):
-            raise ValueError("the pool's starts and ends are not of the same runs (or there are none); train the experts again")
+        if (
+            not self.starts
+            or [fingerprint(dict(start)) for start in self.starts] != list(self.ids)
+            or len(self.ends) != len(self.starts)
+        ):
+            raise ValueError(
+                "the pool's starts and ends are not of the same runs (or there are none); train the experts again"
+            )
         if list(self.net.buffers()):
-            raise ValueError("experts with running statistics cannot be interpolated; use a network with instance normalisation")
+            raise ValueError(
+                "experts with running statistics cannot be interpolated; use a network with instance normalisation"
+            )
         self.net.requires_grad_(False)
 
     def __len__(self) -> int:
@@ -48,26 +59,66 @@ def train_pair(real: ImageSet, protocol: Protocol, network: str, options: dict, 
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
     rounds = Rounds(real.images, real.labels, protocol, statistics(real), [seed])
     train_networks([net], rounds, make_fabric(real.images.device, precision), desc="expert")
-    return {"start": start, "end": {name: p.detach().cpu() for name, p in net.named_parameters()}, "id": fingerprint(start)}
+    return {
+        "start": start,
+        "end": {name: p.detach().cpu() for name, p in net.named_parameters()},
+        "id": fingerprint(start),
+    }
 
 
-def train_experts(real: ImageSet, count: int, *, protocol: Protocol | None = None, network: str = "convnet3", options: dict | None = None, seed: int = 0,
-                  precision: str = "fp32", workers: int | None = None, root: str | Path | None = None) -> Pool:
-    """A pool of `count` pairs trained on `real`, where its images are; each is trained once and then read from the cache in `root`."""
+def train_experts(
+    real: ImageSet,
+    count: int,
+    *,
+    protocol: Protocol | None = None,
+    network: str = "convnet3",
+    options: dict | None = None,
+    seed: int = 0,
+    precision: str = "fp32",
+    workers: int | None = None,
+    root: str | Path | None = None,
+) -> Pool:
+    """A pool of `count` pairs trained on `real`, where its images are; each is trained once and then read from the
+    cache in `root`.
+    """
     if count < 1:
         raise ValueError(f"{count} experts; give at least 1")
     protocol, options = protocol or protocol_for(real.name, EXPERT_PROTOCOL), options or {}
-    key = {"real": real.fingerprint(), "protocol": asdict(protocol), "network": network, "options": options, "precision": precision}
+    key = {
+        "real": real.fingerprint(),
+        "protocol": asdict(protocol),
+        "network": network,
+        "options": options,
+        "precision": precision,
+    }
     job = partial(cached_pair, real, protocol, network, options, precision, key, root)
     seeds = [derive_seed(seed, "expert", k) for k in range(count)]
-    pairs = parallel_map(job, seeds, workers, desc="experts") if real.images.device.type == "cpu" else [job(s) for s in seeds]
+    pairs = (
+        parallel_map(job, seeds, workers, desc="experts")
+        if real.images.device.type == "cpu"
+        else [job(s) for s in seeds]
+    )
     net = fresh(network, len(real.classes), real.shape, 0, **options)
     return Pool([p["start"] for p in pairs], [p["end"] for p in pairs], [p["id"] for p in pairs], net)
 
 # %% ../../nbs/condense/experts.ipynb #dfa982b7
-def cached_pair(real: ImageSet, protocol: Protocol, network: str, options: dict, precision: str, key: dict, root: str | Path | None, seed: int) -> dict:
+def cached_pair(
+    real: ImageSet,
+    protocol: Protocol,
+    network: str,
+    options: dict,
+    precision: str,
+    key: dict,
+    root: str | Path | None,
+    seed: int,
+) -> dict:
     """`train_pair`, once."""
-    return cached(key | {"seed": seed}, partial(train_pair, real, protocol, network, options, precision, seed), root, name="expert")
+    return cached(
+        key | {"seed": seed},
+        partial(train_pair, real, protocol, network, options, precision, seed),
+        root,
+        name="expert",
+    )
 
 # %% ../../nbs/condense/experts.ipynb #41bdfb4a
 @torch.no_grad()
@@ -82,12 +133,18 @@ def set_middle(net: nn.Module, pool: Pool, k: int, lam: float) -> nn.Module:
 
 # %% ../../nbs/condense/experts.ipynb #ab4b93d1
 class PairNetworks:
-    """`networks(iteration)`: the network of a random pair of `pool` at a random place `lam` between start and end, or, with `expert`, its end."""
+    """`networks(iteration)`: the network of a random pair of `pool` at a random place `lam` between start and end,
+    or, with `expert`, its end.
+    """
 
     def __init__(self, pool: Pool, seed: int, expert: bool = False, device: torch.device | str = "cpu"):
         import copy
+
         self.net, self.seed, self.expert = copy.deepcopy(pool.net).to(device), seed, expert
-        moved = [[{name: w.to(device) for name, w in weights.items()} for weights in side] for side in (pool.starts, pool.ends)]
+        moved = [
+            [{name: w.to(device) for name, w in weights.items()} for weights in side]
+            for side in (pool.starts, pool.ends)
+        ]
         self.pool = Pool(*moved, pool.ids, pool.net)
         self.key = f"{'experts' if expert else 'between'} {list(pool.ids)}, seed {seed}"
 
@@ -101,8 +158,13 @@ class PairNetworks:
         return set_middle(self.net, self.pool, k, 0.0 if self.expert else lam)
 
 # %% ../../nbs/condense/experts.ipynb #9e44660c
-def dance_passes(pool: Pool, seed: int, device: torch.device | str = "cpu", aligned: bool = True, calibrated: bool = True) -> list[Pass]:
-    """The passes of DANCE, or of one of its halves. Source: Zhang et al., IJCAI 2024, the two losses as alternating steps of one optimiser."""
+def dance_passes(
+    pool: Pool, seed: int, device: torch.device | str = "cpu", aligned: bool = True, calibrated: bool = True
+) -> list[Pass]:
+    """The passes of DANCE, or of one of its halves.
+
+    Source: Zhang et al., IJCAI 2024, the two losses as alternating steps of one optimiser.
+    """
     passes = []
     if aligned:
         passes.append(Pass(PairNetworks(pool, seed, device=device), mean_gap))

@@ -6,20 +6,20 @@ __all__ = ['ROUNDS', 'gradient_gap', 'class_gradient', 'gradient_step', 'learn_f
 
 # %% ../../nbs/condense/gradients.ipynb #f752e846
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .matching import Matching, Settings, decoded_classes, key_of, redraw, resume_run, save_run
-from .synthetic import SyntheticSet, check_pixels
+from .matching import Matching, Settings, decoded_classes, redraw
+from .synthetic import SyntheticSet
 from ..data.augment import normalise
-from ..data.images import ImageSet
+from ..data.imageset import ImageSet
 from ..data.siamese import siamese
-from ..progress import progress
-from ..runtime import derive_seed, fingerprint, make_generator
+from ..runtime import derive_seed, make_generator
+from ..train import Loop, Terms
 
 # %% ../../nbs/condense/gradients.ipynb #960dde57
 def gradient_gap(learned: Iterable[Tensor], seen: Iterable[Tensor]) -> Tensor:
@@ -31,16 +31,18 @@ def gradient_gap(learned: Iterable[Tensor], seen: Iterable[Tensor]) -> Tensor:
 def class_gradient(run: Matching, net: nn.Module, images: Tensor, c: Tensor, graph: bool) -> tuple[Tensor, ...]:
     """Gradient of the cross-entropy of one class's images `(1, n, C, H, H)` with respect to all weights of `net`."""
     logits = run.show(net, images, c, "gradients").logits[0]
-    return torch.autograd.grad(F.cross_entropy(logits, c.expand(len(logits))), list(net.parameters()), create_graph=graph)
+    entropy = F.cross_entropy(logits, c.expand(len(logits)))
+    return torch.autograd.grad(entropy, list(net.parameters()), create_graph=graph)
 
 
 def gradient_step(run: Matching, net: nn.Module) -> float:
     """One step of the pixels of all classes towards the real gradients; the loss before it."""
     run.optimizer.zero_grad()
-    rows, total = run.batches(run.iteration), 0.0
+    rows, total, most = run.batches(run.iteration), 0.0, run.settings.most
     for c in torch.arange(len(run.real.classes), device=run.device).split(1):
         seen = class_gradient(run, net, run.real.images[rows[c]], c, graph=False)
-        images = decoded_classes(run.synthetic.by_class()[c], run.synthetic.factor, run.settings.most, make_generator(run.seed, "subset", run.iteration))
+        pick = make_generator(run.seed, "subset", run.iteration)
+        images = decoded_classes(run.synthetic.by_class()[c], run.synthetic.factor, most, pick)
         gap = gradient_gap(class_gradient(run, net, images, c, graph=True), seen)
         gap.backward(inputs=[run.synthetic.pixels])
         total += gap.item()
@@ -50,7 +52,10 @@ def gradient_step(run: Matching, net: nn.Module) -> float:
 
 # %% ../../nbs/condense/gradients.ipynb #72d87e1b
 def learn_from(run: Matching, net: nn.Module, steps: int, lr: float, turn: int) -> None:
-    """Train `net` for `steps` full batches of the learned set, augmented image by image, with SGD of momentum 0.9 and weight decay 5e-4."""
+    """Train `net` for `steps` full batches of the learned set, augmented image by image.
+
+    With SGD of momentum 0.9 and weight decay 5e-4.
+    """
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     images, labels = run.synthetic.decoded()
     for step in range(steps):
@@ -81,36 +86,54 @@ def inner_for(ipc: int) -> Inner:
     return Inner(*ROUNDS[max(k for k in ROUNDS if k <= ipc)])
 
 # %% ../../nbs/condense/gradients.ipynb #fb0a4bb2
-def one_network(run: Matching, net: nn.Module, inner: Inner, turn: int) -> None:
-    """The rounds of the network number `turn`, and a row with its last loss. FloatingPointError for a loss that is not finite."""
+def one_network(run: Matching, net: nn.Module, inner: Inner, turn: int) -> float:
+    """The rounds of the network number `turn`; its last loss."""
     redraw(net, derive_seed(run.seed, "network", turn))
+    run.iteration = turn * inner.rounds
     for k in range(inner.rounds):
         with torch.no_grad():
             run.synthetic.pixels.clamp_(0, 1)
         loss = gradient_step(run, net)
         if k < inner.rounds - 1:
             learn_from(run, net, inner.steps, inner.lr, run.iteration)
-    if not loss < float("inf"):
-        raise FloatingPointError(f"the gradient gap is {loss} at network {turn + 1}; lower lr={run.settings.lr}")
-    run.rows.append({"iteration": turn + 1, "loss0": loss})
+    return loss
 
 # %% ../../nbs/condense/gradients.ipynb #75d560be
-def match_gradients(synthetic: SyntheticSet, real: ImageSet, net: nn.Module, settings: Settings, inner: Inner | None = None, *, seed: int = 0, fabric=None,
-                    checkpoint: str | Path | None = None, every: int = 10, desc: str = "condense") -> list[dict]:
-    """Learn the pixels of `synthetic` in place by DC (`settings.strategy` "none") or DSA (a strategy, `rule` "dsa"): a row `iteration`, `loss0` per network.
+def match_gradients(
+    synthetic: SyntheticSet,
+    real: ImageSet,
+    net: nn.Module,
+    settings: Settings,
+    inner: Inner | None = None,
+    *,
+    seed: int = 0,
+    fabric=None,
+    checkpoint: str | Path | None = None,
+    every: int = 10,
+    desc: str = "condense",
+) -> list[dict]:
+    """Learn the pixels of `synthetic` in place by DC (`settings.strategy` "none") or DSA (a strategy, `rule` "dsa").
 
-    `settings.iterations` counts networks. `checkpoint`: a file written after every `every` networks and at the end, from which the same call continues exactly.
-    ValueError for sets that do not fit or a checkpoint of another run, FloatingPointError for a loss that is not finite.
+    Returns a row `iteration`, `loss0` per network; `settings.iterations` counts networks. `checkpoint`: a file written
+    after every `every` networks and at the end, from which the same call continues exactly. ValueError for sets that do
+    not fit or a checkpoint of another run, FloatingPointError for a loss that is not finite.
     """
-    inner, run = inner or inner_for(synthetic.ipc), Matching(synthetic, real, [], replace(settings, compile="no"), seed, fabric)
-    net, path = net.to(run.device).requires_grad_(), None if checkpoint is None else Path(checkpoint)
-    if path is not None:
-        run.key = fingerprint([key_of(run), asdict(inner), str(net)])
-        resume_run(run, path)
-    for turn in progress(range(len(run.rows), settings.iterations), desc=desc, leave=False):
-        one_network(run, net, inner, turn)
-        if path is not None and (turn + 1 == settings.iterations or (turn + 1) % every == 0):
-            save_run(run, path)
-    synthetic.pixels = synthetic.pixels.detach().clamp(0, 1)
-    check_pixels(synthetic.pixels, len(synthetic.classes))
-    return run.rows
+    inner = inner or inner_for(synthetic.ipc)
+    run = Matching(synthetic, real, [], replace(settings, compile="no"), seed, fabric)
+    net = net.to(run.device).requires_grad_()
+
+    def step(turn: int) -> dict[str, Tensor]:
+        return {"loss0": torch.tensor(one_network(run, net, inner, turn), dtype=torch.float64)}
+
+    def row(done: int, terms: Terms) -> dict:
+        return {"iteration": done, **terms.last()}
+
+    own = {"network": str(net), "rounds": inner.rounds, "steps of a network": inner.steps, "its rate": inner.lr}
+    plan = run.plan() | own if checkpoint else {}
+    loop = Loop(
+        step, settings.iterations, run.parts(), plan, (one_network, Matching, type(net)),
+        row=row, row_every=1, checkpoint=checkpoint, every=every, desc=desc,
+    )
+    rows = loop.run()
+    run.finish()
+    return rows

@@ -17,11 +17,11 @@ from .evaluate import DIGITS, fresh
 from .experts import Pool, dance_passes, set_middle, train_experts
 from .gradients import Inner, match_gradients
 from .matching import Pass, RandomNetworks, Settings, match, mean_gap, moment_gap, statistics
-from .queue import Queueing, idm_passes
+from .model_queue import Queueing, idm_passes
 from .selection import choose_images
 from .synthetic import SyntheticSet, from_real
 from ..data.augment import normalise
-from ..data.images import ImageSet
+from ..data.imageset import ImageSet
 from ..profiles import unknown_name
 from ..runtime import derive_seed
 from ..train import predict
@@ -33,7 +33,10 @@ OLD_RULE = {"strategy": "color_crop_cutout_flip_scale_rotate", "rule": "dsa"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method's published numbers: `lr(ipc, side)` of the images, `iterations`, `factor`, augmentation, and after how many iterations a network is replaced."""
+    """A method's published numbers: `lr(ipc, side)` of the images, `iterations`, `factor`, augmentation, and after
+    how many iterations a network is replaced.
+    """
+
     lr: Rate
     iterations: int
     factor: int = 2
@@ -44,7 +47,9 @@ class Recipe:
 RECIPES = {
     "dm": Recipe(lambda ipc, side: 1.0, 20_000, 1, tuple(OLD_RULE.values())),
     "m3d": Recipe(lambda ipc, side: float(ipc), 10_000, every=5),
-    "idm": Recipe(lambda ipc, side: 0.2, 20_000, 2, tuple(OLD_RULE.values()), every=30),  # the length is DM's; the published one is not known to us
+    "idm": Recipe(
+        lambda ipc, side: 0.2, 20_000, 2, tuple(OLD_RULE.values()), every=30
+    ),  # the length is DM's; the published one is not known to us
     "dance": Recipe(lambda ipc, side: ipc * (0.01 if side <= 64 else 0.1), 10_000),
     "dc": Recipe(lambda ipc, side: 0.1, 1000, 1, ("none", "dsa")),
     "dsa": Recipe(lambda ipc, side: 0.1, 1000, 1, tuple(OLD_RULE.values())),
@@ -53,7 +58,9 @@ CHOSEN = ("random", "herding", "k_center", "mosaic")
 
 # %% ../../nbs/condense/learn.ipynb #482b398f
 def settings_for(method: str, ipc: int, side: int, name: str = "", **changes) -> Settings:
-    """The `Settings` of `method` for `ipc` images a class of `side` pixels of the data set `name` (digits are not mirrored), with `changes`."""
+    """The `Settings` of `method` for `ipc` images a class of `side` pixels of the data set `name` (digits are not
+    mirrored), with `changes`.
+    """
     if method not in RECIPES:
         raise unknown_name("method", method, [*RECIPES, *CHOSEN])
     recipe = RECIPES[method]
@@ -61,11 +68,24 @@ def settings_for(method: str, ipc: int, side: int, name: str = "", **changes) ->
     if name in DIGITS:
         strategy = strategy.replace("_flip", "")
     real_batch = 256 if method in ("dm", "idm", "dc", "dsa") else 128
-    return replace(Settings(recipe.iterations, recipe.lr(ipc, side), strategy=strategy, rule=rule, real_batch=real_batch), **changes)
+    return replace(
+        Settings(recipe.iterations, recipe.lr(ipc, side), strategy=strategy, rule=rule, real_batch=real_batch),
+        **changes,
+    )
 
 # %% ../../nbs/condense/learn.ipynb #e6347ae4
-def passes_for(method: str, real: ImageSet, net: nn.Module, seed: int, pool: Pool | None = None, kernel: str = "gaussian", every: int | None = None) -> list[Pass]:
-    """The passes of "dm", "m3d" (with `kernel`), "idm" or "dance" (with `pool`); `net` is the random network of the others, a new one after `every` iterations."""
+def passes_for(
+    method: str,
+    real: ImageSet,
+    net: nn.Module,
+    seed: int,
+    pool: Pool | None = None,
+    kernel: str = "gaussian",
+    every: int | None = None,
+) -> list[Pass]:
+    """The passes of "dm", "m3d" (with `kernel`), "idm" or "dance" (with `pool`); `net` is the random network of the
+    others, a new one after `every` iterations.
+    """
     own, every = derive_seed(seed, "passes"), every or RECIPES[method].every
     if method == "dance":
         if pool is None:
@@ -84,20 +104,41 @@ def expert_features(pool: Pool, real: ImageSet) -> torch.Tensor:
     return predict(net, real.images, transform=lambda x: normalise(x, *normal))[1]
 
 # %% ../../nbs/condense/learn.ipynb #846c90e7
-def condense(real: ImageSet, ipc: int, method: str = "m3d", *, factor: int | None = None, network: str = "convnet3", options: dict | None = None,
-             seed: int = 0, pool: Pool | None = None, experts: int = 5, kernel: str = "gaussian", fabric=None, checkpoint: str | Path | None = None,
-             inner: Inner | None = None, root: str | Path | None = None, **changes) -> SyntheticSet:
+def condense(
+    real: ImageSet,
+    ipc: int,
+    method: str = "m3d",
+    *,
+    factor: int | None = None,
+    network: str = "convnet3",
+    options: dict | None = None,
+    seed: int = 0,
+    pool: Pool | None = None,
+    experts: int = 5,
+    kernel: str = "gaussian",
+    fabric=None,
+    checkpoint: str | Path | None = None,
+    inner: Inner | None = None,
+    root: str | Path | None = None,
+    **changes,
+) -> SyntheticSet:
     """A set of `ipc` images of each class of `real`, by `method` (see the table above).
 
-    `factor` None is the method's own; `network` and `options` name the network that is looked through; `pool` spares the training of `experts` of
-    them, cached in `root`, where a method needs any. `checkpoint`: a file from which a killed run goes on. `changes` are those of `Settings`:
-    iterations, lr, real_batch ... ValueError for what does not fit, in one line.
+    `factor` None is the method's own; `network` and `options` name the network that is looked through; `pool` spares
+    the training of `experts` of them, cached in `root`, where a method needs any. `checkpoint`: a file from which a
+    killed run goes on. `changes` are those of `Settings`: iterations, lr, real_batch ... ValueError for what does not
+    fit, in one line.
     """
     if method not in (*RECIPES, *CHOSEN):
         raise unknown_name("method", method, [*RECIPES, *CHOSEN])
-    options, factor = options or {}, factor or (RECIPES[method].factor if method in RECIPES else 2 if method == "mosaic" else 1)
+    options, factor = (
+        options or {},
+        factor or (RECIPES[method].factor if method in RECIPES else 2 if method == "mosaic" else 1),
+    )
     if pool is None and method in ("dance", "herding", "k_center"):
-        pool = train_experts(real, experts if method == "dance" else 1, network=network, options=options, seed=seed, root=root)
+        pool = train_experts(
+            real, experts if method == "dance" else 1, network=network, options=options, seed=seed, root=root
+        )
     if method in CHOSEN and method != "mosaic":
         return choose_images(real, ipc, method, expert_features(pool, real) if pool else None, seed)
     learned = from_real(real, ipc, factor, seed)
@@ -108,11 +149,33 @@ def condense(real: ImageSet, ipc: int, method: str = "m3d", *, factor: int | Non
     return learn(learned, real, method, net, settings, seed, pool, kernel, fabric, checkpoint, inner)
 
 # %% ../../nbs/condense/learn.ipynb #dc32ba1c
-def learn(learned: SyntheticSet, real: ImageSet, method: str, net: nn.Module, settings: Settings, seed: int = 0, pool: Pool | None = None,
-          kernel: str = "gaussian", fabric=None, checkpoint: str | Path | None = None, inner: Inner | None = None) -> SyntheticSet:
+def learn(
+    learned: SyntheticSet,
+    real: ImageSet,
+    method: str,
+    net: nn.Module,
+    settings: Settings,
+    seed: int = 0,
+    pool: Pool | None = None,
+    kernel: str = "gaussian",
+    fabric=None,
+    checkpoint: str | Path | None = None,
+    inner: Inner | None = None,
+) -> SyntheticSet:
     """Let `learned` learn from `real` by `method`, in place, and return it."""
     if method in ("dc", "dsa"):
-        match_gradients(learned, real, net, settings, inner, seed=seed, fabric=fabric, checkpoint=checkpoint, desc=method)
+        match_gradients(
+            learned, real, net, settings, inner, seed=seed, fabric=fabric, checkpoint=checkpoint, desc=method
+        )
     else:
-        match(learned, real, passes_for(method, real, net, seed, pool, kernel), settings, seed=seed, fabric=fabric, checkpoint=checkpoint, desc=method)
+        match(
+            learned,
+            real,
+            passes_for(method, real, net, seed, pool, kernel),
+            settings,
+            seed=seed,
+            fabric=fabric,
+            checkpoint=checkpoint,
+            desc=method,
+        )
     return learned

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .synthetic import SyntheticSet, from_real
-from ..data.images import ImageSet, to_float
+from ..data.imageset import ImageSet, to_float
 
 # %% ../../nbs/condense/selection.ipynb #804a5da4
 def herding(features: Tensor, count: int) -> Tensor:
@@ -31,7 +31,9 @@ def _check(features: Tensor, count: int) -> None:
 
 # %% ../../nbs/condense/selection.ipynb #aa2e5963
 def k_center(features: Tensor, count: int) -> Tensor:
-    """Indices of `count` rows of `features` `(N, d)`: the one next to the mean, then greedily the farthest from the chosen."""
+    """Indices of `count` rows of `features` `(N, d)`: the one next to the mean, then greedily the farthest from the
+    chosen.
+    """
     _check(features, count)
     chosen = [int((features - features.mean(0)).square().sum(1).argmin())]
     gap = (features - features[chosen[0]]).square().sum(1)
@@ -45,13 +47,18 @@ METHODS = {"herding": herding, "k_center": k_center}
 
 
 def choose_images(real: ImageSet, ipc: int, method: str, features: Tensor | None = None, seed: int = 0) -> SyntheticSet:
-    """`ipc` images of each class by `method`: "random", "herding" or "k_center", the latter two on `features` `(N, d)` of all images of `real`."""
+    """`ipc` images of each class by `method`: "random", "herding" or "k_center", the latter two on `features` `(N,
+    d)` of all images of `real`.
+    """
     if method == "random":
         return from_real(real, ipc, seed=seed)
     if method not in METHODS:
         raise ValueError(f"unknown selection {method!r}; known: random, {', '.join(METHODS)}")
     if features is None or len(features) != len(real):
-        raise ValueError(f"{method} needs features of all {len(real)} images, got {None if features is None else tuple(features.shape)}; use those of a trained network")
+        raise ValueError(
+            f"{method} needs features of all {len(real)} images, got "
+            f"{None if features is None else tuple(features.shape)}; use those of a trained network"
+        )
     rows = []
     for c in range(len(real.classes)):
         own = (real.labels == c).nonzero().flatten()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.images import ImageSet, rank_in_class, to_float
+from ..data.imageset import ImageSet, rank_in_class, to_float
 from ..files import atomic_write
 from ..runtime import make_generator
 
@@ -22,11 +22,15 @@ from ..runtime import make_generator
 def check_factor(factor: int, side: int) -> None:
     """ValueError unless images of `side` pixels can be cut into `factor` x `factor` tiles of at least 2 x 2 pixels."""
     if not isinstance(factor, int) or isinstance(factor, bool) or factor < 1 or factor > 1 and -(-side // factor) < 2:
-        raise ValueError(f"factor is {factor!r} for images of {side} pixels; expected a whole number from 1 to {max(1, side - 1)}, tiles of at least 2 pixels")
+        raise ValueError(
+            f"factor is {factor!r} for images of {side} pixels; expected a whole number from 1 to {max(1, side - 1)}, "
+            "tiles of at least 2 pixels"
+        )
 
 
 def decode(x: Tensor, factor: int) -> Tensor:
-    """Training images `(n f^2, C, H, H)` in stored ones `x` `(n, C, H, H)`, tile-major; linear and differentiable in the pixels.
+    """Training images `(n f^2, C, H, H)` in stored ones `x` `(n, C, H, H)`, tile-major; linear and differentiable
+    in the pixels.
 
     Source: multi-formation of IDC (Kim et al., ICML 2022), partition and expand of IDM (Zhao et al., CVPR 2023).
     """
@@ -41,7 +45,9 @@ def decode(x: Tensor, factor: int) -> Tensor:
 
 # %% ../../nbs/condense/synthetic.ipynb #9cf4cb7d
 def mosaic(images: Tensor, factor: int) -> Tensor:
-    """Mosaics `(n, C, H, H)` of images `(f^2 n, C, H, H)`: tile k of mosaic i is image `k n + i`, shrunk by nearest neighbour; the inverse order of `decode`."""
+    """Mosaics `(n, C, H, H)` of images `(f^2 n, C, H, H)`: tile k of mosaic i is image `k n + i`, shrunk by nearest
+    neighbour; the inverse order of `decode`.
+    """
     H = images.shape[-1]
     check_factor(factor, H)
     n, t = len(images) // factor**2, -(-H // factor)
@@ -51,12 +57,18 @@ def mosaic(images: Tensor, factor: int) -> Tensor:
 
 # %% ../../nbs/condense/synthetic.ipynb #bd1d22e1
 def draw_per_class(labels: Tensor, classes: int, count: int, seed: int) -> Tensor:
-    """Indices of `count` random images of each class, int64 `(classes, count)` on the CPU. ValueError where a class has fewer."""
+    """Indices of `count` random images of each class, int64 `(classes, count)` on the CPU.
+
+    ValueError where a class has fewer.
+    """
     y = labels.cpu()
     sizes = torch.bincount(y, minlength=classes)
     if int(sizes.min()) < count:
         c = int(sizes.argmin())
-        raise ValueError(f"class {c} has {int(sizes[c])} images and {count} are asked for; lower ipc or factor (ipc x factor^2 images a class are needed)")
+        raise ValueError(
+            f"class {c} has {int(sizes[c])} images and {count} are asked for; lower ipc or factor "
+            "(ipc x factor^2 images a class are needed)"
+        )
     shuffle = torch.randperm(len(y), generator=make_generator(seed, "draw per class"))
     chosen = shuffle[rank_in_class(y[shuffle]) < count]
     return chosen[torch.argsort(y[chosen], stable=True)].view(classes, count)
@@ -64,7 +76,10 @@ def draw_per_class(labels: Tensor, classes: int, count: int, seed: int) -> Tenso
 # %% ../../nbs/condense/synthetic.ipynb #37d76f40
 @dataclass(eq=False)
 class SyntheticSet:
-    """A learned set: `pixels` float32 `(classes * ipc, C, H, H)`, class after class; `classes` the names; each stored image holds `factor`^2 pictures."""
+    """A learned set: `pixels` float32 `(classes * ipc, C, H, H)`, class after class; `classes` the names; each
+    stored image holds `factor`^2 pictures.
+    """
+
     pixels: Tensor
     classes: tuple[str, ...]
     factor: int = 1
@@ -76,7 +91,10 @@ class SyntheticSet:
         check_factor(self.factor, self.pixels.shape[-1])
 
     ipc = property(lambda self: len(self.pixels) // len(self.classes), doc="Stored images per class.")
-    labels = property(lambda self: torch.arange(len(self.classes), device=self.pixels.device).repeat_interleave(self.ipc), doc="int64, of the stored images.")
+    labels = property(
+        lambda self: torch.arange(len(self.classes), device=self.pixels.device).repeat_interleave(self.ipc),
+        doc="int64, of the stored images.",
+    )
 
     def decoded(self) -> tuple[Tensor, Tensor]:
         """Training images `(classes * ipc * f^2, C, H, H)` and their labels, without gradient, in [0, 1]."""
@@ -90,17 +108,31 @@ class SyntheticSet:
 def check_pixels(pixels: Tensor, classes: int) -> None:
     """ValueError unless `pixels` are finite float images `(classes * ipc, C, H, H)`."""
     shape = tuple(pixels.shape)
-    if pixels.ndim != 4 or not pixels.is_floating_point() or shape[2] != shape[3] or not pixels.numel() or not classes or shape[0] % classes:
-        raise ValueError(f"pixels are {pixels.dtype} {shape} for {classes} classes; expected floating point (classes x ipc, C, H, H)")
+    if (
+        pixels.ndim != 4
+        or not pixels.is_floating_point()
+        or shape[2] != shape[3]
+        or not pixels.numel()
+        or not classes
+        or shape[0] % classes
+    ):
+        raise ValueError(
+            f"pixels are {pixels.dtype} {shape} for {classes} classes; expected floating point (classes x ipc, C, H, H)"
+        )
     if not pixels.detach().isfinite().all():
         bad = (~pixels.detach().isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-        raise ValueError(f"pixels of {len(bad)} of {len(pixels)} images are NaN or infinite (first: image {bad[0]}); lower the image learning rate")
+        raise ValueError(
+            f"pixels of {len(bad)} of {len(pixels)} images are NaN or infinite (first: image {bad[0]}); "
+            "lower the image learning rate"
+        )
 
 
 def from_real(real: ImageSet, ipc: int, factor: int = 1, seed: int = 0) -> SyntheticSet:
-    """Begin with real images: `ipc` mosaics of `factor`^2 random images of each class (the images themselves for `factor` 1).
+    """Begin with real images: `ipc` mosaics of `factor`^2 random images of each class (the images themselves for
+    `factor` 1).
 
-    ValueError for images that are not square, a factor that does not fit, or a class with fewer than `ipc factor^2` images.
+    ValueError for images that are not square, a factor that does not fit, or a class with fewer than `ipc factor^2`
+    images.
     """
     C, H, W = real.shape
     if not isinstance(ipc, int) or ipc < 1 or H != W:
@@ -112,17 +144,27 @@ def from_real(real: ImageSet, ipc: int, factor: int = 1, seed: int = 0) -> Synth
 
 # %% ../../nbs/condense/synthetic.ipynb #68211a35
 def join(parts: Sequence[SyntheticSet]) -> SyntheticSet:
-    """One set with the classes of all `parts`, in their order. ValueError unless image shape, ipc and factor agree and no class comes twice."""
+    """One set with the classes of all `parts`, in their order.
+
+    ValueError unless image shape, ipc and factor agree and no class comes twice.
+    """
     if not parts or len({(p.ipc, p.factor, tuple(p.pixels.shape[1:])) for p in parts}) > 1:
-        raise ValueError(f"parts of ipc, factor and shape {[(p.ipc, p.factor, tuple(p.pixels.shape[1:])) for p in parts]}; expected at least one, and all alike")
+        raise ValueError(
+            f"parts of ipc, factor and shape {[(p.ipc, p.factor, tuple(p.pixels.shape[1:])) for p in parts]}; "
+            "expected at least one, and all alike"
+        )
     classes = tuple(name for p in parts for name in p.classes)
     if len(set(classes)) < len(classes):
-        raise ValueError(f"class {max(classes, key=classes.count)!r} is in two of the parts; expected groups of different classes")
+        raise ValueError(
+            f"class {max(classes, key=classes.count)!r} is in two of the parts; expected groups of different classes"
+        )
     return SyntheticSet(torch.cat([p.pixels for p in parts]), classes, parts[0].factor, parts[0].name)
 
 # %% ../../nbs/condense/synthetic.ipynb #0218ff78
 def contact_sheet(synthetic: SyntheticSet, columns: int = 10, zoom: int = 2) -> Tensor:
-    """A uint8 picture `(C, height, width)`: a row per class, up to `columns` of its stored images, each pixel `zoom` pixels wide."""
+    """A uint8 picture `(C, height, width)`: a row per class, up to `columns` of its stored images, each pixel
+    `zoom` pixels wide.
+    """
     from torchvision.utils import make_grid
 
     rows = synthetic.by_class()[:, :columns].detach().clamp(0, 1).cpu()
@@ -138,13 +180,20 @@ def save(synthetic: SyntheticSet, path: str | Path) -> None:
     path = Path(path)
     header = {"classes": json.dumps(synthetic.classes), "factor": str(synthetic.factor), "name": synthetic.name}
     with atomic_write(path) as temporary:
-        save_file({"pixels": synthetic.pixels.detach().cpu().contiguous(), "labels": synthetic.labels.cpu()}, temporary, header)
+        save_file(
+            {"pixels": synthetic.pixels.detach().cpu().contiguous(), "labels": synthetic.labels.cpu()},
+            temporary,
+            header,
+        )
     with atomic_write(path.with_suffix(".png")) as temporary:
         write_png(contact_sheet(synthetic), str(temporary))
 
 # %% ../../nbs/condense/synthetic.ipynb #71e79ff0
 def load_set(path: str | Path) -> SyntheticSet:
-    """The set in the file `path`. FileNotFoundError where there is none, ValueError for a damaged one or labels that are not class after class."""
+    """The set in the file `path`.
+
+    FileNotFoundError where there is none, ValueError for a damaged one or labels that are not class after class.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -162,5 +211,8 @@ def check_labels_of(found: SyntheticSet, labels: Tensor, path: str | Path) -> Sy
     """`found`, if `labels` are those that its order implies; else a ValueError."""
     if not labels.equal(found.labels.cpu()):
         low, high = labels.min().item(), labels.max().item()
-        raise ValueError(f"{path} has labels {low}..{high} that are not {found.ipc} of each class 0..{len(found.classes) - 1} in order; write it again with save()")
+        raise ValueError(
+            f"{path} has labels {low}..{high} that are not {found.ipc} of each class 0..{len(found.classes) - 1} "
+            "in order; write it again with save()"
+        )
     return found

@@ -16,42 +16,63 @@ from torch import Tensor
 def check_batch(x: Tensor) -> None:
     """Raise unless `x` is a batch of images `(N, C, H, W)`."""
     if not isinstance(x, Tensor) or x.ndim != 4:
-        raise ValueError(f"images are {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; expected a tensor (N, C, H, W)")
+        raise ValueError(
+            f"images are {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; "
+            "expected a tensor (N, C, H, W)"
+        )
 
 # %% ../../nbs/data/augment.ipynb #aea1bd49
 def draw_crop(x: Tensor, padding: int, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
-    """Offsets `(u, v)` of a random window for each image of `x` `(N, C, H, W)`: int64 `(N, 2)`. `size` None keeps H x W."""
+    """Offsets `(u, v)` of a random window for each image of `x` `(N, C, H, W)`: int64 `(N, 2)`.
+
+    `size` None keeps H x W.
+    """
     check_batch(x)
     spare = [side + 2 * padding - (size or side) for side in x.shape[2:]]
     if padding < 0 or min(spare) < 0:
-        raise ValueError(f"padding {padding} and size {size} do not fit images of {tuple(x.shape[2:])}; expected padding >= 0 and size <= side + 2 padding")
-    return torch.stack([torch.randint(extra + 1, (len(x),), device=x.device, generator=generator) for extra in spare], dim=1)
+        raise ValueError(
+            f"padding {padding} and size {size} do not fit images of {tuple(x.shape[2:])}; "
+            "expected padding >= 0 and size <= side + 2 padding"
+        )
+    return torch.stack(
+        [torch.randint(extra + 1, (len(x),), device=x.device, generator=generator) for extra in spare], dim=1
+    )
 
 # %% ../../nbs/data/augment.ipynb #977fc3ac
 def windows(x: Tensor, offsets: Tensor, h: int, w: int) -> Tensor:
-    """The window of `h` x `w` pixels of each image of `x` `(N, C, H, W)` that starts at its offset `(u, v)`; `offsets` `(N, 2)` must lie inside."""
+    """The window of `h` x `w` pixels of each image of `x` `(N, C, H, W)` that starts at its offset `(u, v)`; `offsets`
+    `(N, 2)` must lie inside.
+    """
     N, C, H, W = x.shape
     i, plane = torch.arange(h, device=x.device), torch.arange(N * C, device=x.device).view(N, C, 1)
     u, v = offsets[:, :, None, None].unbind(1)
-    starts = plane * (H * W) + (u + i) * W + v                       # (N, C, h): where the row i of each window begins
-    runs = x.contiguous().flatten().unfold(0, w, 1)                  # every run of w neighbouring pixels, a view
+    starts = plane * (H * W) + (u + i) * W + v  # (N, C, h): where the row i of each window begins
+    runs = x.contiguous().flatten().unfold(0, w, 1)  # every run of w neighbouring pixels, a view
     return runs.index_select(0, starts.flatten()).view(N, C, h, w)
 
 # %% ../../nbs/data/augment.ipynb #3ad211f1
 def crop(x: Tensor, padding: int, offsets: Tensor, size: int | None = None, mode: str = "constant") -> Tensor:
-    """The window of each padded image that starts at `offsets` `(N, 2)`: `(N, C, size, size)`, or H x W for `size` None. `mode`: "constant" (0) or "reflect"."""
+    """The window of each padded image that starts at `offsets` `(N, 2)`: `(N, C, size, size)`, or H x W for `size`
+    None. `mode`: "constant" (0) or "reflect".
+    """
     check_batch(x)
     if offsets.shape != (len(x), 2):
         raise ValueError(f"offsets are {tuple(offsets.shape)} for {len(x)} images; expected ({len(x)}, 2)")
     h, w = (size, size) if size else x.shape[2:]
     padded = F.pad(x, (padding,) * 4, mode=mode) if padding else x
     limit = [padded.shape[2] - h, padded.shape[3] - w]
-    if offsets.device.type == "cpu" and not ((offsets >= 0) & (offsets <= torch.tensor(limit))).all():       # elsewhere, looking would wait for the device
-        raise ValueError(f"offsets reach from {offsets.amin(0).tolist()} to {offsets.amax(0).tolist()}; expected [0, 0] to {limit}")
+    if (
+        offsets.device.type == "cpu" and not ((offsets >= 0) & (offsets <= torch.tensor(limit))).all()
+    ):  # elsewhere, looking would wait for the device
+        raise ValueError(
+            f"offsets reach from {offsets.amin(0).tolist()} to {offsets.amax(0).tolist()}; expected [0, 0] to {limit}"
+        )
     return windows(padded, offsets.to(x.device), h, w)
 
 
-def random_crop(x: Tensor, padding: int, generator: torch.Generator | None = None, size: int | None = None, mode: str = "constant") -> Tensor:
+def random_crop(
+    x: Tensor, padding: int, generator: torch.Generator | None = None, size: int | None = None, mode: str = "constant"
+) -> Tensor:
     """A random window of each image, padded by `padding` pixels: `draw_crop`, then `crop`."""
     return crop(x, padding, draw_crop(x, padding, generator, size), size, mode)
 
@@ -67,7 +88,9 @@ def flip(x: Tensor, flipped: Tensor) -> Tensor:
     """Mirror the images marked in `flipped`, bool `(N,)`, left to right."""
     check_batch(x)
     row = torch.arange(len(x), device=x.device)
-    return torch.cat([x, x.flip(-1)]).index_select(0, row + len(x) * flipped)    # row n of the batch, or row n of its mirror image
+    return torch.cat([x, x.flip(-1)]).index_select(
+        0, row + len(x) * flipped
+    )  # row n of the batch, or row n of its mirror image
 
 
 def random_flip(x: Tensor, generator: torch.Generator | None = None, p: float = 0.5) -> Tensor:
@@ -76,11 +99,15 @@ def random_flip(x: Tensor, generator: torch.Generator | None = None, p: float = 
 
 # %% ../../nbs/data/augment.ipynb #d278fee7
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (over all N·H·W pixels) of each channel of uint8 images `(N, C, H, W)`, on the scale [0, 1]: float32 `(C,)` each."""
+    """Mean and standard deviation (over all N·H·W pixels) of each channel of uint8 images `(N, C, H, W)`, on the scale
+    [0, 1]: float32 `(C,)` each.
+    """
     check_batch(images)
     if images.dtype != torch.uint8:
         raise TypeError(f"images are {images.dtype}; expected torch.uint8")
-    n = torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]).cpu().double()     # (C, 256)
+    n = (
+        torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]).cpu().double()
+    )  # (C, 256)
     k = torch.arange(256, dtype=torch.float64) / 255
     share = n / n.sum(1, keepdim=True)
     mu = share @ k
@@ -96,12 +123,17 @@ def as_channels(values: Statistics, x: Tensor) -> Tensor:
     check_batch(x)
     column = torch.as_tensor(values, dtype=torch.float32, device=x.device).reshape(-1, 1, 1)
     if len(column) != x.shape[1]:
-        raise ValueError(f"{len(column)} channel statistics for images with {x.shape[1]} channels; expected one number a channel")
+        raise ValueError(
+            f"{len(column)} channel statistics for images with {x.shape[1]} channels; expected one number a channel"
+        )
     return column
 
 
 def normalise(x: Tensor, mean: Statistics, std: Statistics) -> Tensor:
-    """`(x - mean) / std` in each channel, float32, for floats in [0, 1] or bytes (taken as x / 255). A channel with std 0 is only centred."""
+    """`(x - mean) / std` in each channel, float32, for floats in [0, 1] or bytes (taken as x / 255).
+
+    A channel with std 0 is only centred.
+    """
     scale = 255 if x.dtype == torch.uint8 else 1
     centre, width = as_channels(mean, x) * scale, as_channels(std, x) * scale
     return (x - centre).div_(torch.where(width == 0, float(scale), width))
@@ -114,10 +146,13 @@ def denormalise(x: Tensor, mean: Statistics, std: Statistics) -> Tensor:
 # %% ../../nbs/data/augment.ipynb #d258e2fa
 @dataclass(frozen=True)
 class Augment:
-    """A transform for `Batches`: random crop with `padding` (or to `size`), random mirror if `flip`, then `normalise`, for each of `keys` alike.
+    """A transform for `Batches`: random crop with `padding` (or to `size`), random mirror if `flip`, then `normalise`,
+    for each of `keys` alike.
 
-    With `padding` 0, no `size` and `flip` False it only standardises, as for evaluation. `mean`, `std`: one number a channel, on the scale [0, 1].
+    With `padding` 0, no `size` and `flip` False it only standardises, as for evaluation. `mean`, `std`: one number a
+    channel, on the scale [0, 1].
     """
+
     mean: Statistics
     std: Statistics
     padding: int = 0

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,14 +15,14 @@ import torch
 from torch import Tensor
 
 from ..files import atomic_write
+from ..runtime import encode
 
 # %% auto #0
-__all__ = ['MIXTURES', 'CASES', 'COUNTS', 'PUBLISHED', 'PARQUET', 'sealed', 'Truth', 'Annotations', 'Triples', 'Crowd', 'take',
-           'hold_out', 'to', 'from_dense', 'dense', 'votes', 'labels_per_item', 'labels_per_annotator', 'raw_accuracy',
+__all__ = ['MIXTURES', 'CASES', 'PARQUET', 'sealed', 'Truth', 'Annotations', 'Triples', 'Crowd', 'take', 'hold_out', 'to',
+           'from_dense', 'dense', 'votes', 'labels_per_item', 'labels_per_annotator', 'raw_accuracy',
            'majority_accuracy', 'statistics', 'empirical_confusions', 'draw_rates', 'draw_assignment', 'symmetric',
            'pair_flip', 'asymmetric', 'spammer', 'confusion', 'mixture', 'copycats', 'answers', 'Synthetic',
-           'synthetic', 'max_mig_crowd', 'Labelled', 'CrowdData', 'load_labelme', 'load_music', 'load_leaves',
-           'load_sentiment', 'load_cifar10n', 'known', 'load', 'standardise', 'Named', 'read_annotations',
+           'synthetic', 'max_mig_crowd', 'Labelled', 'CrowdData', 'standardise', 'Named', 'read_annotations',
            'write_annotations']
 
 # %% ../../nbs/data/crowds.ipynb #c8870c31
@@ -49,7 +48,10 @@ class Truth:
     def reveal(self) -> Tensor:
         """The classes, for evaluation. Raises `RuntimeError` inside `sealed()`."""
         if not _open[0]:
-            raise RuntimeError("the true classes are sealed while a model is being trained: reveal them outside `with sealed():`, for evaluation")
+            raise RuntimeError(
+                "the true classes are sealed while a model is being trained: reveal them outside `with sealed():`, for "
+                "evaluation"
+            )
         return self._labels
 
     def __len__(self) -> int:
@@ -60,6 +62,11 @@ class Truth:
 
     def __array__(self, *args, **kwargs):
         raise TypeError("the true classes are hidden: call reveal() where you evaluate")
+
+
+@encode.register
+def _(value: Truth) -> bytes:
+    return encode(("Truth", value._labels))
 
 # %% ../../nbs/data/crowds.ipynb #22eaee41
 class Annotations(NamedTuple):
@@ -74,7 +81,9 @@ def _check_indices(name: str, values: Tensor, size: int) -> None:
     """Refuse indices outside `0..size-1`, naming the first offender."""
     bad = ((values < 0) | (values >= size)).nonzero()
     if len(bad):
-        raise ValueError(f"unknown {name} {int(values[bad[0, 0]])} in annotation {int(bad[0, 0])}: expected 0..{size - 1}")
+        raise ValueError(
+            f"unknown {name} {int(values[bad[0, 0]])} in annotation {int(bad[0, 0])}: expected 0..{size - 1}"
+        )
 
 
 def _check_all_used(name: str, values: Tensor, size: int, advice: str) -> None:
@@ -89,7 +98,10 @@ def _check_pairs(item: Tensor, annotator: Tensor) -> None:
     twice = ((item[1:] == item[:-1]) & (annotator[1:] == annotator[:-1])).nonzero()[:, 0]
     if len(twice):
         i, r = int(item[twice[0]]), int(annotator[twice[0]])
-        raise ValueError(f"{len(twice)} repeated (item, annotator) pairs (first: item {i}, annotator {r}): keep one label of each, or pass allow=('repeats',)")
+        raise ValueError(
+            f"{len(twice)} repeated (item, annotator) pairs (first: item {i}, annotator {r}): keep one label of each, "
+            "or pass allow=('repeats',)"
+        )
 
 # %% ../../nbs/data/crowds.ipynb #ffd07671
 def _triples(item, annotator, label) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,8 +121,8 @@ def _triples(item, annotator, label) -> tuple[Tensor, Tensor, Tensor]:
 class Triples:
     """`L` annotations of `items` items by `annotators` annotators, sorted by item.
 
-    `allow` lifts single checks: "repeats" (one annotator labels an item twice), "silent" (annotators without any label),
-    "unlabelled" (items without any annotation).
+    `allow` lifts single checks: "repeats" (one annotator labels an item twice), "silent" (annotators without any
+    label), "unlabelled" (items without any annotation).
     """
 
     item: Tensor
@@ -126,6 +138,7 @@ class Triples:
         for name, values in zip(("item", "annotator", "label"), triples):
             object.__setattr__(self, name, values)
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
+        object.__setattr__(self, "allow", tuple(sorted(set(self.allow))))  # one order in every process
         _check_triples(self)
         counts = torch.bincount(self.item, minlength=self.items)
         object.__setattr__(self, "start", torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
@@ -139,7 +152,9 @@ def _check_triples(t: Triples) -> None:
     if "unlabelled" not in t.allow:
         _check_all_used("items have no annotation", t.item, t.items, "leave them out of a training crowd")
     if "silent" not in t.allow:
-        _check_all_used("annotators gave no label", t.annotator, t.annotators, "leave them out, or pass allow=('silent',)")
+        _check_all_used(
+            "annotators gave no label", t.annotator, t.annotators, "leave them out, or pass allow=('silent',)"
+        )
     if "repeats" not in t.allow:
         _check_pairs(t.item, t.annotator)
 
@@ -176,15 +191,28 @@ def take(crowd: Crowd, index: Tensor) -> Crowd:
     row, annotator, label = crowd.annotations(index)
     features = None if crowd.features is None else crowd.features[index.to(crowd.features.device)]
     truth = None if crowd.truth is None else Truth(crowd.truth._labels[index.to(crowd.truth._labels.device)])
-    return Crowd(row, annotator, label, len(index), crowd.annotators, crowd.classes, features, truth, crowd.name,
-                 allow=tuple({*crowd.allow, "silent"}))
+    return Crowd(
+        row,
+        annotator,
+        label,
+        len(index),
+        crowd.annotators,
+        crowd.classes,
+        features,
+        truth,
+        crowd.name,
+        allow=tuple({*crowd.allow, "silent"}),
+    )
 
 
 def hold_out(crowd: Crowd, fraction: float, seed: int = 0) -> tuple[Crowd, Crowd]:
     """`(rest, held out)`: a random `fraction` of the items, drawn by `seed`, without looking at the truth."""
     held = round(fraction * crowd.items)
     if not 0 < held < crowd.items:
-        raise ValueError(f"cannot hold out a share of {fraction} of {crowd.items} items: between 1 and {crowd.items - 1} items must stay on each side")
+        raise ValueError(
+            f"cannot hold out a share of {fraction} of {crowd.items} items: between 1 and {crowd.items - 1} items must "
+            "stay on each side"
+        )
     order = torch.randperm(crowd.items, generator=torch.Generator().manual_seed(seed))
     return take(crowd, order[held:].sort().values), take(crowd, order[:held].sort().values)
 
@@ -192,14 +220,19 @@ def hold_out(crowd: Crowd, fraction: float, seed: int = 0) -> tuple[Crowd, Crowd
 def to(crowd: Crowd, device) -> Crowd:
     """The crowd with its triples and features on `device`."""
     names = ("item", "annotator", "label", "features")
-    return replace(crowd, **{name: getattr(crowd, name).to(device) for name in names if getattr(crowd, name) is not None})
+    return replace(
+        crowd, **{name: getattr(crowd, name).to(device) for name in names if getattr(crowd, name) is not None}
+    )
 
 # %% ../../nbs/data/crowds.ipynb #86e248b4
 def from_dense(answers, classes: tuple[str, ...], **rest) -> Crowd:
     """A crowd from an `(N, R)` integer matrix with -1 where there is no label."""
     answers = torch.as_tensor(np.asarray(answers))
     if answers.ndim != 2 or answers.dtype.is_floating_point or answers.min() < -1:
-        raise ValueError(f"answers must be an N x R integer matrix with -1 where missing, not {answers.dtype} of shape {tuple(answers.shape)}")
+        raise ValueError(
+            f"answers must be an N x R integer matrix with -1 where missing, not {answers.dtype} of shape "
+            f"{tuple(answers.shape)}"
+        )
     item, annotator = (answers >= 0).nonzero(as_tuple=True)
     return Crowd(item, annotator, answers[item, annotator].long(), *answers.shape, classes, **rest)
 
@@ -245,16 +278,25 @@ def majority_accuracy(crowd: Crowd, ties: str = "shared") -> float:
 def statistics(crowd: Crowd) -> dict[str, float | int | str]:
     """One row of a table about a crowd; the accuracies (fractions) only where the truth is known."""
     per_item, per_annotator = labels_per_item(crowd), labels_per_annotator(crowd)
-    row = {"name": crowd.name, "items": crowd.items, "annotators": crowd.annotators, "annotations": len(crowd.item), "classes": len(crowd.classes),
-           "labels_per_item": per_item.double().mean().item(), "annotator_min": int(per_annotator.min()),
-           "annotator_median": float(np.median(per_annotator.cpu())), "annotator_max": int(per_annotator.max())}
+    row = {
+        "name": crowd.name,
+        "items": crowd.items,
+        "annotators": crowd.annotators,
+        "annotations": len(crowd.item),
+        "classes": len(crowd.classes),
+        "labels_per_item": per_item.double().mean().item(),
+        "annotator_min": int(per_annotator.min()),
+        "annotator_median": float(np.median(per_annotator.cpu())),
+        "annotator_max": int(per_annotator.max()),
+    }
     if crowd.truth is not None:
         row |= {"raw_accuracy": raw_accuracy(crowd), "majority_accuracy": majority_accuracy(crowd)}
     return row
 
 # %% ../../nbs/data/crowds.ipynb #a5ecfc56
 def empirical_confusions(crowd: Crowd) -> Tensor:
-    """`(R, C, C)` counts: how often annotator `r` answered column `l` when the truth was row `c` (reveals the truth)."""
+    """`(R, C, C)` counts: how often annotator `r` answered column `l` when the truth was row `c` (reveals the truth).
+    """
     c = len(crowd.classes)
     truth = crowd.truth.reveal().to(crowd.item.device)[crowd.item]
     cell = (crowd.annotator * c + truth) * c + crowd.label
@@ -265,7 +307,10 @@ def draw_rates(annotators: int, labels_per_item: float, alpha: float, rng: np.ra
     """Each annotator's probability `(R,)` of labelling an item; `alpha = inf` makes all equal."""
     m = labels_per_item / annotators
     if not 0 < m < 1 or not alpha > 0:
-        raise ValueError(f"need alpha > 0 and 0 < labels per item < annotators, not alpha={alpha}, {labels_per_item} labels of {annotators} annotators")
+        raise ValueError(
+            f"need alpha > 0 and 0 < labels per item < annotators, not alpha={alpha}, {labels_per_item} labels of "
+            f"{annotators} annotators"
+        )
     if math.isinf(alpha):
         return np.full(annotators, m)
     return rng.beta(alpha, alpha * (1 - m) / m, annotators)
@@ -298,14 +343,20 @@ def asymmetric(classes: int, tau: float, rng: np.random.Generator) -> np.ndarray
 # %% ../../nbs/data/crowds.ipynb #4b85f4f2
 def spammer(classes: int, answer: int | None = None) -> np.ndarray:
     """Answers at random, or always `answer`."""
-    return np.full((classes, classes), 1 / classes) if answer is None else np.tile(np.eye(classes)[answer], (classes, 1))
+    return (
+        np.full((classes, classes), 1 / classes) if answer is None else np.tile(np.eye(classes)[answer], (classes, 1))
+    )
 
 
 def confusion(kind: str, classes: int, tau: float, rng: np.random.Generator) -> np.ndarray:
     """One `(C, C)` row-stochastic matrix of a named kind."""
-    kinds = {"symmetric": lambda: symmetric(classes, tau), "pair_flip": lambda: pair_flip(classes, tau),
-             "asymmetric": lambda: asymmetric(classes, tau, rng), "uniform": lambda: spammer(classes),
-             "constant": lambda: spammer(classes, int(tau))}
+    kinds = {
+        "symmetric": lambda: symmetric(classes, tau),
+        "pair_flip": lambda: pair_flip(classes, tau),
+        "asymmetric": lambda: asymmetric(classes, tau, rng),
+        "uniform": lambda: spammer(classes),
+        "constant": lambda: spammer(classes, int(tau)),
+    }
     if kind not in kinds:
         raise ValueError(f"unknown kind of annotator {kind!r}: choose from {', '.join(kinds)}")
     return kinds[kind]()
@@ -344,9 +395,19 @@ def _invert(rows: np.ndarray, u: np.ndarray) -> np.ndarray:
     return (u[:, None] >= rows.cumsum(1)[:, :-1]).sum(1)
 
 
-def answers(truth: np.ndarray, item: np.ndarray, annotator: np.ndarray, theta: np.ndarray, rng: np.random.Generator,
-            leader: np.ndarray | None = None, rho: float = 1.0, common: float = 0.0) -> np.ndarray:
-    """Labels `(L,)` of the annotations `(item, annotator)` from confusions `theta` `(R, C, C)`; followers copy with probability `rho`."""
+def answers(
+    truth: np.ndarray,
+    item: np.ndarray,
+    annotator: np.ndarray,
+    theta: np.ndarray,
+    rng: np.random.Generator,
+    leader: np.ndarray | None = None,
+    rho: float = 1.0,
+    common: float = 0.0,
+) -> np.ndarray:
+    """Labels `(L,)` of the annotations `(item, annotator)` from confusions `theta` `(R, C, C)`; followers copy with
+    probability `rho`.
+    """
     u = rng.random((len(truth), len(theta)), dtype=np.float32)
     source = annotator if leader is None else np.where(rng.random(len(item)) < rho, leader[annotator], annotator)
     label = _invert(theta[source, truth[item]], u[item, source])
@@ -370,16 +431,29 @@ def _synthesise(features, truth, classes, theta, leader, rates, name, seed, **ho
     pairs = draw_assignment(rates, len(truth), np.random.default_rng([seed, 2]))
     label = answers(truth, *pairs, theta, np.random.default_rng([seed, 3]), leader=leader, **how)
     item, annotator, label = (torch.from_numpy(v) for v in (*pairs, label))
-    crowd = Crowd(item, annotator, label, len(truth), len(theta), classes, features, Truth(truth), name, allow=("silent",))
+    crowd = Crowd(
+        item, annotator, label, len(truth), len(theta), classes, features, Truth(truth), name, allow=("silent",)
+    )
     return Synthetic(crowd, torch.from_numpy(theta), torch.from_numpy(leader), torch.from_numpy(rates))
 
 # %% ../../nbs/data/crowds.ipynb #49bb6642
-def synthetic(features: Tensor | None, truth: Tensor, classes: tuple[str, ...], case: str = "IND-A", annotators: int = 250,
-              labels_per_item: float = 3.0, alpha: float = 0.5, rho: float = 1.0, common: float = 0.0, seed: int = 0) -> Synthetic:
+def synthetic(
+    features: Tensor | None,
+    truth: Tensor,
+    classes: tuple[str, ...],
+    case: str = "IND-A",
+    annotators: int = 250,
+    labels_per_item: float = 3.0,
+    alpha: float = 0.5,
+    rho: float = 1.0,
+    common: float = 0.0,
+    seed: int = 0,
+) -> Synthetic:
     """A sparse synthetic crowd over items of known classes, deterministic by `seed`.
 
-    `case` is one of `CASES`; `alpha` shapes the Beta shares (inf: equal); `rho` is how often a copycat of a COR case copies;
-    `common` the share of items on which all annotators share one answer. Source: sparse crowds of CCC (Zhang et al., AAAI 2024); the mixtures are ours.
+    `case` is one of `CASES`; `alpha` shapes the Beta shares (inf: equal); `rho` is how often a copycat of a COR case
+    copies; `common` the share of items on which all annotators share one answer. Source: sparse crowds of CCC (Zhang
+    et al., AAAI 2024); the mixtures are ours.
     """
     if case not in CASES:
         raise ValueError(f"unknown case {case!r}: choose from {', '.join(CASES)}")
@@ -403,23 +477,42 @@ def _expert(right: tuple[float, ...]) -> np.ndarray:
     return matrix
 
 
-_SENIORS = (_expert((0, 0, 0, 0, 0)), _expert((0.5,) * 5), _expert((1, 1, 0.5, 0.5, 0.5)), _expert((0, 0, 1, 1, 1)), _expert((0.6,) * 5))
+_SENIORS = (
+    _expert((0, 0, 0, 0, 0)),
+    _expert((0.5,) * 5),
+    _expert((1, 1, 0.5, 0.5, 0.5)),
+    _expert((0, 0, 1, 1, 1)),
+    _expert((0.6,) * 5),
+)
 
 # %% ../../nbs/data/crowds.ipynb #9274d15d
-def max_mig_crowd(features: Tensor | None, truth: Tensor, classes: tuple[str, ...], expertise: str = "high",
-                  case: str = "correlated", seed: int = 0) -> Synthetic:
-    """The dense crowds of Max-MIG: `case` "independent" (seniors only), "naive" (plus juniors who always answer class 0), "correlated" (plus copycats).
+def max_mig_crowd(
+    features: Tensor | None,
+    truth: Tensor,
+    classes: tuple[str, ...],
+    expertise: str = "high",
+    case: str = "correlated",
+    seed: int = 0,
+) -> Synthetic:
+    """The dense crowds of Max-MIG: `case` "independent" (seniors only), "naive" (plus juniors who always answer class
+    0), "correlated" (plus copycats).
 
-    Seniors: 5 of "high" expertise or 10 of "low" (right with 0.2, otherwise uniform). Source: Cao et al., ICLR 2019, section 4.
+    Seniors: 5 of "high" expertise or 10 of "low" (right with 0.2, otherwise uniform). Source: Cao et al., ICLR 2019,
+    section 4.
     """
     if expertise not in ("high", "low") or case not in ("independent", "naive", "correlated") or len(classes) != 10:
-        raise ValueError(f"unknown crowd {expertise!r}, {case!r} with {len(classes)} classes: high or low; independent, naive or correlated; 10 classes")
+        raise ValueError(
+            f"unknown crowd {expertise!r}, {case!r} with {len(classes)} classes: high or low; "
+            "independent, naive or correlated; 10 classes"
+        )
     seniors = list(_SENIORS) if expertise == "high" else [symmetric(10, 0.8)] * 10
     juniors = [spammer(10, 0)] * (5 if case == "naive" else 0)
     copied = ([0, 0, 2, 2, 2] if expertise == "high" else [0, 2]) if case == "correlated" else []
     theta = np.stack(seniors + juniors + [seniors[r] for r in copied])
     leader = np.array([*range(len(seniors) + len(juniors)), *copied])
-    return _synthesise(features, truth, classes, theta, leader, np.ones(len(theta)), f"max-mig-{expertise}-{case}", seed)
+    return _synthesise(
+        features, truth, classes, theta, leader, np.ones(len(theta)), f"max-mig-{expertise}-{case}", seed
+    )
 
 # %% ../../nbs/data/crowds.ipynb #d7fec55c
 class Labelled(NamedTuple):
@@ -436,161 +529,11 @@ class CrowdData(NamedTuple):
     test: Labelled | None = None
     valid: Labelled | None = None
 
-# %% ../../nbs/data/crowds.ipynb #8ef11e8a
-def _folder(name: str, root: str | Path | None) -> Path:
-    """The folder of a published crowd, or an error that says where it was looked for."""
-    from kdnotes.data.images import data_root
-
-    places = [data_root(root) / "crowds" / name, data_root(root) / name]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise FileNotFoundError(f"crowd {name!r} is not on disk: put its files into {places[0]} (or set KDNOTES_DATA)")
-
-
-def _arrays(folder: Path, name: str, *keys: str) -> dict[str, np.ndarray]:
-    """The arrays `keys` of `<folder>/<name>.npz`."""
-    path = folder / f"{name}.npz"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {path.name}: expected the arrays {', '.join(keys)} in it")
-    with np.load(path) as archive:
-        missing = [key for key in keys if key not in archive]
-        if missing:
-            raise ValueError(f"{path} lacks the arrays {', '.join(missing)}; it holds {', '.join(archive)}")
-        return {key: archive[key] for key in keys}
-
-# %% ../../nbs/data/crowds.ipynb #82cd53f1
-_LABELME = ("highway", "insidecity", "tallbuilding", "street", "forest", "coast", "mountain", "opencountry")
-
-
-def _labelled(features: np.ndarray, labels: np.ndarray) -> Labelled:
-    """Float32 rows with int64 classes."""
-    if len(features) != len(labels):
-        raise ValueError(f"{len(features)} rows of features with {len(labels)} labels: one label a row is needed")
-    return Labelled(torch.from_numpy(np.asarray(features, np.float32)).flatten(1), torch.from_numpy(np.asarray(labels, np.int64)))
-
-
-def _from_answers(train: Labelled, table: np.ndarray, classes: tuple[str, ...], name: str) -> Crowd:
-    """A crowd from a dense table of answers; a whole column of -1 is an error."""
-    return from_dense(np.asarray(table, np.int64), classes, features=train.features, truth=Truth(train.labels), name=name)
-
-# %% ../../nbs/data/crowds.ipynb #85c967ed
-def _labelme_release(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of the authors' own files: VGG-16 features as .npy, answers and labels as text."""
-    parts = {"answers": np.loadtxt(folder / "answers.txt", dtype=np.int64, ndmin=2)}
-    for part in ("train", "valid", "test"):
-        parts[f"X_{part}"] = np.load(folder / f"data_{part}_vgg16.npy")
-        parts[f"y_{part}"] = np.loadtxt(folder / f"labels_{part}.txt", dtype=np.int64)
-    return parts
-
-
-def load_labelme(folder: Path) -> CrowdData:
-    """LabelMe from `labelme.npz` or from the release of Rodrigues & Pereira (`answers.txt`, `data_train_vgg16.npy`, ...)."""
-    keys = ("answers", *(f"{kind}_{part}" for part in ("train", "valid", "test") for kind in "Xy"))
-    data = _labelme_release(folder) if (folder / "answers.txt").exists() else _arrays(folder, "labelme", *keys)
-    train, valid, test = (_labelled(data[f"X_{part}"], data[f"y_{part}"]) for part in ("train", "valid", "test"))
-    asked = (data["answers"] >= 0).any(0) | (data["answers"] < -1).any(0)  # the release lists annotators of other parts too
-    return CrowdData(_from_answers(train, data["answers"][:, asked], _LABELME, "labelme"), test, valid)
-
-# %% ../../nbs/data/crowds.ipynb #80145608
-_GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
-
-
-def load_music(folder: Path) -> CrowdData:
-    """Music from `music.npz`."""
-    data = _arrays(folder, "music", "X_train", "y_train", "answers", "X_test", "y_test")
-    train, test = _labelled(data["X_train"], data["y_train"]), _labelled(data["X_test"], data["y_test"])
-    return CrowdData(_from_answers(train, data["answers"], _GENRES, "music"), test)
-
-
-def _long(data: dict, features: Tensor, truth: np.ndarray, classes: tuple[str, ...], name: str) -> Crowd:
-    """A crowd from arrays `item`, `worker`, `label`."""
-    item, annotator, label = (torch.from_numpy(data[key].astype(np.int64)) for key in ("item", "worker", "label"))
-    return Crowd(item, annotator, label, len(truth), int(annotator.max()) + 1, classes, features, Truth(truth.astype(np.int64)), name)
-
-# %% ../../nbs/data/crowds.ipynb #68761daf
-def load_leaves(folder: Path) -> CrowdData:
-    """Leaves from `leaves.npz`; there is no test set."""
-    data = _arrays(folder, "leaves", "X", "y", "item", "worker", "label")
-    features = torch.from_numpy(data["X"].astype(np.float32))
-    return CrowdData(_long(data, features, data["y"], ("alder", "eucalyptus", "maple", "oak", "other"), "leaves"))
-
-
-def load_sentiment(folder: Path, words: int = 2000) -> CrowdData:
-    """Sentiment from `sentiment.npz` and `text_{train,test}.txt`: TF-IDF of the `words` commonest words, fitted on the training text."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    data = _arrays(folder, "sentiment", "item", "worker", "label", "y_train", "y_test")
-    text = {part: (folder / f"text_{part}.txt").read_text(encoding="utf8").splitlines() for part in ("train", "test")}
-    vectors = TfidfVectorizer(max_features=words, ngram_range=(1, 2), sublinear_tf=True).fit(text["train"])
-    train, test = (_labelled(vectors.transform(text[part]).toarray(), data[f"y_{part}"]) for part in ("train", "test"))
-    return CrowdData(_long(data, train.features, data["y_train"], ("negative", "positive"), "sentiment"), test)
-
-# %% ../../nbs/data/crowds.ipynb #eac789d9
-def _human_labels(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of `CIFAR-10_human.pt`, read with `weights_only=True`."""
-    core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
-    rebuild = [(getattr(core, name), f"numpy.{package}.multiarray.{name}") for name in ("_reconstruct", "scalar") for package in ("core", "_core")]
-    with torch.serialization.safe_globals([*rebuild, np.ndarray, np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.uint8))]):
-        return {key: np.asarray(value) for key, value in torch.load(path, weights_only=True).items()}
-
-
-def _cifar10n_release(folder: Path) -> dict[str, np.ndarray]:
-    """The authors' files `CIFAR-10_human.pt` and `side_info_cifar10N.csv`, in the order of the python version of CIFAR-10."""
-    import pandas as pd
-
-    human = _human_labels(folder / "CIFAR-10_human.pt")
-    workers = pd.read_csv(folder / "side_info_cifar10N.csv")[[f"Worker{k}-id" for k in (1, 2, 3)]].to_numpy()
-    return {"clean": human["clean_label"], "labels": np.stack([human[f"random_label{k}"] for k in (1, 2, 3)], 1), "batch_worker": workers}
-
-# %% ../../nbs/data/crowds.ipynb #72dac573
-def load_cifar10n(folder: Path, root: str | Path | None = None, images: bool = True) -> CrowdData:
-    """CIFAR-10N at annotator level, from `cifar10n.npz` or the authors' two files; `images=False` leaves the CIFAR-10 images out."""
-    released = (folder / "CIFAR-10_human.pt").exists()
-    data = _cifar10n_release(folder) if released else _arrays(folder, "cifar10n", "clean", "labels", "batch_worker")
-    n = len(data["clean"])
-    flat = {"item": np.repeat(np.arange(n), 3), "worker": np.repeat(data["batch_worker"], 10, 0)[:n].ravel(), "label": data["labels"].ravel()}
-    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    if not images:
-        return CrowdData(_long(flat, None, data["clean"], classes, "cifar10n"))
-    from kdnotes.data.images import load as load_images
-
-    train, test = load_images("cifar10", "train", root), load_images("cifar10", "test", root)
-    if not np.array_equal(train.labels.numpy(), data["clean"]):
-        raise ValueError("the CIFAR-10 images are not in the order of the annotations: the python version's order is needed")
-    return CrowdData(_long(flat, train.images, data["clean"], classes, "cifar10n"), Labelled(test.images, test.labels))
-
-# %% ../../nbs/data/crowds.ipynb #58064310
-COUNTS = {"labelme": "1,000 + 1,188, 59 annotators", "music": "700 + 300, 44 annotators", "sentiment": "4,999 + 3,999, 203 annotators",
-          "leaves": "384, 83 annotators", "cifar10n": "50,000 + 10,000, 747 annotators"}
-
-
-def known(root: str | Path | None = None) -> dict[str, object]:
-    """The published crowds as data sources of kind "crowd", by name."""
-    from kdnotes.data.images import Source, data_root
-
-    where = {name: name if (data_root(root) / name).is_dir() else f"crowds/{name}" for name in COUNTS}
-    return {name: Source(name, "crowd", counts, f"put its files into {data_root(root) / 'crowds' / name}", functools.partial(load, name),
-                         lambda split, name=name: {where[name]: ""}) for name, counts in COUNTS.items()}
-
-# %% ../../nbs/data/crowds.ipynb #2f55f456
-PUBLISHED: dict[str, object] = {"labelme": load_labelme, "music": load_music, "sentiment": load_sentiment, "leaves": load_leaves, "cifar10n": load_cifar10n}
-
-
-def load(name: str, root: str | Path | None = None, **options) -> CrowdData:
-    """A published crowd by name, from the data root (argument, else KDNOTES_DATA, else the user's data folder).
-
-    Raises `ValueError` for an unknown name, a broken file or impossible annotations, `FileNotFoundError` where files are missing.
-    """
-    if name not in PUBLISHED:
-        raise ValueError(f"unknown crowd {name!r}: choose from {', '.join(PUBLISHED)}, or read your own with read_annotations")
-    if name == "cifar10n":
-        options.setdefault("root", root)
-    return PUBLISHED[name](_folder(name, root), **options)
-
 # %% ../../nbs/data/crowds.ipynb #cad6f565
 def standardise(data: CrowdData) -> CrowdData:
-    """All parts with zero mean and unit deviation per feature, measured on the training crowd (constant features stay 0)."""
+    """All parts with zero mean and unit deviation per feature, measured on the training crowd (constant features stay
+    0).
+    """
     x = data.crowd.features
     mean, std = x.mean(0), x.std(0)
     scale = lambda features: (features - mean) / std.where(std > 0, 1)
@@ -614,14 +557,21 @@ def _table(path: Path, columns: tuple[str, str, str]):
     import pandas as pd
 
     if not path.exists():
-        raise FileNotFoundError(f"no annotations at {path}: a CSV or Parquet file with the columns {', '.join(columns)} is expected")
+        raise FileNotFoundError(
+            f"no annotations at {path}: a CSV or Parquet file with the columns {', '.join(columns)} is expected"
+        )
     frame = pd.read_parquet(path) if path.suffix in PARQUET else pd.read_csv(path)
     missing = [name for name in columns if name not in frame]
     if missing or frame.empty:
-        raise ValueError(f"{path} has {len(frame)} rows and the columns {', '.join(map(str, frame))}: needed are rows with {', '.join(columns)}")
+        raise ValueError(
+            f"{path} has {len(frame)} rows and the columns {', '.join(map(str, frame))}: needed are rows with "
+            f"{', '.join(columns)}"
+        )
     holes = frame[list(columns)].isna().any(axis=1)
     if holes.any():
-        raise ValueError(f"{path}: row {int(holes.argmax()) + 1} has an empty cell; leave out annotations that were not given")
+        raise ValueError(
+            f"{path}: row {int(holes.argmax()) + 1} has an empty cell; leave out annotations that were not given"
+        )
     return frame[list(columns)]
 
 # %% ../../nbs/data/crowds.ipynb #f9eb48d6
@@ -631,16 +581,21 @@ def _number(values, known, what: str) -> tuple[Tensor, tuple[str, ...]]:
     place = {str(name): k for k, name in enumerate(names)}
     unknown = {str(v) for v in set(values)} - place.keys()
     if unknown:
-        raise ValueError(f"unknown {what} {sorted(unknown)[0]!r}: {len(unknown)} values are not among the {len(names)} given ({', '.join(list(place)[:10])})")
+        raise ValueError(
+            f"unknown {what} {sorted(unknown)[0]!r}: {len(unknown)} values are not among the {len(names)} given "
+            f"({', '.join(list(place)[:10])})"
+        )
     return torch.tensor([place[str(v)] for v in values]), tuple(place)
 
 # %% ../../nbs/data/crowds.ipynb #e04124c6
-def read_annotations(path: str | Path, classes=None, items=None, annotators=None, columns=("item", "annotator", "label"),
+def read_annotations(path: str | Path, classes=None, items=None, annotators=None,
+                     columns=("item", "annotator", "label"),
                      features: Tensor | None = None, truth=None, allow: tuple[str, ...] = ()) -> Named:
     """A crowd from a long CSV or Parquet table, one row an annotation.
 
-    `classes`, `items`, `annotators` list the expected names in order (default: what occurs, sorted); a name that is not listed, a listed
-    item without annotation or a listed annotator without label is a `ValueError`, as is a repeated pair; `allow` lifts checks (see `Triples`).
+    `classes`, `items`, `annotators` list the expected names in order (default: what occurs, sorted); a name that is
+    not listed, a listed item without annotation or a listed annotator without label is a `ValueError`, as is a
+    repeated pair; `allow` lifts checks (see `Triples`).
     """
     path = Path(path)
     frame = _table(path, tuple(columns))
@@ -658,7 +613,9 @@ def write_annotations(crowd: Triples, path: str | Path) -> Path:
 
     path = Path(path)
     names = np.asarray(crowd.classes)
-    frame = pd.DataFrame({"item": crowd.item.cpu(), "annotator": crowd.annotator.cpu(), "label": names[crowd.label.cpu()]})
+    frame = pd.DataFrame(
+        {"item": crowd.item.cpu(), "annotator": crowd.annotator.cpu(), "label": names[crowd.label.cpu()]}
+    )
     with atomic_write(path) as temporary:
         frame.to_parquet(temporary, index=False) if path.suffix in PARQUET else frame.to_csv(temporary, index=False)
     return path

@@ -17,7 +17,9 @@ MODES = ("bicubic", "bilinear", "area", "nearest")
 
 
 def target_size(height: int, width: int, factor: float | None, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """The low resolution `(h, w)` of an image of `(height, width)` under a `factor` >= 1 or a `size`; exactly one of the two is given."""
+    """The low resolution `(h, w)` of an image of `(height, width)` under a `factor` >= 1 or a `size`; exactly one of
+    the two is given.
+    """
     if (factor is None) == (size is None):
         raise ValueError(f"factor is {factor}, size is {size}; expected exactly one of them")
     if factor is not None:
@@ -26,7 +28,9 @@ def target_size(height: int, width: int, factor: float | None, size: int | tuple
         return max(1, round(height / factor)), max(1, round(width / factor))
     h, w = (size, size) if isinstance(size, Integral) else size
     if not (1 <= h <= height and 1 <= w <= width):
-        raise ValueError(f"size is {size} for images of {height} x {width}; expected at least 1 and at most the image's own size")
+        raise ValueError(
+            f"size is {size} for images of {height} x {width}; expected at least 1 and at most the image's own size"
+        )
     return int(h), int(w)
 
 # %% ../../nbs/data/degrade.ipynb #cb189eea
@@ -40,20 +44,34 @@ def interpolate(x: Tensor, size: tuple[int, int], mode: str, antialias: bool) ->
 def check_pixels(x: Tensor) -> None:
     """Raise unless `x` is `(N, C, H, W)`, either uint8 or floats in [0, 1] without NaN."""
     if not isinstance(x, Tensor) or x.ndim != 4 or x.numel() == 0:
-        raise ValueError(f"images are {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; expected a tensor (N, C, H, W)")
+        raise ValueError(
+            f"images are {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; "
+            "expected a tensor (N, C, H, W)"
+        )
     if x.dtype == torch.uint8:
         return
     low, high = (float(v) for v in x.aminmax()) if x.is_floating_point() else (0.0, float("nan"))
     if not (low >= -1e-4 and high <= 1 + 1e-4):
-        raise ValueError(f"images are {x.dtype} from {low:g} to {high:g}; expected uint8, or floats in [0, 1] before they are normalised")
+        raise ValueError(
+            f"images are {x.dtype} from {low:g} to {high:g}; "
+            "expected uint8, or floats in [0, 1] before they are normalised"
+        )
 
 # %% ../../nbs/data/degrade.ipynb #8d9245f0
-def low_resolution(x: Tensor, factor: float | None = None, size: int | tuple[int, int] | None = None, mode: str = "bicubic",
-                   antialias: bool = True, restore: bool = False) -> Tensor:
-    """Images `(N, C, H, W)`, uint8 or floats in [0, 1], at low resolution: by a `factor` >= 1, or at a `size` in pixels.
+def low_resolution(
+    x: Tensor,
+    factor: float | None = None,
+    size: int | tuple[int, int] | None = None,
+    mode: str = "bicubic",
+    antialias: bool = True,
+    restore: bool = False,
+) -> Tensor:
+    """Images `(N, C, H, W)`, uint8 or floats in [0, 1], at low resolution: by a `factor` >= 1, or at a `size` in
+    pixels.
 
-    `mode`: bicubic, bilinear, area or nearest; `antialias` stretches the bicubic and bilinear kernels with the factor. `restore=True` returns to H x W by
-    the same mode: the detail stays lost, the shape comes back. The result has the dtype of `x` (bytes are rounded) and lies in its range. Deterministic.
+    `mode`: bicubic, bilinear, area or nearest; `antialias` stretches the bicubic and bilinear kernels with the factor.
+    `restore=True` returns to H x W by the same mode: the detail stays lost, the shape comes back. The result has the
+    dtype of `x` (bytes are rounded) and lies in its range. Deterministic.
     """
     check_pixels(x)
     if mode not in MODES:
@@ -65,10 +83,14 @@ def low_resolution(x: Tensor, factor: float | None = None, size: int | tuple[int
     return (y * 255).round_().to(torch.uint8) if x.dtype == torch.uint8 else y
 
 # %% ../../nbs/data/degrade.ipynb #5795121e
-def high_low_pair(x: Tensor, generator: torch.Generator | None = None, padding: int = 0, flip: bool = False, **degrade) -> tuple[Tensor, Tensor]:
-    """Each image of `x` `(N, C, H, W)` after a random shift by up to `padding` pixels and, with `flip`, a random mirror; and the same at low resolution.
+def high_low_pair(
+    x: Tensor, generator: torch.Generator | None = None, padding: int = 0, flip: bool = False, **degrade
+) -> tuple[Tensor, Tensor]:
+    """Each image of `x` `(N, C, H, W)` after a random shift by up to `padding` pixels and, with `flip`, a random
+    mirror; and the same at low resolution.
 
-    `degrade` goes to `low_resolution` (`size=8` or `factor=4`, `mode`, `antialias`, `restore`). Returns `(high, low)`, both with the dtype of `x`.
+    `degrade` goes to `low_resolution` (`size=8` or `factor=4`, `mode`, `antialias`, `restore`). Returns `(high, low)`,
+    both with the dtype of `x`.
     """
     high = augment.random_crop(x, padding, generator) if padding else x
     if flip:

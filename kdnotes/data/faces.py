@@ -6,12 +6,10 @@ __all__ = ['IDENTITY', 'NUISANCE', 'DEPTH', 'PARTS', 'REACH', 'HAIR', 'IRIS', 'S
            'Canvas', 'blank', 'ramp', 'colours', 'head_distance', 'ellipse', 'paint_behind', 'paint_head', 'paint_eye',
            'paint_brow', 'paint_nose', 'paint_mouth', 'some', 'paint_glasses', 'paint_object', 'paint_in_front', 'lit',
            'background', 'noise_plane', 'camera_noise', 'photograph', 'mouth_points', 'outline_points', 'landmarks',
-           'check_codes', 'draw', 'render', 'FaceSet', 'faces', 'identity_groups', 'split_identities', 'triangle',
-           'distinct', 'genuine_pairs', 'impostor_pairs', 'people_in_folds', 'pairs_of', 'verification_pairs']
+           'check_codes', 'draw', 'render', 'FaceSet', 'faces']
 
 # %% ../../nbs/data/faces.ipynb #5336d6c7
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,28 +17,37 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from .folders import Pairs
-from .images import ImageSet
-from ..runtime import log, make_generator
+from .imageset import ImageSet
+from ..runtime import make_generator
 
 # %% ../../nbs/data/faces.ipynb #8f645df1
 IDENTITY: dict[str, tuple[float, float]] = {
-    "face_width": (0.45, 0.60), "face_length": (0.66, 0.78), "jaw": (-0.34, 0.02), "chin": (0.0, 0.75), "melanin": (0.0, 1.0), "undertone": (-1.0, 1.0),
-    "hair_shade": (0.0, 1.0), "hair_grey": (-1.2, 0.8), "hair_length": (-0.5, 1.1), "hair_volume": (0.02, 0.16), "hairline": (-0.62, -0.34),
+    "face_width": (0.45, 0.60), "face_length": (0.66, 0.78), "jaw": (-0.34, 0.02), "chin": (0.0, 0.75),
+    "melanin": (0.0, 1.0), "undertone": (-1.0, 1.0),
+    "hair_shade": (0.0, 1.0), "hair_grey": (-1.2, 0.8), "hair_length": (-0.5, 1.1), "hair_volume": (0.02, 0.16),
+    "hairline": (-0.62, -0.34),
     "parting": (-0.35, 0.35), "fringe": (-0.5, 0.9), "ear_size": (0.7, 1.3),
-    "eye_spacing": (0.19, 0.275), "eye_height": (-0.16, -0.06), "eye_width": (0.085, 0.13), "eye_opening": (0.032, 0.062), "eye_tilt": (-0.25, 0.25), "iris": (0.0, 1.0),
-    "brow_gap": (0.09, 0.165), "brow_thickness": (0.014, 0.042), "brow_tilt": (-0.3, 0.3), "brow_arch": (0.0, 0.07), "brow_width": (0.10, 0.16),
-    "nose_length": (0.24, 0.37), "nose_width": (0.07, 0.135), "mouth_height": (0.13, 0.21), "mouth_width": (0.14, 0.235), "lip_fullness": (0.028, 0.075),
+    "eye_spacing": (0.19, 0.275), "eye_height": (-0.16, -0.06), "eye_width": (0.085, 0.13),
+    "eye_opening": (0.032, 0.062), "eye_tilt": (-0.25, 0.25), "iris": (0.0, 1.0),
+    "brow_gap": (0.09, 0.165), "brow_thickness": (0.014, 0.042), "brow_tilt": (-0.3, 0.3), "brow_arch": (0.0, 0.07),
+    "brow_width": (0.10, 0.16),
+    "nose_length": (0.24, 0.37), "nose_width": (0.07, 0.135), "mouth_height": (0.13, 0.21),
+    "mouth_width": (0.14, 0.235), "lip_fullness": (0.028, 0.075),
     "lip_colour": (0.0, 1.0), "beard": (-2.0, 1.4), "mole_x": (-0.8, 0.8), "mole_y": (0.0, 0.5), "mole": (-1.2, 1.0)}
 
 # %% ../../nbs/data/faces.ipynb #21535c00
 NUISANCE: dict[str, tuple[float, float]] = {
-    "shift_x": (-0.12, 0.12), "shift_y": (-0.10, 0.10), "zoom": (-0.02, 0.26), "roll": (-0.26, 0.26), "yaw": (-0.55, 0.55), "pitch": (-0.30, 0.30),
-    "smile": (-0.05, 0.11), "mouth_open": (-0.12, 0.08), "blink": (-1.0, 1.0), "gaze": (-0.5, 0.5), "brow_raise": (-0.035, 0.035),
-    "light_x": (-1.0, 1.0), "light_y": (-0.9, 0.5), "ambient": (0.28, 0.72), "exposure": (-0.5, 0.5), "warmth": (-0.16, 0.16), "haze": (-0.22, 0.22),
-    "back_red": (0.1, 0.9), "back_green": (0.1, 0.9), "back_blue": (0.1, 0.9), "pattern": (-0.30, 0.30), "wave_x": (-9.0, 9.0), "wave_y": (-9.0, 9.0),
+    "shift_x": (-0.12, 0.12), "shift_y": (-0.10, 0.10), "zoom": (-0.02, 0.26), "roll": (-0.26, 0.26),
+    "yaw": (-0.55, 0.55), "pitch": (-0.30, 0.30),
+    "smile": (-0.05, 0.11), "mouth_open": (-0.12, 0.08), "blink": (-1.0, 1.0), "gaze": (-0.5, 0.5),
+    "brow_raise": (-0.035, 0.035),
+    "light_x": (-1.0, 1.0), "light_y": (-0.9, 0.5), "ambient": (0.28, 0.72), "exposure": (-0.5, 0.5),
+    "warmth": (-0.16, 0.16), "haze": (-0.22, 0.22),
+    "back_red": (0.1, 0.9), "back_green": (0.1, 0.9), "back_blue": (0.1, 0.9), "pattern": (-0.30, 0.30),
+    "wave_x": (-9.0, 9.0), "wave_y": (-9.0, 9.0),
     "cloth_red": (0.0, 1.0), "cloth_green": (0.0, 1.0), "cloth_blue": (0.0, 1.0),
-    "glasses": (0.0, 1.0), "tint": (0.0, 1.0), "object": (0.0, 1.0), "object_x": (-0.7, 0.7), "object_y": (-0.7, 0.9), "object_size": (0.14, 0.34), "object_shade": (0.0, 1.0),
+    "glasses": (0.0, 1.0), "tint": (0.0, 1.0), "object": (0.0, 1.0), "object_x": (-0.7, 0.7), "object_y": (-0.7, 0.9),
+    "object_size": (0.14, 0.34), "object_shade": (0.0, 1.0),
     "noise": (-0.06, 0.06), "noise_x": (0.0, 1.0), "noise_y": (0.0, 1.0)}
 
 # %% ../../nbs/data/faces.ipynb #2fc9f73a
@@ -60,6 +67,7 @@ def decode(codes: Tensor, table: dict[str, tuple[float, float]]) -> SimpleNamesp
     """The traits of `table` as attributes, each `(N, 1, 1)`, from codes `(N, len(table))` in [0, 1]."""
     low, high = torch.tensor(list(table.values()), device=codes.device).T
     return SimpleNamespace(**dict(zip(table, (low + codes * (high - low)).T[..., None, None])))
+
 
 def person(identity: Tensor, nuisance: Tensor) -> SimpleNamespace:
     """All traits of a batch of pictures, `(N, 1, 1)` each."""
@@ -97,17 +105,24 @@ def spots(face: SimpleNamespace) -> dict[str, tuple]:
     """Points `(x, y, lift)` of the face that looks straight at us, by name."""
     x, w, W, H = face.eye_spacing, face.eye_width, face.face_width, face.face_length
     eye, tip = face.eye_height, face.eye_height + face.nose_length
-    return {"left_eye": (-x, eye, 0), "right_eye": (x, eye, 0), "left_eye_outer": (-x - w, eye, 0), "left_eye_inner": (w - x, eye, 0),
-            "right_eye_inner": (x - w, eye, 0), "right_eye_outer": (x + w, eye, 0), "left_brow": (-x, eye - face.brow_gap, 0), "right_brow": (x, eye - face.brow_gap, 0),
-            "nose_bridge": (0, eye, 0), "nose_tip": (0, tip, 0.13), "nose": (0, (eye + tip) / 2, 0.06), "mouth": (0, tip + face.mouth_height, 0.04),
-            "left_lens": (-x, eye, 0.06), "right_lens": (x, eye, 0.06), "mole": (face.mole_x * W, face.mole_y, 0), "beard": (0, 0.30 * H, 0)}
+    return {"left_eye": (-x, eye, 0), "right_eye": (x, eye, 0), "left_eye_outer": (-x - w, eye, 0),
+            "left_eye_inner": (w - x, eye, 0),
+            "right_eye_inner": (x - w, eye, 0), "right_eye_outer": (x + w, eye, 0),
+            "left_brow": (-x, eye - face.brow_gap, 0), "right_brow": (x, eye - face.brow_gap, 0),
+            "nose_bridge": (0, eye, 0), "nose_tip": (0, tip, 0.13), "nose": (0, (eye + tip) / 2, 0.06),
+            "mouth": (0, tip + face.mouth_height, 0.04),
+            "left_lens": (-x, eye, 0.06), "right_lens": (x, eye, 0.06), "mole": (face.mole_x * W, face.mole_y, 0),
+            "beard": (0, 0.30 * H, 0)}
 
 
 def places(face: SimpleNamespace) -> dict[str, tuple[Tensor, ...]]:
-    """Where each of the `spots` is seen, `(x', y', k)`, the ears, which sit on the outline, and the shoulders; `(N, 1, 1)` each."""
+    """Where each of the `spots` is seen, `(x', y', k)`, the ears, which sit on the outline, and the shoulders;
+    `(N, 1, 1)` each.
+    """
     named = spots(face)
     columns = [torch.cat([value + 0 * face.yaw for value in column], 1) for column in zip(*named.values())]
-    found = {name: tuple(t[:, k:k + 1] for t in where) for where in (seen(face, *columns),) for k, name in enumerate(named)}
+    where = seen(face, *columns)
+    found = {name: tuple(t[:, k : k + 1] for t in where) for k, name in enumerate(named)}
     turn, nod = 0.13 * face.yaw.sin(), DEPTH / 3 * face.pitch.sin() - 0.03
     ears = {"left_ear": (-face.face_width - turn, nod, 1), "right_ear": (face.face_width - turn, nod, 1)}
     return found | ears | {"shoulders": (0 * turn, 0 * turn + 1.3, 1)}
@@ -115,8 +130,20 @@ def places(face: SimpleNamespace) -> dict[str, tuple[Tensor, ...]]:
 # %% ../../nbs/data/faces.ipynb #f2a33e0d
 PARTS = ("background", "clothes", "hair", "neck", "ears", "skin", "brows", "eyes", "nose", "mouth", "glasses", "object")
 REACH: dict[str, tuple[float, float]] = {
-    "left_eye": (0.20, 0.15), "right_eye": (0.20, 0.15), "left_brow": (0.21, 0.13), "right_brow": (0.21, 0.13), "nose": (0.24, 0.32), "mouth": (0.31, 0.20), "mole": (0.05, 0.05),
-    "left_lens": (0.22, 0.15), "right_lens": (0.22, 0.15), "beard": (0.68, 0.75), "left_ear": (0.12, 0.20), "right_ear": (0.12, 0.20), "shoulders": (1.05, 0.53)}
+    "left_eye": (0.20, 0.15),
+    "right_eye": (0.20, 0.15),
+    "left_brow": (0.21, 0.13),
+    "right_brow": (0.21, 0.13),
+    "nose": (0.24, 0.32),
+    "mouth": (0.31, 0.20),
+    "mole": (0.05, 0.05),
+    "left_lens": (0.22, 0.15),
+    "right_lens": (0.22, 0.15),
+    "beard": (0.68, 0.75),
+    "left_ear": (0.12, 0.20),
+    "right_ear": (0.12, 0.20),
+    "shoulders": (1.05, 0.53),
+}
 
 
 def windows(face: SimpleNamespace, at: dict[str, tuple], size: int) -> dict[str, tuple[slice, slice]]:
@@ -128,12 +155,17 @@ def windows(face: SimpleNamespace, at: dict[str, tuple], size: int) -> dict[str,
     reach = torch.stack([sin * rx + cos * ry, cos * rx + sin * ry]) * unit + 1
     low = (middle - reach).amin((1, 3)).floor().clamp(0, size - 1).int().T.tolist()
     high = (middle + reach).amax((1, 3)).ceil().clamp(0, size - 1).int().T.tolist()
-    return {name: tuple(slice(a, b + 1) for a, b in zip(*ends)) for name, ends in zip(REACH, zip(low, high))} | {"all": (slice(None), slice(None))}
+    return {name: tuple(slice(a, b + 1) for a, b in zip(*ends)) for name, ends in zip(REACH, zip(low, high))} | {
+        "all": (slice(None), slice(None))
+    }
 
 # %% ../../nbs/data/faces.ipynb #397d5c1d
 @dataclass
 class Canvas:
-    """Pictures in the making: where pixels lie in the frame of the head (`u`, `v` `(N, H, W)`), `colour` `(N, 4, H, W)` with cover, `part`; `at`, `window`: places."""
+    """Pictures in the making: where pixels lie in the frame of the head (`u`, `v` `(N, H, W)`), `colour`
+    `(N, 4, H, W)` with cover, `part`; `at`, `window`: places.
+    """
+
     face: SimpleNamespace
     u: Tensor
     v: Tensor
@@ -146,22 +178,40 @@ class Canvas:
         """`(u, v)` of the pixels around a place."""
         return self.u[:, *self.window[place]], self.v[:, *self.window[place]]
 
-    def paint(self, part: str | None, distance: Tensor, colour: Tensor, place: str = "all", opacity: Tensor | float = 1.0, edge: float = 0.0) -> None:
-        """Cover what lies at `distance` < 0 with `colour` `(N, 3, 1, 1)`; `part` None is shading, which changes no label. `edge`: width of a soft border."""
+    def paint(
+        self,
+        part: str | None,
+        distance: Tensor,
+        colour: Tensor,
+        place: str = "all",
+        opacity: Tensor | float = 1.0,
+        edge: float = 0.0,
+    ) -> None:
+        """Cover what lies at `distance` < 0 with `colour` `(N, 3, 1, 1)`; `part` None is shading, which changes no
+        label. `edge`: width of a soft border.
+        """
         slope = -1 / (2 / self.u.shape[-1] / self.face.zoom.exp()).clamp_min(edge)
         alpha = (distance * slope).add_(0.5).clamp_(0, 1).mul_(opacity)
         under = self.colour[:, :, *self.window[place]]
         under.lerp_(torch.cat([colour, torch.ones_like(colour[:, :1])], 1), alpha[:, None])
         if part is not None:
             shown, label = (alpha > 0.5).view(torch.uint8), self.part[:, *self.window[place]]
-            label.add_((PARTS.index(part) - label).mul_(shown))              # bytes wrap around, so the difference may be negative
+            label.add_((PARTS.index(part) - label).mul_(shown))  # bytes wrap around, so the difference may be negative
 
 # %% ../../nbs/data/faces.ipynb #3ec91f58
 def blank(face: SimpleNamespace, size: int) -> Canvas:
     """An empty canvas of `size` x `size` pixels for each head."""
     u, v = head_frame(face, size)
     at = places(face)
-    return Canvas(face, u, v, u.new_zeros(len(u), 4, size, size), torch.zeros(u.shape, dtype=torch.uint8, device=u.device), at, windows(face, at, size))
+    return Canvas(
+        face,
+        u,
+        v,
+        u.new_zeros(len(u), 4, size, size),
+        torch.zeros(u.shape, dtype=torch.uint8, device=u.device),
+        at,
+        windows(face, at, size),
+    )
 
 # %% ../../nbs/data/faces.ipynb #cd840225
 HAIR = ((0.05, 0.04, 0.04), (0.20, 0.11, 0.06), (0.42, 0.25, 0.12), (0.80, 0.62, 0.34))
@@ -180,10 +230,17 @@ def ramp(t: Tensor, stops: Sequence[Sequence[float]]) -> Tensor:
 
 def colours(face: SimpleNamespace) -> SimpleNamespace:
     """Colours `(N, 3, 1, 1)` of skin, hair, iris and lips."""
-    skin = ramp(face.melanin, SKIN) + face.undertone[:, None] * torch.tensor([0.03, 0.0, -0.03], device=face.yaw.device).view(3, 1, 1)
+    skin = ramp(face.melanin, SKIN) + face.undertone[:, None] * torch.tensor(
+        [0.03, 0.0, -0.03], device=face.yaw.device
+    ).view(3, 1, 1)
     hair = ramp(face.hair_shade, HAIR)
     hair = torch.lerp(hair, torch.full_like(hair, 0.62), face.hair_grey[:, None].clamp(0, 1))
-    return SimpleNamespace(skin=skin, hair=hair, iris=ramp(face.iris, IRIS), lips=torch.lerp(ramp(face.lip_colour, LIPS), skin * 0.75, 0.45))
+    return SimpleNamespace(
+        skin=skin,
+        hair=hair,
+        iris=ramp(face.iris, IRIS),
+        lips=torch.lerp(ramp(face.lip_colour, LIPS), skin * 0.75, 0.45),
+    )
 
 # %% ../../nbs/data/faces.ipynb #696f5fb7
 def head_distance(face: SimpleNamespace, u: Tensor, v: Tensor) -> Tensor:
@@ -206,7 +263,11 @@ def paint_behind(canvas: Canvas, tint: SimpleNamespace) -> None:
     face, (u, v) = canvas.face, canvas.near("all")
     wide = face.face_width + face.hair_volume
     fall = torch.maximum(u.abs() - wide * (1 - 0.12 * v), torch.maximum(v - face.hair_length, -0.1 - v))
-    canvas.paint("hair", torch.minimum(fall, ellipse(u, v + 0.08, wide, face.face_length + 0.4 * face.hair_volume)), 0.8 * tint.hair)
+    canvas.paint(
+        "hair",
+        torch.minimum(fall, ellipse(u, v + 0.08, wide, face.face_length + 0.4 * face.hair_volume)),
+        0.8 * tint.hair,
+    )
     u, v = canvas.near("beard")
     canvas.paint("neck", torch.maximum(u.abs() - 0.58 * face.face_width, 0.3 - v), 0.72 * tint.skin, "beard")
     cloth = torch.cat([face.cloth_red, face.cloth_green, face.cloth_blue], 1)[..., None]
@@ -230,7 +291,9 @@ def paint_head(canvas: Canvas, tint: SimpleNamespace) -> None:
     beard = torch.maximum(d[:, *canvas.window["beard"]], (y - v) + 0.25 * (u - x).abs() - 0.10)
     canvas.paint(None, beard, 0.55 * tint.hair + 0.3 * tint.skin, "beard", face.beard.clamp(0, 0.85), edge=0.16)
     (u, v), (x, y, narrow) = canvas.near("mole"), canvas.at["mole"]
-    canvas.paint(None, ellipse((u - x) / narrow, v - y, 0.026, 0.026), 0.35 * tint.skin, "mole", (4 * face.mole).clamp(0, 0.9))
+    canvas.paint(
+        None, ellipse((u - x) / narrow, v - y, 0.026, 0.026), 0.35 * tint.skin, "mole", (4 * face.mole).clamp(0, 0.9)
+    )
 
 # %% ../../nbs/data/faces.ipynb #4ad620ed
 def paint_eye(canvas: Canvas, tint: SimpleNamespace, place: str, side: int) -> None:
@@ -257,21 +320,38 @@ def paint_brow(canvas: Canvas, tint: SimpleNamespace, place: str, side: int) -> 
     bend = (-face.brow_arch * a).add_(0.12 * face.brow_tilt - 0.3 * face.brow_arch).mul_(a)
     py = (v - y).add_(bend).add_(face.brow_raise + face.brow_arch - 0.02)
     thick = (1 - 0.35 * a.clamp(-1, 1)).mul_(face.brow_thickness)
-    canvas.paint("brows", torch.maximum(py.abs_().sub_(thick), a.abs_().sub_(1).mul_(0.12)), 0.55 * tint.hair + 0.1 * tint.skin, place, 0.9)
+    canvas.paint(
+        "brows",
+        torch.maximum(py.abs_().sub_(thick), a.abs_().sub_(1).mul_(0.12)),
+        0.55 * tint.hair + 0.1 * tint.skin,
+        place,
+        0.9,
+    )
 
 # %% ../../nbs/data/faces.ipynb #0c20af86
 def paint_nose(canvas: Canvas, tint: SimpleNamespace) -> None:
     """Ridge, tip, shadow and nostrils."""
-    face, (u, v), (x0, y0, _), (x, y, _) = canvas.face, canvas.near("nose"), canvas.at["nose_bridge"], canvas.at["nose_tip"]
-    t = ((v - y0) / (y - y0)).clamp_(0, 1)                                   # 0 between the eyes, 1 at the tip
+    face, (u, v), (x0, y0, _), (x, y, _) = (
+        canvas.face,
+        canvas.near("nose"),
+        canvas.at["nose_bridge"],
+        canvas.at["nose_tip"],
+    )
+    t = ((v - y0) / (y - y0)).clamp_(0, 1)  # 0 between the eyes, 1 at the tip
     px, half = (u - x0).sub_(t * (x - x0)), (0.42 * t.square() + 0.38).mul_(face.nose_width)
     px_tip, py_tip, below = u - x, v - y, torch.maximum(v - y - 0.03, y0 - v)
     dark = torch.where(face.light_x > 0, -1.0, 1.0)
-    canvas.paint(None, torch.maximum((px - dark * half).abs_().sub_(0.6 * half), below), 0.66 * tint.skin, "nose", 0.8, edge=0.06)
+    canvas.paint(
+        None, torch.maximum((px - dark * half).abs_().sub_(0.6 * half), below), 0.66 * tint.skin, "nose", 0.8, edge=0.06
+    )
     tip = torch.minimum(torch.maximum(px.abs() - half, below), ellipse(px_tip, py_tip, face.nose_width, 0.062))
     canvas.paint("nose", tip, 0.95 * tint.skin, "nose", 0.85, edge=0.045)
-    canvas.paint(None, torch.maximum(px.abs_().sub_(0.3 * half), below), (1.12 * tint.skin).clamp_max(1), "nose", 0.6, edge=0.05)
-    canvas.paint(None, ellipse(px_tip, py_tip - 0.052, 0.85 * face.nose_width, 0.022), 0.48 * tint.skin, "nose", 0.8, edge=0.04)
+    canvas.paint(
+        None, torch.maximum(px.abs_().sub_(0.3 * half), below), (1.12 * tint.skin).clamp_max(1), "nose", 0.6, edge=0.05
+    )
+    canvas.paint(
+        None, ellipse(px_tip, py_tip - 0.052, 0.85 * face.nose_width, 0.022), 0.48 * tint.skin, "nose", 0.8, edge=0.04
+    )
     apart = px_tip.abs_().sub_(0.52 * face.nose_width)
     canvas.paint(None, ellipse(apart, py_tip - 0.035, 0.3 * face.nose_width, 0.02), 0.22 * tint.skin, "nose", 0.9)
 
@@ -287,7 +367,9 @@ def paint_mouth(canvas: Canvas, tint: SimpleNamespace) -> None:
     canvas.paint(None, torch.maximum(lips, py), 0.82 * tint.lips, "mouth", 0.8)
     teeth = torch.where(face.smile[:, None] > 0.04, 0.85, 0.12) * torch.ones_like(tint.skin)
     inner = torch.where(gap[:, None] > 0.01, teeth, 0.35 * tint.lips)
-    canvas.paint(None, torch.maximum(py.abs_().sub_(gap * body).sub_(0.008), a2.sub_(1).mul_(0.1)), inner, "mouth", 0.85)
+    canvas.paint(
+        None, torch.maximum(py.abs_().sub_(gap * body).sub_(0.008), a2.sub_(1).mul_(0.1)), inner, "mouth", 0.85
+    )
     below = v - y - (face.lip_fullness + gap + 0.055)
     canvas.paint(None, ellipse(u - x, below, 0.6 * face.mouth_width, 0.02), 0.78 * tint.skin, "mouth", 0.6, edge=0.05)
 
@@ -364,11 +446,17 @@ def photograph(canvas: Canvas) -> Tensor:
     cast = torch.cat([1 + face.warmth, torch.ones_like(face.warmth), 1 - face.warmth], 1)[..., None]
     haze = face.haze[:, None].clamp_min(0)
     image.mul_(255 * cast * face.exposure[:, None].exp2() * (1 - haze)).add_(255 * 0.75 * haze + 0.5)
-    return image.addcmul_(camera_noise(face, canvas.u.shape[-1]), 255 * face.noise[:, None].abs()).clamp_(0, 255).to(torch.uint8)
+    return (
+        image.addcmul_(camera_noise(face, canvas.u.shape[-1]), 255 * face.noise[:, None].abs())
+        .clamp_(0, 255)
+        .to(torch.uint8)
+    )
 
 # %% ../../nbs/data/faces.ipynb #3f5923b8
-LANDMARKS = ("left_eye", "right_eye", "left_eye_outer", "left_eye_inner", "right_eye_inner", "right_eye_outer", "left_brow", "right_brow", "nose_bridge", "nose_tip",
-             "mouth_left", "mouth_right", "mouth_top", "mouth_bottom", "chin", "left_jaw", "right_jaw", "left_temple", "right_temple", "forehead")
+LANDMARKS = ("left_eye", "right_eye", "left_eye_outer", "left_eye_inner", "right_eye_inner", "right_eye_outer",
+             "left_brow", "right_brow", "nose_bridge", "nose_tip",
+             "mouth_left", "mouth_right", "mouth_top", "mouth_bottom", "chin", "left_jaw", "right_jaw", "left_temple",
+             "right_temple", "forehead")
 
 
 def mouth_points(canvas: Canvas) -> list[tuple[Tensor, Tensor]]:
@@ -388,7 +476,10 @@ def outline_points(face: SimpleNamespace) -> list[tuple[Tensor, Tensor]]:
 
 
 def landmarks(canvas: Canvas) -> Tensor:
-    """Pixel coordinates `(x, y)` of `LANDMARKS`: `(N, len(LANDMARKS), 2)`; 0 is the middle of the first pixel. Points may lie outside."""
+    """Pixel coordinates `(x, y)` of `LANDMARKS`: `(N, len(LANDMARKS), 2)`; 0 is the middle of the first pixel.
+
+    Points may lie outside.
+    """
     points = [canvas.at[name][:2] for name in LANDMARKS[:10]] + mouth_points(canvas) + outline_points(canvas.face)
     x, y = (torch.cat(side, 1) for side in zip(*points))
     return torch.cat(to_pixels(canvas.face, x, y, canvas.u.shape[-1]), -1)
@@ -397,11 +488,22 @@ def landmarks(canvas: Canvas) -> Tensor:
 def check_codes(identity: Tensor, nuisance: Tensor, size: int) -> None:
     """Raise unless the codes fit their tables and each other."""
     wanted = (len(IDENTITY), len(NUISANCE))
-    if identity.ndim != 2 or nuisance.ndim != 2 or (identity.shape[1], nuisance.shape[1]) != wanted or len(identity) != len(nuisance) or not len(identity):
-        raise ValueError(f"codes have shapes {tuple(identity.shape)} and {tuple(nuisance.shape)}; expected (N, {wanted[0]}) and (N, {wanted[1]}), N >= 1")
+    if (
+        identity.ndim != 2
+        or nuisance.ndim != 2
+        or (identity.shape[1], nuisance.shape[1]) != wanted
+        or len(identity) != len(nuisance)
+        or not len(identity)
+    ):
+        raise ValueError(
+            f"codes have shapes {tuple(identity.shape)} and {tuple(nuisance.shape)}; "
+            f"expected (N, {wanted[0]}) and (N, {wanted[1]}), N >= 1"
+        )
     for codes in (identity, nuisance):
         if not (0 <= float(codes.min()) and float(codes.max()) <= 1):
-            raise ValueError(f"codes run from {float(codes.min()):g} to {float(codes.max()):g}; expected numbers in [0, 1]")
+            raise ValueError(
+                f"codes run from {float(codes.min()):g} to {float(codes.max()):g}; expected numbers in [0, 1]"
+            )
     if not isinstance(size, int) or size < 8:
         raise ValueError(f"size is {size!r}; expected a whole number of pixels, at least 8")
 
@@ -422,9 +524,11 @@ def draw(identity: Tensor, nuisance: Tensor, size: int) -> tuple[Tensor, Tensor,
 
 # %% ../../nbs/data/faces.ipynb #f246db65
 def render(identity: Tensor, nuisance: Tensor, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures of people: images uint8 `(N, 3, size, size)`, landmarks `(N, L, 2)` in pixels, and the part that each pixel shows, uint8 `(N, size, size)`.
+    """Pictures of people: images uint8 `(N, 3, size, size)`, landmarks `(N, L, 2)` in pixels, and the part that each
+    pixel shows, uint8 `(N, size, size)`.
 
-    `identity` `(N, len(IDENTITY))` and `nuisance` `(N, len(NUISANCE))` are codes in [0, 1]; the same codes show the same scene at every `size` >= 8.
+    `identity` `(N, len(IDENTITY))` and `nuisance` `(N, len(NUISANCE))` are codes in [0, 1]; the same codes show the
+    same scene at every `size` >= 8.
     """
     check_codes(identity, nuisance, size)
     batch = max(1, 64 * 64**2 // size**2)
@@ -435,7 +539,10 @@ def render(identity: Tensor, nuisance: Tensor, size: int = 64) -> tuple[Tensor, 
 # %% ../../nbs/data/faces.ipynb #b6b1d60f
 @dataclass(frozen=True, eq=False, repr=False)
 class FaceSet(ImageSet):
-    """An `ImageSet` of people with `landmarks` `(N, L, 2)` in pixels (x, y) and `masks` uint8 `(N, H, W)`, the index in `PARTS` of what each pixel shows."""
+    """An `ImageSet` of people with `landmarks` `(N, L, 2)` in pixels (x, y) and `masks` uint8 `(N, H, W)`, the index
+    in `PARTS` of what each pixel shows.
+    """
+
     landmarks: Tensor | None = None
     masks: Tensor | None = None
 
@@ -445,7 +552,10 @@ class FaceSet(ImageSet):
         for name, wanted in (("landmarks", (N, len(LANDMARKS), 2)), ("masks", (N, H, W))):
             given = getattr(self, name)
             if not isinstance(given, Tensor) or given.shape != wanted:
-                raise ValueError(f"{name} are {tuple(given.shape) if isinstance(given, Tensor) else given}; expected {wanted} for images {(N, _, H, W)}")
+                raise ValueError(
+                    f"{name} are {tuple(given.shape) if isinstance(given, Tensor) else given}; "
+                    f"expected {wanted} for images {(N, _, H, W)}"
+                )
 
     def part(self, *names: str) -> Tensor:
         """Where any of the parts called `names` is seen: bool `(N, H, W)`."""
@@ -455,10 +565,18 @@ class FaceSet(ImageSet):
         return torch.stack([self.masks == PARTS.index(name) for name in names]).any(0)
 
 # %% ../../nbs/data/faces.ipynb #dd38a402
-def faces(identities: int, per_identity: int, size: int = 64, seed: int = 0, nuisance: float = 1.0, device: torch.device | str = "cpu") -> FaceSet:
+def faces(
+    identities: int,
+    per_identity: int,
+    size: int = 64,
+    seed: int = 0,
+    nuisance: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> FaceSet:
     """`per_identity` pictures of each of `identities` people, person after person, `size` x `size` pixels in colour.
 
-    `nuisance` from 0 (portraits) to 1 (in the wild). The people depend on `seed` alone: more people begin with the same ones. ValueError for bad numbers.
+    `nuisance` from 0 (portraits) to 1 (in the wild). The people depend on `seed` alone: more people begin with the
+    same ones. ValueError for bad numbers.
     """
     for what, value in (("identities", identities), ("per_identity", per_identity)):
         if not isinstance(value, int) or value < 1:
@@ -468,105 +586,3 @@ def faces(identities: int, per_identity: int, size: int = 64, seed: int = 0, nui
     images, points, parts = render(people.to(device), scenes.to(device), size)
     labels = torch.arange(identities, device=images.device).repeat_interleave(per_identity)
     return FaceSet(images, labels, tuple(f"person {i}" for i in range(identities)), "faces", points, parts)
-
-# %% ../../nbs/data/faces.ipynb #29831d16
-def identity_groups(people: int, parts: Sequence[int | float], seed: int = 0) -> list[list[int]]:
-    """Disjoint random groups of 0..people-1, each in ascending order; `parts` are counts (whole numbers) or fractions of all people (floats below 1)."""
-    fractions = all(isinstance(part, float) for part in parts)
-    if not parts or not (fractions or all(isinstance(part, int) and not isinstance(part, bool) for part in parts)):
-        raise ValueError(f"parts are {list(parts)}; expected counts of people (whole numbers) or fractions of them (floats), not a mixture")
-    ends = [round(people * sum(parts[: i + 1])) if fractions else sum(parts[: i + 1]) for i in range(len(parts))]
-    if min(parts) <= 0 or ends[-1] > people or len({0, *ends}) <= len(parts):
-        raise ValueError(f"parts are {list(parts)} for {people} people; expected at least one person each and no more than all together")
-    order = torch.randperm(people, generator=make_generator(seed, "identities")).tolist()
-    return [sorted(order[a:b]) for a, b in zip([0, *ends], ends)]
-
-
-def split_identities(images: ImageSet, parts: Sequence[int | float], seed: int = 0, relabel: bool = True) -> list[ImageSet]:
-    """Sets of disjoint people, in the order of `parts`, which are counts or fractions of the people; `relabel` numbers each set's people from 0."""
-    return [images.select(group, relabel) for group in identity_groups(len(images.classes), parts, seed)]
-
-# %% ../../nbs/data/faces.ipynb #d0da91c6
-def triangle(k: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-    """The k-th of the n (n - 1) / 2 pairs (i, j), i < j < n, counted (0,1), (0,2), (1,2), (0,3), ...; all int64 of one shape."""
-    j = ((1 + (1 + 8 * k.double()).sqrt()) / 2).long()
-    j = j - (j * (j - 1) // 2 > k).long() + ((j + 1) * j // 2 <= k).long()
-    return k - j * (j - 1) // 2, j
-
-# %% ../../nbs/data/faces.ipynb #c677c9a9
-def distinct(total: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` different numbers out of 0..total-1 in random order, int64 `(count,)`."""
-    if total <= max(2**20, 4 * count):
-        return torch.randperm(total, generator=generator)[:count]
-    drawn = torch.randint(total, (count + count // 2 + 64,), generator=generator)          # repetitions are rare among so many
-    first = torch.zeros(len(drawn), dtype=torch.bool)
-    order = drawn.argsort(stable=True)
-    first[order] = torch.cat([torch.ones(1, dtype=torch.bool), drawn[order].diff() > 0])
-    return drawn[first][:count]
-
-
-def genuine_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Generator) -> Tensor | None:
-    """`count` different pairs `(2, count)` of `rows` with one label, each such pair as likely as any other; None where there are too few."""
-    rows = rows[labels[rows].argsort(stable=True)]
-    n = labels[rows].unique_consecutive(return_counts=True)[1]
-    ends = (n * (n - 1) // 2).cumsum(0)
-    if count > int(ends[-1]):
-        return None
-    k = distinct(int(ends[-1]), count, generator)
-    person = torch.searchsorted(ends, k, right=True)
-    i, j = triangle(k - (ends - n * (n - 1) // 2)[person], n[person])
-    start = (n.cumsum(0) - n)[person]
-    return torch.stack([rows[start + i], rows[start + j]])
-
-# %% ../../nbs/data/faces.ipynb #1da4462e
-def impostor_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Generator) -> Tensor | None:
-    """`count` different pairs `(2, count)` of `rows` with two labels, each such pair as likely as any other; None where there are too few."""
-    n = labels[rows].unique(return_counts=True)[1]
-    total = len(rows) * (len(rows) - 1) // 2
-    there = total - int((n * (n - 1) // 2).sum())
-    if count > there:
-        return None
-    draw = min(total, math.ceil(1.3 * count * total / max(there, 1)) + 100)
-    while True:
-        i, j = triangle(distinct(total, draw, generator), torch.tensor(len(rows)))
-        other = labels[rows[i]] != labels[rows[j]]
-        if int(other.sum()) >= count:
-            return torch.stack([rows[i], rows[j]])[:, other][:, :count]
-        draw = min(total, 2 * draw)
-
-# %% ../../nbs/data/faces.ipynb #de78f370
-def people_in_folds(labels: Tensor, folds: int, generator: torch.Generator) -> list[Tensor]:
-    """The rows of each fold: every person in one of them, the pictures spread evenly."""
-    people, which, n = labels.unique(return_inverse=True, return_counts=True)
-    shuffle = torch.randperm(len(people), generator=generator)
-    order = shuffle[n[shuffle].argsort(descending=True, stable=True)]
-    fold = torch.empty_like(order)
-    fold[order] = torch.arange(len(order)) % folds
-    return [(fold[which] == k).nonzero().flatten() for k in range(folds)]
-
-
-def pairs_of(labels: Tensor, groups: list[Tensor], count: int, generator: torch.Generator) -> list[Tensor] | None:
-    """`count` genuine and `count` impostor pairs of each group of rows, as one `(2, count)` each; None where some group has too few."""
-    drawn = [kind(labels, rows, count, generator) for rows in groups if len(rows) for kind in (genuine_pairs, impostor_pairs)]
-    return None if len(drawn) < 2 * len(groups) or any(pair is None for pair in drawn) else drawn
-
-# %% ../../nbs/data/faces.ipynb #8f988443
-def verification_pairs(labels: Tensor, pairs: int = 6000, folds: int = 10, seed: int = 0) -> Pairs:
-    """`pairs` different pairs of pictures, half of each fold genuine and half impostors, fold after fold, genuine first.
-
-    `labels` int64 `(N,)`. People do not appear in two folds where each fold's people suffice; else pairs are drawn from all people, and a warning says so.
-    ValueError where there are too few pictures for so many pairs.
-    """
-    if folds < 2 or pairs < 2 * folds or pairs % (2 * folds):
-        raise ValueError(f"{pairs} pairs in {folds} folds; expected at least 2 folds, and as many genuine as impostor pairs in each")
-    y, share = labels.cpu(), pairs // (2 * folds)
-    groups = people_in_folds(y, folds, make_generator(seed, "folds"))
-    drawn = pairs_of(y, groups, share, make_generator(seed, "pairs"))
-    if drawn is None:
-        log.warning("%d people are too few for %d pairs in %d folds without common people: the folds share people", len(y.unique()), pairs, folds)
-        both = pairs_of(y, [torch.arange(len(y))], pairs // 2, make_generator(seed, "pairs"))
-        if both is None:
-            raise ValueError(f"{len(y)} pictures of {len(y.unique())} people do not give {pairs // 2} genuine and as many impostor pairs; ask for fewer pairs")
-        drawn = [part for k in range(folds) for part in (side[:, k * share:(k + 1) * share] for side in both)]
-    first, second = torch.cat(drawn, 1).to(labels.device)
-    return Pairs(first, second, labels[first] == labels[second], folds)

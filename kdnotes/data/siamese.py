@@ -27,7 +27,10 @@ def tint(x: Tensor, u: Tensor) -> Tensor:
 
 # %% ../../nbs/data/siamese.ipynb #293df9d1
 def shift(x: Tensor, t: Tensor) -> Tensor:
-    """Move images `x` `(N, C, H, W)` down and to the right by `t` int64 `(N, 2)` pixels (up and left if negative), with zeros behind."""
+    """Move images `x` `(N, C, H, W)` down and to the right by `t` int64 `(N, 2)` pixels (up and left if negative),
+    with zeros behind.
+    """
+
     def mover(side: int, steps: Tensor) -> Tensor:
         i = torch.arange(side, device=x.device)
         return (i[None, None, :] == i[None, :, None] - steps[:, None, None]).to(x.dtype)[:, None]
@@ -75,7 +78,7 @@ def _crop(u: Tensor, side: int) -> Tensor:
 
 
 def _centre(u: Tensor, side: int) -> Tensor:
-    places = side + 1 - math.floor(0.5 * side + 0.5) % 2                      # an even hole can also be centred on the far border
+    places = side + 1 - math.floor(0.5 * side + 0.5) % 2  # an even hole can also be centred on the far border
     return (u * places).long().clamp_max(places - 1)
 
 # %% ../../nbs/data/siamese.ipynb #b6a2247f
@@ -98,12 +101,17 @@ OPERATIONS = {
 
 # %% ../../nbs/data/siamese.ipynb #316fbd89
 def parse(strategy: str) -> tuple[str, ...]:
-    """The operations in `strategy`, names joined by "_"; "" and "none" are none. ValueError for an unknown or repeated one."""
+    """The operations in `strategy`, names joined by "_"; "" and "none" are none.
+
+    ValueError for an unknown or repeated one.
+    """
     names = tuple(strategy.split("_")) if strategy not in ("", "none") else ()
     for name in names:
         if name not in OPERATIONS or names.count(name) > 1:
             what = "repeated" if name in OPERATIONS else "unknown"
-            raise ValueError(f"{what} augmentation {name!r} in {strategy!r}; join some of {', '.join(OPERATIONS)} by '_', each once")
+            raise ValueError(
+                f"{what} augmentation {name!r} in {strategy!r}; join some of {', '.join(OPERATIONS)} by '_', each once"
+            )
     return names
 
 # %% ../../nbs/data/siamese.ipynb #13facd41
@@ -111,11 +119,16 @@ ALWAYS = ("flip", "color", "cutout")
 
 
 def fires(names: tuple[str, ...], rule: str, calls: int, generator: torch.Generator | None) -> dict[str, Tensor | None]:
-    """For each operation that may fire, in order, in which of `calls` calls it does: bool `(calls,)`, or None for all."""
+    """For each operation that may fire, in order, in which of `calls` calls it does: bool `(calls,)`, or None for all.
+    """
     if rule not in ("idc", "dsa"):
-        raise ValueError(f"unknown rule {rule!r} of composition; give 'idc' (some always, one of the rest) or 'dsa' (one of all)")
+        raise ValueError(
+            f"unknown rule {rule!r} of composition; give 'idc' (some always, one of the rest) or 'dsa' (one of all)"
+        )
     rest = tuple(name for name in names if rule == "dsa" or name not in ALWAYS)
-    pick = torch.randint(max(1, len(rest)), (calls,), generator=generator, device=generator.device if generator else None)
+    pick = torch.randint(
+        max(1, len(rest)), (calls,), generator=generator, device=generator.device if generator else None
+    )
     one = {name: pick == i if len(rest) > 1 else None for i, name in enumerate(rest)}
     order = ("flip", "color", "crop", "scale", "rotate", "cutout")
     return {name: one.get(name) for name in order if name in names}
@@ -132,26 +145,40 @@ def count(index: Tensor | None, n: int, otherwise: int) -> int:
     if index is None:
         return otherwise
     if index.shape != (n,) or index.dtype != torch.int64:
-        raise ValueError(f"groups or calls are {index.dtype} {tuple(index.shape)} for {n} images; expected int64 ({n},)")
+        raise ValueError(
+            f"groups or calls are {index.dtype} {tuple(index.shape)} for {n} images; expected int64 ({n},)"
+        )
     return int(index.max()) + 1
 
 # %% ../../nbs/data/siamese.ipynb #5766ccc2
-def siamese(x: Tensor, strategy: str, generator: torch.Generator | None = None, groups: Tensor | None = None, rule: str = "idc",
-            calls: Tensor | None = None, draws: int | None = None) -> Tensor:
+def siamese(
+    x: Tensor,
+    strategy: str,
+    generator: torch.Generator | None = None,
+    groups: Tensor | None = None,
+    rule: str = "idc",
+    calls: Tensor | None = None,
+    draws: int | None = None,
+) -> Tensor:
     """Augment standardised images `x` `(N, C, H, H)` by `strategy`, differentiably; the same shape.
 
-    `groups` int64 `(N,)`: images with one number share one draw; None: each image has its own, and all share the choice among operations,
-    or those with the same number in `calls` do. `draws` is how many groups to draw for (None: as many as there are; with it, part of the groups see
-    the same draws as all of them would). `rule`: "idc" or "dsa", see above. ValueError for an unknown name or rule, or images that are not square.
+    `groups` int64 `(N,)`: images with one number share one draw; None: each image has its own, and all share the
+    choice among operations, or those with the same number in `calls` do. `draws` is how many groups to draw for (None:
+    as many as there are; with it, part of the groups see the same draws as all of them would). `rule`: "idc" or "dsa",
+    see above. ValueError for an unknown name or rule, or images that are not square.
     """
     check_batch(x)
     names, side = parse(strategy), x.shape[-1]
     if x.shape[2] != side or not x.is_floating_point():
-        raise ValueError(f"images are {x.dtype} {tuple(x.shape)}; expected floating point (N, C, H, H): standardised and square")
+        raise ValueError(
+            f"images are {x.dtype} {tuple(x.shape)}; expected floating point (N, C, H, H): standardised and square"
+        )
     calls = groups if calls is None else calls
     n, device, together = len(x), x.device, calls is groups
     G = draws or count(groups, n, n)
-    for name, mask in fires(names, rule, G if together and groups is not None else count(calls, n, 1), generator).items():
+    for name, mask in fires(
+        names, rule, G if together and groups is not None else count(calls, n, 1), generator
+    ).items():
         u = torch.rand(G, OPERATIONS[name].numbers, generator=generator, device=generator.device if generator else None)
         if rule == "dsa" and groups is not None and name in ("crop", "scale"):
             u = u[:, :1].expand(-1, 2)
@@ -161,7 +188,9 @@ def siamese(x: Tensor, strategy: str, generator: torch.Generator | None = None, 
 
 # %% ../../nbs/data/siamese.ipynb #60271261
 def boxes(lam: Tensor, side: int, generator: torch.Generator | None = None) -> Tensor:
-    """A box of area `1 - lam` of the image for each entry of `lam` `(E,)`, clipped at the border: bool masks `(E, side, side)`."""
+    """A box of area `1 - lam` of the image for each entry of `lam` `(E,)`, clipped at the border: bool masks
+    `(E, side, side)`.
+    """
     half = (side * (1 - lam).sqrt()).long()[:, None] // 2
     centre = torch.randint(side, (len(lam), 2), generator=generator, device=lam.device)
     i = torch.arange(side, device=lam.device)
@@ -169,10 +198,14 @@ def boxes(lam: Tensor, side: int, generator: torch.Generator | None = None) -> T
     return inside[0][:, :, None] & inside[1][:, None, :]
 
 # %% ../../nbs/data/siamese.ipynb #f1aca593
-def cutmix(x: Tensor, labels: Tensor, generator: torch.Generator | None = None, p: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix each of `E` batches `x` `(E, B, C, H, H)` with labels `(E, B)` with probability `p`: `(mixed x, labels of the partners, lam (E,))`.
+def cutmix(
+    x: Tensor, labels: Tensor, generator: torch.Generator | None = None, p: float = 0.5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix each of `E` batches `x` `(E, B, C, H, H)` with labels `(E, B)` with probability `p`:
+    `(mixed x, labels of the partners, lam (E,))`.
 
-    The loss of a prediction is `lam CE(labels) + (1 - lam) CE(partners)`; `lam` is 1 for a batch that was left as it is.
+    The loss of a prediction is `lam CE(labels) + (1 - lam) CE(partners)`; `lam` is 1 for a batch that was left as it
+    is.
     """
     E, B, side = x.shape[0], x.shape[1], x.shape[-1]
     place = {"generator": generator, "device": generator.device if generator else None}

@@ -14,7 +14,10 @@ __all__ = ['DoctorNet', 'max_mig_loss', 'vote_confusions', 'MaxMIG', 'GatedConfu
 
 # %% ../../nbs/losses/annotators.ipynb #f12f7e14
 class DoctorNet(CrowdHead):
-    """A softmax head per annotator on features of size `features`; the answer is the mean of the heads. Source: Guan et al., AAAI 2018."""
+    """A softmax head per annotator on features of size `features`; the answer is the mean of the heads.
+
+    Source: Guan et al., AAAI 2018.
+    """
 
     def __init__(self, annotators: int, classes: int, features: int):
         super().__init__()
@@ -33,7 +36,7 @@ class DoctorNet(CrowdHead):
 
 # %% ../../nbs/losses/annotators.ipynb #e538ce82
 def max_mig_loss(p: Tensor, a: Tensor, prior: Tensor) -> Tensor:
-    """Negative mutual information gain of the forecasts `p`, `a` `(B, C)` under the class shares `prior` `(C,)`; B >= 2."""
+    """Negative mutual information gain of forecasts `p`, `a` `(B, C)`, B >= 2, under class shares `prior` `(C,)`."""
     if p.shape != a.shape or p.ndim != 2 or len(p) < 2:
         raise ValueError(f"need two B x C forecasts with B >= 2, not {tuple(p.shape)} and {tuple(a.shape)}")
     agreement = (p / prior) @ a.T
@@ -43,15 +46,22 @@ def max_mig_loss(p: Tensor, a: Tensor, prior: Tensor) -> Tensor:
 
 # %% ../../nbs/losses/annotators.ipynb #3022378f
 def vote_confusions(item: Tensor, annotator: Tensor, label: Tensor, belief: Tensor, annotators: int) -> Tensor:
-    """`(R, C, C)` row-stochastic confusions of all annotators, measured against a `belief` `(N, C)` about the items; unseen rows are uniform."""
+    """Row-stochastic confusions `(R, C, C)` of all annotators, measured against a `belief` `(N, C)` about the items.
+
+    Rows of classes that an annotator has not seen are uniform.
+    """
     c = belief.shape[1]
-    counts = belief.new_zeros(annotators * c, c).index_add_(0, annotator * c + label, belief[item]).view(annotators, c, c).transpose(1, 2)
+    counts = belief.new_zeros(annotators * c, c).index_add_(0, annotator * c + label, belief[item])
+    counts = counts.view(annotators, c, c).transpose(1, 2)
     total = counts.sum(2, keepdim=True)
     return torch.where(total > 0, counts / total.clamp(min=1e-12), torch.full_like(counts, 1 / c))
 
 # %% ../../nbs/losses/annotators.ipynb #9545f508
 class MaxMIG(CrowdHead):
-    """Classifier and label aggregator trained to share information; started from `confusions` `(R, C, C)` and class shares `prior` `(C,)`."""
+    """Classifier and label aggregator trained to share information.
+
+    Started from `confusions` `(R, C, C)` and class shares `prior` `(C,)`.
+    """
 
     def __init__(self, confusions: Tensor, prior: Tensor):
         super().__init__()
@@ -72,10 +82,12 @@ class MaxMIG(CrowdHead):
 class GatedConfusions(CrowdHead):
     """A common and `annotators` individual matrices, and the gate between them, on flat inputs of size `inputs`.
 
-    `embedding` is the size of the gate's vectors, `penalty` is lambda; `unit=False` leaves the item's vector unnormalised.
+    `embedding` is the size of the gate's vectors, `penalty` is lambda; `unit=False` leaves the item's vector
+    unnormalised.
     """
 
-    def __init__(self, annotators: int, classes: int, inputs: int, embedding: int = 20, hidden: int = 128, penalty: float = 1e-5, unit: bool = True):
+    def __init__(self, annotators: int, classes: int, inputs: int, embedding: int = 20, hidden: int = 128,
+                 penalty: float = 1e-5, unit: bool = True):
         super().__init__()
         self.common = nn.Parameter(2 * torch.eye(classes))
         self.own = nn.Parameter(2 * torch.eye(classes).repeat(annotators, 1, 1))
@@ -102,11 +114,15 @@ class CoNAL(GatedConfusions):
         p = prediction.logits.to(self.common.dtype).softmax(1)[row]
         omega = self.gate(inputs, row, annotator)[:, None]
         own = torch.bmm(p.unsqueeze(1), self.own[annotator]).squeeze(1)
-        return F.cross_entropy(omega * (p @ self.common) + (1 - omega) * own, label) - self.penalty * self.distances().sum()
+        scores = omega * (p @ self.common) + (1 - omega) * own
+        return F.cross_entropy(scores, label) - self.penalty * self.distances().sum()
 
 # %% ../../nbs/losses/annotators.ipynb #545eb200
 class UnionNet(CrowdHead):
-    """All annotators as one source of `R C` outcomes; `form` "B" (parametric transition, the default) or "A". Source: Wei et al., TNNLS 2022."""
+    """All annotators as one source of `R C` outcomes; `form` "B" (parametric transition, the default) or "A".
+
+    Source: Wei et al., TNNLS 2022.
+    """
 
     def __init__(self, annotators: int, classes: int, form: str = "B"):
         super().__init__()

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 __all__ = ['crowd_scores', 'crowd_nll', 'CrowdHead', 'CrowdLayer', 'VectorCrowdLayer']
 
 # %% ../../nbs/losses/crowd.ipynb #ea9ebaf6
-def crowd_scores(p: Tensor, T: Tensor, row: Tensor, annotator: Tensor, V: Tensor | None = None, groups: Tensor | None = None) -> Tensor:
-    """Scores `s` `(L, C)` of the `L` annotations, from probabilities `p` `(B, C)` and confusion weights `T` `(R, C, C)`.
+def crowd_scores(p: Tensor, T: Tensor, row: Tensor, annotator: Tensor, V: Tensor | None = None,
+                 groups: Tensor | None = None) -> Tensor:
+    """Scores `s` `(L, C)` of the `L` annotations.
 
-    `V` `(G, C, C)` with `groups` `(R,)` adds each annotator's group correction. Only annotated pairs are computed: no `B x R x C` tensor is built.
+    From probabilities `p` `(B, C)` and confusion weights `T` `(R, C, C)`; `V` `(G, C, C)` with `groups` `(R,)` adds
+    each annotator's group correction. Only annotated pairs are computed: no `B x R x C` tensor is built.
     """
     weights = T[annotator] if V is None else T[annotator] + V[groups[annotator]]
     return torch.bmm(p[row].unsqueeze(1), weights).squeeze(1)
@@ -21,10 +23,12 @@ def crowd_scores(p: Tensor, T: Tensor, row: Tensor, annotator: Tensor, V: Tensor
 # %% ../../nbs/losses/crowd.ipynb #97644f1f
 def crowd_nll(p: Tensor, T: Tensor, row: Tensor, annotator: Tensor, label: Tensor, V: Tensor | None = None,
               groups: Tensor | None = None, stochastic: bool = False, eps: float = 1e-5) -> Tensor:
-    """Mean negative log-likelihood of the annotations; `p` `(B, C)`, `T` `(R, C, C)`, `row`, `annotator`, `label` `(L,)`.
+    """Mean negative log-likelihood of the annotations.
 
-    `stochastic=True` row-normalises the matrices by a softmax in place of the softmax over answers.
-    Raises `ValueError` on wrong shapes or an empty batch. Source: CCC (AAAI 2024), its CrowdLayer likelihood; Rodrigues & Pereira (AAAI 2018).
+    `p` is `(B, C)`, `T` `(R, C, C)`; `row`, `annotator` and `label` are `(L,)`. `stochastic=True` row-normalises the
+    matrices by a softmax in place of the softmax over answers.
+    Raises `ValueError` on wrong shapes or an empty batch.
+    Source: CCC (AAAI 2024), its CrowdLayer likelihood; Rodrigues & Pereira (AAAI 2018).
     """
     _check(p, T, row, annotator, label)
     if stochastic:
@@ -36,18 +40,22 @@ def crowd_nll(p: Tensor, T: Tensor, row: Tensor, annotator: Tensor, label: Tenso
 
 # %% ../../nbs/losses/crowd.ipynb #fd53320d
 def _check(p: Tensor, T: Tensor, row: Tensor, annotator: Tensor, label: Tensor) -> None:
-    """Refuse shapes that do not fit together, in words (values are checked where a crowd is made, not on every batch)."""
+    """Refuse shapes that do not fit together; values are checked where a crowd is made, not on every batch."""
     c = p.shape[-1]
     if p.ndim != 2 or T.ndim != 3 or tuple(T.shape[1:]) != (c, c):
-        raise ValueError(f"need probabilities B x C and confusions R x C x C, not {tuple(p.shape)} and {tuple(T.shape)}")
+        given = f"{tuple(p.shape)} and {tuple(T.shape)}"
+        raise ValueError(f"need probabilities B x C and confusions R x C x C, not {given}")
     if not len(row) == len(annotator) == len(label) or not len(row):
-        raise ValueError(f"row, annotator and label need one length > 0, not {len(row)}, {len(annotator)}, {len(label)}: a batch without annotations has no likelihood")
+        given = f"{len(row)}, {len(annotator)}, {len(label)}"
+        raise ValueError(f"row, annotator and label need one length > 0, not {given}: "
+                         "a batch without annotations has no likelihood")
 
 # %% ../../nbs/losses/crowd.ipynb #c81e5692
 class CrowdHead(nn.Module):
-    """Base of the heads: `forward(prediction, annotations, inputs) -> loss`; `classify(prediction) -> probabilities (B, C)`.
+    """Base of the heads: `forward(prediction, annotations, inputs)` is a loss, `classify(prediction)` probabilities.
 
-    `prediction` has `logits` `(B, C)` and `features` `(B, D)`; `annotations` is the triple `row, annotator, label`, each `(L,)`.
+    `prediction` has `logits` `(B, C)` and `features` `(B, D)`; `annotations` is the triple `row, annotator, label`,
+    each `(L,)`; the probabilities are `(B, C)`.
     """
 
     def classify(self, prediction) -> Tensor:
@@ -56,19 +64,23 @@ class CrowdHead(nn.Module):
 
 # %% ../../nbs/losses/crowd.ipynb #a6cfe5f5
 class CrowdLayer(CrowdHead):
-    """Confusion weights `T` `(R, C, C)` per annotator, started at the identity. Source: Rodrigues & Pereira, AAAI 2018 (MW)."""
+    """Confusion weights `T` `(R, C, C)` per annotator, started at the identity.
+
+    Source: Rodrigues & Pereira, AAAI 2018 (MW).
+    """
 
     def __init__(self, annotators: int, classes: int, stochastic: bool = False):
         super().__init__()
         self.stochastic = stochastic
         self.T = nn.Parameter(torch.eye(classes).repeat(annotators, 1, 1))
 
-    def forward(self, prediction, annotations, inputs=None, V: Tensor | None = None, groups: Tensor | None = None) -> Tensor:
+    def forward(self, prediction, annotations, inputs=None, V: Tensor | None = None,
+                groups: Tensor | None = None) -> Tensor:
         p = prediction.logits.softmax(1)
         return crowd_nll(p.to(self.T.dtype), self.T, *annotations, V=V, groups=groups, stochastic=self.stochastic)
 
     def confusions(self) -> Tensor:
-        """Answers of each annotator for items that the classifier is sure of, `(R, C, C)`, rows sum to 1: `softmax(T[r, c])`."""
+        """Answers of each annotator where the classifier is sure, `(R, C, C)`: the rows are `softmax(T[r, c])`."""
         return self.T.detach().softmax(2)
 
 # %% ../../nbs/losses/crowd.ipynb #eba9d3fe
@@ -80,7 +92,8 @@ class VectorCrowdLayer(CrowdHead):
     def __init__(self, annotators: int, classes: int, kind: str = "VW", eps: float = 1e-5):
         super().__init__()
         if kind not in self.KINDS:
-            raise ValueError(f"unknown crowd layer {kind!r}: choose MW (the class CrowdLayer) or {', '.join(self.KINDS)}")
+            kinds = ", ".join(self.KINDS)
+            raise ValueError(f"unknown crowd layer {kind!r}: choose MW (the class CrowdLayer) or {kinds}")
         self.eps = eps
         self.w = None if kind == "VB" else nn.Parameter(torch.ones(annotators, 1 if kind == "SW" else classes))
         self.b = nn.Parameter(torch.zeros(annotators, classes)) if "B" in kind else None

@@ -3,17 +3,27 @@
 # %% auto #0
 __all__ = ['pair_scores', 'Cuts', 'cuts', 'best_threshold', 'fold_numbers', 'given_folds', 'Folds', 'judge_folds',
            'kfold_accuracy', 'Roc', 'roc', 'check_rates', 'tar_at_far', 'equal_error_rate', 'identification_rate',
-           'templates', 'IdentityRanks', 'best_of_each', 'identity_ranks', 'tpir_at_fpir', 'open_set_rate']
+           'templates', 'IdentityRanks', 'best_of_each', 'identity_ranks', 'tpir_at_fpir', 'open_set_rate',
+           'PairsInFolds', 'verification', 'by_first_picture', 'recognition', 'search']
 
 # %% ../../nbs/metrics/verify.ipynb #4c943a55
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from .retrieve import NEVER, check_embeddings, check_labels, first_right, hit_rates, inner_form, match_rank
+from kdnotes.metrics.retrieve import (
+    NEVER,
+    check_embeddings,
+    check_labels,
+    first_right,
+    hit_rates,
+    inner_form,
+    match_rank,
+    mean_average_precision,
+)
 
 # %% ../../nbs/metrics/verify.ipynb #8d8b6489
 def pair_scores(a: Tensor, b: Tensor, metric: str = "cosine") -> Tensor:
@@ -224,3 +234,98 @@ def open_set_rate(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_ids
     Source: Grother and Ngan, Face Recognition Vendor Test, 2014; with `rank` 20 the TPIR20 of QMUL-SurvFace (Cheng et al., 2018).
     """
     return tpir_at_fpir(identity_ranks(gallery, gallery_ids, probe, probe_ids), check_rates(fpirs), rank)
+
+# %% ../../nbs/metrics/verify.ipynb #38b1fc02
+class PairsInFolds(Protocol):
+    """Pairs of images to be verified: indices `first`, `second` `(P,)`, whether each is of the `same` person `(P,)`,
+    and `folds`, a number or `(P,)`.
+    """
+
+    first: Tensor
+    second: Tensor
+    same: Tensor
+    folds: int | Tensor
+
+
+def verification(features: Tensor, pairs: PairsInFolds, fars: tuple[float, ...] = (0.1,)) -> dict[str, float]:
+    """Verification of `pairs` by the cosines of embeddings `(N, d)`, in percent: `verification_accuracy`, `auc`,
+    `equal_error_rate`, and `tar_at_far_0.1` and the like for each of `fars`. ValueError for pairs of images that are
+    not there, and for other bad input.
+    """
+    features = torch.as_tensor(features)
+    first, second, same = (
+        torch.as_tensor(part, device=features.device) for part in (pairs.first, pairs.second, pairs.same)
+    )
+    for name, row in (("first", first), ("second", second)):
+        if row.is_floating_point() or len(row) and not 0 <= int(row.min()) <= int(row.max()) < len(features):
+            raise ValueError(
+                f"`{name}` of the pairs is {row.dtype}, {int(row.min())} to {int(row.max())}; "
+                f"expected rows of {len(features)} embeddings"
+            )
+    scores = pair_scores(features[first.long()], features[second.long()])
+    curve = roc(scores, same)
+    values = {
+        "verification_accuracy": judge_folds(scores, same, pairs.folds).accuracy.mean(),
+        "auc": torch.trapezoid(curve.tar, curve.far),
+        "equal_error_rate": equal_error_rate(scores, same),
+    }
+    values |= {f"tar_at_far_{far:g}": tar for far, tar in tar_at_far(scores, same, fars).items()}
+    return {name: 100 * float(value) for name, value in values.items()}
+
+# %% ../../nbs/metrics/verify.ipynb #38b1fc04
+def by_first_picture(features: Tensor, labels: Tensor, ranks: tuple[int, ...] = (1, 5)) -> dict[str, float]:
+    """Identification of embeddings `(N, d)` by the first image of each of the people `labels` `(N,)`, in percent:
+    `rank1` and the like.
+    """
+    features = torch.as_tensor(features)
+    labels = check_labels(labels, check_embeddings(features))
+    known, person = labels.unique(return_inverse=True)
+    places = torch.arange(len(labels), device=labels.device)
+    gallery = torch.zeros_like(labels, dtype=torch.bool)
+    gallery[places.new_full((len(known),), len(labels)).scatter_reduce(0, person, places, "amin")] = True
+    if gallery.all():
+        raise ValueError(
+            f"{len(labels)} images of {len(known)} people; expected somebody with two or more, "
+            "one of them to be searched for"
+        )
+    found = identification_rate(
+        features[gallery], labels[gallery], features[~gallery], labels[~gallery], ranks, metric="cosine"
+    )
+    return {f"rank{k}": 100 * value for k, value in found.items()}
+
+
+def recognition(
+    features: Tensor, labels: Tensor, pairs: PairsInFolds, ranks: tuple[int, ...] = (1, 5)
+) -> dict[str, float]:
+    """`verification` of `pairs`, and identification `by_first_picture` at `ranks`, of embeddings `(N, d)` with the
+    identities `(N,)`.
+    """
+    return verification(features, pairs) | by_first_picture(features, labels, ranks)
+
+# %% ../../nbs/metrics/verify.ipynb #38b1fc08
+def search(
+    gallery: Tensor,
+    gallery_ids: Tensor,
+    probe: Tensor,
+    probe_ids: Tensor,
+    ranks: tuple[int, ...] = (1, 5, 10, 20),
+    fpirs: tuple[float, ...] = (0.3, 0.2, 0.1, 0.01),
+) -> dict[str, float]:
+    """Search of embeddings `probe` `(Q, d)` in `gallery` `(M, d)` by the cosine, in percent: `rank1` and the like,
+    `mean_average_precision`, and, where some probes are strangers, `tpir20_at_fpir_0.3` and the like. Ids `(M,)`,
+    `(Q,)`; who is in one of the two only is a distractor, or a stranger.
+    """
+    found = identity_ranks(gallery, gallery_ids, probe, probe_ids)
+    mated = found.rank != NEVER
+    if not mated.any():
+        raise ValueError(
+            f"none of the {len(mated)} probes shows somebody of the gallery; "
+            "expected the same numbers for the same people in both"
+        )
+    probe, probe_ids = torch.as_tensor(probe), torch.as_tensor(probe_ids)
+    values = {f"rank{k}": rate for k, rate in hit_rates(found.rank[mated], ranks).items()}
+    own = (probe[mated.to(probe.device)], probe_ids[mated.to(probe_ids.device)])
+    values["mean_average_precision"] = mean_average_precision(*own, gallery, gallery_ids)
+    if not mated.all():
+        values |= {f"tpir20_at_fpir_{fpir:g}": rate for fpir, rate in tpir_at_fpir(found, fpirs, rank=20).items()}
+    return {name: 100 * value for name, value in values.items()}

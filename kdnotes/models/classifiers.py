@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'Prediction', 'Classifier', 'as_trunk', 'initialise', 'conv3x3', 'PostActivation', 'PreActivation',
            'stage', 'three_stages', 'resnet', 'wide_resnet', 'plain_stage', 'vgg', 'smallconv', 'narrow', 'GroupedUnit',
-           'SplitUnit', 'shufflenet', 'torchvision_resnet', 'names', 'look_up', 'build', 'count_parameters',
-           'count_multiply_adds']
+           'SplitUnit', 'shufflenet', 'torchvision_resnet', 'names', 'options_of', 'look_up', 'build', 'stage_of',
+           'listening', 'count_parameters', 'count_multiply_adds']
 
 # %% ../../nbs/models/classifiers.ipynb #5492f8f1
 import copy
@@ -12,7 +12,8 @@ import difflib
 import inspect
 import numbers
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -231,6 +232,7 @@ ARCHITECTURES = {
     "shufflenet_v1": partial(shufflenet, unit=GroupedUnit, widths=(240, 480, 960)),
     "shufflenet_v2": partial(shufflenet, unit=SplitUnit, widths=(116, 232, 464), last=1024),
     "resnet18": partial(torchvision_resnet, architecture="resnet18"),
+    "resnet34": partial(torchvision_resnet, architecture="resnet34"),
     "resnet50": partial(torchvision_resnet, architecture="resnet50"),
     "wrn_50_2": partial(torchvision_resnet, architecture="wide_resnet50_2"),
     "smallconv": partial(smallconv, embedding=128),
@@ -242,18 +244,29 @@ def names() -> tuple[str, ...]:
     return tuple(ARCHITECTURES)
 
 # %% ../../nbs/models/classifiers.ipynb #60bc38f0
-def look_up(kind: str, name: str, options: dict, known: dict[str, partial], further: str) -> partial:
-    """The `kind` of network called `name` among `known`; ValueError for an unknown name, or for an option that neither it nor `further` is."""
+def options_of(family: partial, further: Iterable[str] = ()) -> set[str]:
+    """The options that may be chosen for a network of `family`: those of its function that the registry has not fixed,
+    and `further` ones.
+    """
+    return set(inspect.signature(family.func).parameters) - {"channels", "size"} - set(family.keywords) | set(further)
+
+
+def look_up(
+    kind: str, name: str, options: Iterable[str], known: Mapping[str, partial], further: Iterable[str]
+) -> partial:
+    """The `kind` of network called `name` among `known`; ValueError for an unknown name, or for an option that neither
+    it nor `further` has.
+    """
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}")
-    family = known[name]
-    open_options = set(inspect.signature(family.func).parameters) - {"channels", "size"} - set(family.keywords) | {further}
-    unknown = sorted(set(options) - open_options)
+    unknown = sorted(set(options) - (takes := options_of(known[name], further)))
     if unknown:
-        raise ValueError(f"{kind} {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(open_options))}")
-    return family
+        raise ValueError(
+            f"{kind} {name!r} has no option {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(takes))}"
+        )
+    return known[name]
 
 # %% ../../nbs/models/classifiers.ipynb #de9afcf3
 def build(name: str, classes: int, channels: int = 3, size: int = 32, **options) -> Classifier:
@@ -262,7 +275,7 @@ def build(name: str, classes: int, channels: int = 3, size: int = 32, **options)
     Options: `embedding=D` puts a linear layer of D features before the classifier (128 in `smallconv`, elsewhere none);
     `widths` of CIFAR ResNets and `smallconv`; `pretrained` of torchvision's nets. ValueError for what a net does not know.
     """
-    family = look_up("model", name, options, ARCHITECTURES, "embedding")
+    family = look_up("model", name, options, ARCHITECTURES, ("embedding",))
     options = {**family.keywords, **options}
     embedding = options.pop("embedding", None)
     counts = {"classes": classes, "channels": channels, "size": size} | ({} if embedding is None else {"embedding": embedding})
@@ -271,6 +284,25 @@ def build(name: str, classes: int, channels: int = 3, size: int = 32, **options)
             raise ValueError(f"{what} is {value!r}; expected a whole number of at least 1")
     trunk, width = family.func(channels, size, **options)
     return Classifier(trunk, width, classes, channels, embedding)
+
+# %% ../../nbs/models/classifiers.ipynb #8b2d6d3d
+def stage_of(network: nn.Module, name: str) -> nn.Module:
+    """The stage called `name` in the trunk of a classifier or of a recogniser of faces; ValueError if there is none."""
+    stages = dict(getattr(network, "embedder", network).trunk.named_children())
+    if name not in stages:
+        raise ValueError(f"unknown stage {name!r} of a {type(network).__name__}; known: {', '.join(stages)}")
+    return stages[name]
+
+
+@contextmanager
+def listening(network: nn.Module, name: str) -> Iterator[list[Tensor]]:
+    """Inside, every forward pass of `network` adds the energy `(N, 1, h, w)` of the maps of the stage `name` to the list."""
+    heard = []
+    hook = stage_of(network, name).register_forward_hook(lambda module, x, maps: heard.append(maps.square().mean(1, keepdim=True).sqrt()))
+    try:
+        yield heard
+    finally:
+        hook.remove()
 
 # %% ../../nbs/models/classifiers.ipynb #a37b8969
 def count_parameters(model: nn.Module) -> int:

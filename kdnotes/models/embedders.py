@@ -113,7 +113,7 @@ def embedder(name: str, dim: int = 512, channels: int = 3, size: int = 112, **op
 
     Options: `dropout` in the head (0); `widths` of `smallface`. ValueError for what a net does not know.
     """
-    family = look_up("embedder", name, options, ARCHITECTURES, "dropout")
+    family = look_up("embedder", name, options, ARCHITECTURES, ("dropout",))
     for what, value, least in (("dim", dim, 1), ("channels", channels, 1), ("size", size, 4 if name == "smallface" else 8)):
         if not isinstance(value, numbers.Integral) or value < least:
             raise ValueError(f"{what} is {value!r}; expected a whole number of at least {least}")

@@ -25,13 +25,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..crossres import (DISTANCES, SEARCHES, FaceSets, Views, face_sets, first_of_each, linear_probe, paired_batches, recognition, search, search_sets,
-                              subjects_of, survface_test, target_in, train_all, trained, verification, weights_of)
+from kdnotes.crossres import (
+    Views, linear_probe, paired_batches, recognition, search, target_in, train_all, trained, verification, weights_of,
+)
+from ..data.catalogue import SEARCHES, face_sets, load, search_sets
+from ..data.imageset import ImageSet, first_of_each, rank_in_class, to_float
+from ..data.protocols import FaceSets, Pairs, split_identities, verification_pairs
+from ..data.sets.scface import DISTANCES
+from ..data.sets.survface import survface_test
+from ..data.sets.uccs import subjects_of
 from ..data.augment import channel_statistics, normalise
 from ..data.degrade import interpolate, low_resolution
-from ..data.faces import faces, split_identities, verification_pairs
-from ..data.folders import Pairs
-from ..data.images import Batches, ImageSet, data_root, load, rank_in_class, to_float
+from ..data.faces import faces
+from ..data.batches import Batches
+from ..data.source import data_root
 
 # %% ../../nbs/papers/aird.ipynb #920875f2
 from ..losses.contrastive import CRDLoss, cosine_table, info_nce, supervised_info_nce

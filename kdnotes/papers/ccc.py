@@ -5,11 +5,10 @@
 # %% ../../nbs/papers/ccc.ipynb #ccecc0e8
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,30 +20,36 @@ from torch.nn import functional as F
 
 # %% auto #0
 __all__ = ['MERGED', 'THRIFTY', 'METHODS', 'REAL', 'LABELME', 'MUSIC', 'SENTIMENT', 'SYNTHETIC', 'CODE', 'CIFAR10N', 'QUICK',
-           'NOT_IN_KEY', 'DISPLAY', 'MAIN', 'SHORT', 'Expert', 'Committee', 'look', 'in_float', 'probabilities',
+           'SMALL', 'DISPLAY', 'MAIN', 'SHORT', 'ALONE', 'Expert', 'Committee', 'outputs', 'in_float', 'probabilities',
            'couple', 'group_annotators', 'distil', 'lookahead', 'forward_with', 'naive_gradient', 'mixed_derivative',
-           'head_gradient', 'normalise_correction', 'Correction', 'prepare', 'meta_batch', 'correct', 'committee_step',
-           'fit', 'fine_tune', 'confusions', 'posterior', 'OneVoice', 'one_voice', 'merged_labels', 'head_of', 'Who',
-           'How', 'What', 'Config', 'correction_of', 'parse_network', 'Perceptron', 'new_network', 'Job', 'Material',
-           'picture_data', 'published_data', 'material', 'assemble', 'optimizer_of', 'agreement', 'examiner',
-           'train_job', 'look_back', 'learn', 'Trial', 'job_of', 'main_table', 'ablations', 'trials', 'scores',
-           'add_findings', 'run', 'add_leads', 'claims', 'ablation_claims']
+           'head_gradient', 'normalise_correction', 'meta_batch', 'Correction', 'committee_step', 'fit', 'fine_tune',
+           'confusions', 'posterior', 'OneVoice', 'one_voice', 'dawid_skene_of', 'merged_labels', 'head_of',
+           'Labelling', 'parse_network', 'new_network', 'Schedule', 'Tables', 'Config', 'Pictures', 'first_images',
+           'Answers', 'PublishedCrowd', 'Material', 'Task', 'agreement', 'examiner', 'look_back', 'Learner', 'OneLabel',
+           'OneExpert', 'Pair', 'CoupledPair', 'scores', 'measured', 'task_of', 'stage_of', 'main_rows', 'display_name',
+           'ablation_rows', 'several', 'labels_alone', 'add_findings', 'add_leads', 'check_fit', 'run', 'claims',
+           'ablation_claims']
 
 # %% ../../nbs/papers/ccc.ipynb #2820842e
+from ..config import Settings, conform, leaves, section, setting
 from ..data import crowds
 from ..data.augment import channel_statistics, normalise
-from ..data.crowds import Crowd, Labelled, sealed
-from ..data.images import Batches, data_root, load, to_float
+from ..data.batches import Batches
+from ..data.catalogue import load, load_crowd
+from ..data.crowds import Crowd, CrowdData, Labelled, Synthetic, sealed
+from ..data.imageset import ImageSet, to_float
+from ..data.sets.crowds import PUBLISHED
+from ..experiment import Data, Experiment, Here, Row, Stage, Study
 from ..losses.annotators import CoNAL, DoctorNet, MaxMIG, UnionNet, vote_confusions
 from ..losses.crowd import CrowdHead, CrowdLayer, VectorCrowdLayer, crowd_nll
 from ..metrics.aggregate import dawid_skene, majority_vote
 from ..metrics.classify import accuracy
-from ..models.classifiers import Classifier, Prediction, build, names, torchvision_resnet
-from ..profiles import Profiled, unknown_name
+from ..models.classifiers import Prediction, build
+from ..models.convnets import ARCHITECTURES
+from ..models.perceptron import Perceptron
+from ..models.written import parse
 from ..results import Claim, Results
-from ..files import remembered
-from ..parallel import Place, place_of
-from ..runtime import derive_seed, log, make_fabric, make_generator, seed_everything
+from ..runtime import derive_seed, make_fabric, make_generator, seed_everything
 from ..train import fit as train
 from ..train import multistep
 
@@ -61,7 +66,10 @@ class Expert(nn.Module):
 
 # %% ../../nbs/papers/ccc.ipynb #281ebeeb
 class Committee(nn.Module):
-    """Experts that are trained side by side. `lessons`, kept with the weights, holds what CCC draws anew each epoch (see `prepare`)."""
+    """Experts that are trained side by side.
+
+    `lessons`, kept with the weights, holds what CCC draws anew each epoch (see `Correction.prepare`).
+    """
 
     def __init__(self, experts: list[Expert]):
         super().__init__()
@@ -76,18 +84,23 @@ class Committee(nn.Module):
 
     def set_extra_state(self, state: dict) -> None:
         device = next(self.parameters()).device
-        self.lessons = {name: [v.to(device) for v in value] if isinstance(value, list) else value for name, value in state.items()}
+        self.lessons = {name: [v.to(device) for v in value] if isinstance(value, list) else value
+                        for name, value in state.items()}
 
 # %% ../../nbs/papers/ccc.ipynb #3567fb3c
 @torch.no_grad()
-def look(committee: Committee, features: Tensor, read: Callable, fabric=None, batch_size: int = 512) -> Tensor:
-    """`read(expert, prediction)` `(N, C)` of every expert in evaluation mode: `(experts, N, C)` float32 on the committee's device."""
+def outputs(committee: Committee, features: Tensor, output: Callable, fabric=None, batch_size: int = 512) -> Tensor:
+    """`output(expert, prediction)` `(N, C)` of every expert in evaluation mode.
+
+    Returns `(experts, N, C)` on the committee's device; the committee's mode is afterwards what it was.
+    """
     mode, device, parts = committee.training, next(committee.parameters()).device, []
     committee.eval()
     for x in features.split(batch_size):
         with fabric.autocast() if fabric else nullcontext():
             predictions = committee(x.to(device))
-        parts.append(torch.stack([read(expert, in_float(prediction)) for expert, prediction in zip(committee.experts, predictions)]))
+        pairs = zip(committee.experts, map(in_float, predictions))
+        parts.append(torch.stack([output(expert, prediction) for expert, prediction in pairs]))
     committee.train(mode)
     return torch.cat(parts, 1)
 
@@ -99,7 +112,7 @@ def in_float(prediction: Prediction) -> Prediction:
 # %% ../../nbs/papers/ccc.ipynb #4366b1b5
 def probabilities(committee: Committee, features: Tensor, fabric=None) -> Tensor:
     """Each expert's class probabilities `(experts, N, C)`; their mean over the first axis is the committee's answer."""
-    return look(committee, features, lambda expert, prediction: expert.head.classify(prediction), fabric)
+    return outputs(committee, features, lambda expert, prediction: expert.head.classify(prediction), fabric)
 
 
 def couple(make_network: Callable[[], nn.Module], crowd: Crowd, seed: int = 0, stochastic: bool = False) -> Committee:
@@ -112,13 +125,16 @@ def couple(make_network: Callable[[], nn.Module], crowd: Crowd, seed: int = 0, s
 
 # %% ../../nbs/papers/ccc.ipynb #b148e79e
 def group_annotators(T: Tensor, groups: int, seed: int = 0) -> Tensor:
-    """The group `(R,)` int64 of each annotator by K-means on the confusion weights `T` `(R, C, C)`; `groups >= R` leaves everyone alone."""
+    """The group `(R,)` int64 of each annotator by K-means on the confusion weights `T` `(R, C, C)`.
+
+    With `groups >= R` everyone is alone. ValueError for fewer than one group.
+    """
     from sklearn.cluster import KMeans
 
     if groups < 1:
         raise ValueError(f"{groups} groups of annotators: at least 1 is needed")
     flat = T.detach().flatten(1).double().cpu().numpy()
-    distinct = len(np.unique(flat, axis=0))  # equal annotators share a group, and K-means cannot make more groups than points
+    distinct = len(np.unique(flat, axis=0))  # equal annotators share a group: no more groups than different points
     if groups >= len(flat):
         return torch.arange(len(flat), device=T.device)
     if min(groups, distinct) == 1:
@@ -128,9 +144,10 @@ def group_annotators(T: Tensor, groups: int, seed: int = 0) -> Tensor:
 
 # %% ../../nbs/papers/ccc.ipynb #ae517615
 def distil(log_p: Tensor, crowd: Crowd, size: int, duplicates: bool = True) -> tuple[Tensor, Tensor]:
-    """`(items, labels)` of the meta set: `size // C` annotations a class with the smallest `-log_p[item, label]`, fewer where a class has fewer.
+    """`(items, labels)` of the meta set: `size // C` annotations a class with the smallest `-log_p[item, label]`.
 
-    `log_p` `(N, C)`; sorted by class, then by loss. `duplicates=False` counts an item once per class.
+    `log_p` is `(N, C)`; a class with fewer annotations gives fewer. Sorted by class, then by loss.
+    `duplicates=False` counts an item once per class. ValueError for a `size` below the number of classes.
     """
     c = len(crowd.classes)
     if size < c:
@@ -141,18 +158,21 @@ def distil(log_p: Tensor, crowd: Crowd, size: int, duplicates: bool = True) -> t
     by_loss = (-log_p[item, label]).argsort(stable=True)
     order = by_loss[label[by_loss].argsort(stable=True)]
     count = torch.bincount(label, minlength=c)
-    place = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[label[order]]
-    kept = order[place < size // c]
+    rank = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[label[order]]
+    kept = order[rank < size // c]
     return item[kept], label[kept]
 
 # %% ../../nbs/papers/ccc.ipynb #dc4cdbeb
-def lookahead(loss: Tensor, network: nn.Module, T: Tensor, eta: float, differentiable: bool = False) -> tuple[dict[str, Tensor], Tensor]:
-    """Parameters of `network` by name, and `T`, after one step of plain SGD on `loss`; the graph of `loss` is kept for the real step.
+def lookahead(loss: Tensor, network: nn.Module, T: Tensor, eta: float,
+              differentiable: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+    """Parameters of `network` by name, and `T`, after one step of plain SGD on `loss`.
 
-    `differentiable=True` keeps the steps' dependence on whatever `loss` depends on (double backward).
+    The graph of `loss` is kept for the real step. `differentiable=True` keeps the steps' dependence on whatever
+    `loss` depends on (double backward).
     """
     named = dict(network.named_parameters())
-    gradients = torch.autograd.grad(loss, [*named.values(), T], retain_graph=True, create_graph=differentiable, allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(loss, [*named.values(), T], retain_graph=True, create_graph=differentiable,
+                                    allow_unused=True, materialize_grads=True)
     values = [v.detach() for v in (*named.values(), T)]
     if differentiable:
         stepped = [v - eta * g for v, g in zip(values, gradients)]
@@ -162,16 +182,17 @@ def lookahead(loss: Tensor, network: nn.Module, T: Tensor, eta: float, different
 
 
 def forward_with(network: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> Prediction:
-    """The network's prediction with other `parameters`, in its present mode; its own batch-norm statistics stay as they are."""
+    """The network's prediction with other `parameters`, in its present mode; its batch-norm statistics stay."""
     buffers = {name: b.clone() for name, b in network.named_buffers()}
     return in_float(functional_call(network, (parameters, buffers), (inputs,)))
 
 # %% ../../nbs/papers/ccc.ipynb #92900b77
 def naive_gradient(expert: Expert, prediction: Prediction, annotations, meta, groups: Tensor, count: int, eta: float,
                    active: str = "all", autocast=nullcontext) -> tuple[Tensor, Tensor]:
-    """`D` `(count, C, C)` and the looked-ahead `T`, by double backward. `active="head"` detaches all steps but the last layer's.
+    """`D` `(count, C, C)` and the looked-ahead `T`, by double backward.
 
-    `prediction` is of the training batch, with its graph; `meta` is `(inputs, labels)`; `groups` `(R,)` in `0..count-1`.
+    `prediction` is of the training batch, with its graph; `meta` is `(inputs, labels)`; `groups` `(R,)` in
+    `0..count-1`. `active="head"` detaches all steps but the last layer's.
     """
     V = expert.head.T.new_zeros(count, *expert.head.T.shape[1:]).requires_grad_()
     loss = expert.head(prediction, annotations, V=V, groups=groups)
@@ -217,69 +238,70 @@ def normalise_correction(D: Tensor, T: Tensor, gamma: float) -> Tensor:
     return torch.where(largest > 0, -gamma * T.amax() * (D / largest), torch.zeros_like(D)).detach()
 
 # %% ../../nbs/papers/ccc.ipynb #ee33aee5
-@dataclass(frozen=True)
-class Correction:
-    """The settings of the coupled correction; defaults are those of the authors' code for CIFAR-10N."""
-
-    groups: int = 30         # G [code; best in the paper's figure]
-    meta_size: int = 1000    # M, all classes together [code]
-    meta_batch: int = 128    # [code]
-    gamma: float = 0.5       # correction rate [code]
-    active: str = "head"     # what of the virtual step stays attached: the last layer [code], or "all" [code, for LabelMe]
-    coupled: bool = True     # the other model's meta set; False: its own (self-distilled)
-    duplicates: bool = True  # an item counts once for each annotator who gave the label [code]
-
-    def __post_init__(self):
-        if self.groups < 1 or self.meta_batch < 2 or self.gamma < 0 or self.active not in ("head", "all"):
-            raise ValueError(f"need groups >= 1, meta_batch >= 2, gamma >= 0 and active 'head' or 'all', not {self}")
-
-# %% ../../nbs/papers/ccc.ipynb #ae2f52f8
-def prepare(committee: Committee, crowd: Crowd, correction: Correction, seed: int = 0, fabric=None) -> None:
-    """Draw groups and meta sets of every expert from its present state."""
-    epoch = committee.lessons.get("epoch", -1) + 1
-    log_p = look(committee, crowd.features, lambda expert, prediction: prediction.logits.log_softmax(1), fabric)
-    meta = [distil(log_p[m], crowd, correction.meta_size, correction.duplicates) for m in range(len(log_p))]
-    groups = [group_annotators(expert.head.T, correction.groups, derive_seed(seed, "groups", m, epoch)) for m, expert in enumerate(committee.experts)]
-    committee.lessons = {"epoch": epoch, "tick": 0, "groups": groups, "items": [items for items, _ in meta], "labels": [labels for _, labels in meta]}
-
-
 def meta_batch(lessons: dict, m: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Items and labels of the present batch from meta set `m`, which is gone through again and again in random order."""
+    """Items and labels of the present batch from meta set `m`."""
     items, labels = lessons["items"][m], lessons["labels"][m]
-    again, place = divmod(lessons["tick"], max(1, len(items) // size))
+    again, part = divmod(lessons["tick"], max(1, len(items) // size))
     order = torch.randperm(len(items), generator=make_generator(seed, "meta", m, lessons["epoch"], again))
-    chosen = order[place * size:(place + 1) * size].to(items.device)
+    chosen = order[part * size:(part + 1) * size].to(items.device)
     return items[chosen], labels[chosen]
 
-# %% ../../nbs/papers/ccc.ipynb #6e4c19f5
-def correct(committee: Committee, m: int, prediction: Prediction, annotations, crowd: Crowd, correction: Correction, eta: float,
-            seed: int = 0, autocast=nullcontext) -> dict[str, Tensor]:
-    """The correction `V` `(G, C, C)` of expert `m` for this batch and its `groups`, to be passed to the crowd layer."""
-    expert, groups = committee.experts[m], committee.lessons["groups"][m]
-    count = min(correction.groups, len(groups))
-    if correction.gamma == 0:
-        return {"V": expert.head.T.new_zeros(count, *expert.head.T.shape[1:]), "groups": groups}
-    teacher = (m + 1) % len(committee.experts) if correction.coupled else m
-    items, labels = meta_batch(committee.lessons, teacher, correction.meta_batch, seed)
-    gradient = head_gradient if correction.active == "head" else naive_gradient
-    meta = (crowd.features[items], labels)
-    D, T = gradient(expert, prediction, annotations, meta, groups, count, eta, autocast=autocast)
-    return {"V": normalise_correction(D, T, correction.gamma), "groups": groups}
+# %% ../../nbs/papers/ccc.ipynb #ae2f52f8
+@dataclass(frozen=True)
+class Correction:
+    """The coupled correction and its settings. ValueError for a value that is ill-typed or out of range."""
+
+    groups: int = setting(30, "code", "G, groups of annotators; best in the paper's figure", at_least=1)
+    meta_size: int = setting(1000, "code", "M, size of a meta set, all classes together", at_least=2)
+    meta_batch: int = setting(128, "code", "batch from a meta set", at_least=2)
+    gamma: float = setting(0.5, "code", "correction rate", at_least=0)
+    active: str = setting("head", "code", "layers of the virtual step that stay attached", choices=("head", "all"))
+    duplicates: bool = setting(True, "code", "an item counts once for each annotator who gave the label")
+    coupled: bool = setting(True, "code", "the other model's meta set; false: its own (self-distilled)")
+
+    def __post_init__(self):
+        for name, (kind, rule, _) in leaves(type(self)).items():
+            conform(name, getattr(self, name), kind, rule)
+
+    def prepare(self, committee: Committee, crowd: Crowd, seed: int = 0, fabric=None) -> None:
+        """Draw groups and meta sets of every expert from its present state."""
+        epoch = committee.lessons.get("epoch", -1) + 1
+        log_p = outputs(committee, crowd.features, lambda expert, prediction: prediction.logits.log_softmax(1), fabric)
+        meta = [distil(log_p[m], crowd, self.meta_size, self.duplicates) for m in range(len(log_p))]
+        groups = [group_annotators(expert.head.T, self.groups, derive_seed(seed, "groups", m, epoch))
+                  for m, expert in enumerate(committee.experts)]
+        committee.lessons = {"epoch": epoch, "tick": 0, "groups": groups, "items": [items for items, _ in meta],
+                             "labels": [labels for _, labels in meta]}
+
+    def correct(self, committee: Committee, m: int, prediction: Prediction, annotations, crowd: Crowd, eta: float,
+                seed: int = 0, autocast=nullcontext) -> dict[str, Tensor]:
+        """`V` `(G, C, C)` of expert `m` for this batch, and its `groups`: what its crowd layer takes."""
+        expert, groups = committee.experts[m], committee.lessons["groups"][m]
+        count = min(self.groups, len(groups))
+        if self.gamma == 0:
+            return {"V": expert.head.T.new_zeros(count, *expert.head.T.shape[1:]), "groups": groups}
+        teacher = (m + 1) % len(committee.experts) if self.coupled else m
+        items, labels = meta_batch(committee.lessons, teacher, self.meta_batch, seed)
+        gradient = head_gradient if self.active == "head" else naive_gradient
+        meta = (crowd.features[items], labels)
+        D, T = gradient(expert, prediction, annotations, meta, groups, count, eta, autocast=autocast)
+        return {"V": normalise_correction(D, T, self.gamma), "groups": groups}
 
 # %% ../../nbs/papers/ccc.ipynb #9d2d8445
-def committee_step(committee: Committee, crowd: Crowd, optimizer, correction: Correction | None = None, seed: int = 0, fabric=None) -> Callable:
-    """One training step on `crowd`; `correction` takes effect once the committee has its lessons, after the warm-up."""
+def committee_step(committee: Committee, crowd: Crowd, optimizer, correction: Correction | None = None, seed: int = 0,
+                   fabric=None) -> Callable:
+    """One training step on `crowd`; `correction` takes effect once the committee has its lessons."""
     autocast = fabric.autocast if fabric else nullcontext
 
     def step(model: nn.Module, batch: dict) -> dict[str, Tensor]:
         annotations, losses = crowd.annotations(batch["index"]), []
-        with autocast():  # the committee itself, not its wrapper: the virtual step differentiates before the wrapper's backward
+        with autocast():  # not through the wrapper: the virtual step differentiates before the wrapper's backward
             predictions = committee(batch["inputs"])
         eta = optimizer.param_groups[0]["lr"]
         for m, (expert, prediction) in enumerate(zip(committee.experts, map(in_float, predictions))):
             more = {}
             if correction is not None and committee.lessons:
-                more = correct(committee, m, prediction, annotations, crowd, correction, eta, seed, autocast)
+                more = correction.correct(committee, m, prediction, annotations, crowd, eta, seed, autocast)
             losses.append(expert.head(prediction, annotations, batch["inputs"], **more))
         if committee.lessons:
             committee.lessons["tick"] += 1
@@ -288,12 +310,14 @@ def committee_step(committee: Committee, crowd: Crowd, optimizer, correction: Co
     return step
 
 # %% ../../nbs/papers/ccc.ipynb #a0c4a520
-def fit(committee: Committee, crowd: Crowd, *, optimizer, epochs: int, warmup: int = 10, correction: Correction | None = None, batch_size: int = 128,
-        seed: int = 0, fabric=None, callbacks=(), **options):
-    """Train a committee on a crowd's labels, `warmup` epochs plain and `epochs` with `correction` (None: plain throughout); returns the `History`.
+def fit(committee: Committee, crowd: Crowd, *, optimizer, epochs: int, warmup: int = 10,
+        correction: Correction | None = None, batch_size: int = 128, seed: int = 0, fabric=None, callbacks=(),
+        **options):
+    """Train a committee on a crowd's labels, `warmup` epochs plain and `epochs` with `correction`; the `History`.
 
-    `correction` wants experts with a `CrowdLayer`. `options` (schedule, checkpoint, every, clip, desc) go to `kdnotes.train.fit`: with a
-    checkpoint the training continues exactly after a kill. The true classes are sealed meanwhile.
+    `correction` None trains plain throughout; one wants experts with a `CrowdLayer`. `options` (schedule, checkpoint,
+    every, clip, desc) go to `kdnotes.train.fit`: with a checkpoint the training continues exactly after a kill. The
+    true classes are sealed meanwhile.
     """
     fabric = fabric or make_fabric("auto", "fp32")
     crowd = crowds.to(crowd, fabric.device)
@@ -302,14 +326,16 @@ def fit(committee: Committee, crowd: Crowd, *, optimizer, epochs: int, warmup: i
 
     def next_lessons(model, epoch: int) -> None:
         if correction is not None and warmup <= epoch < warmup + epochs:
-            prepare(committee, crowd, correction, seed, fabric)
+            correction.prepare(committee, crowd, seed, fabric)
 
     with sealed():
         next_lessons(committee, 0)
-        return train(committee, batches, step, optimizer=optimizer, epochs=warmup + epochs, fabric=fabric, callbacks=(*callbacks, next_lessons), **options)
+        return train(committee, batches, step, optimizer=optimizer, epochs=warmup + epochs, fabric=fabric,
+                     callbacks=(*callbacks, next_lessons), plan={"warmup": warmup}, **options)
 
 # %% ../../nbs/papers/ccc.ipynb #e5b0d8ce
-def fine_tune(committee: Committee, crowd: Crowd, epochs: int, lr: float = 1e-4, batch_size: int = 128, seed: int = 0, fabric=None) -> None:
+def fine_tune(committee: Committee, crowd: Crowd, epochs: int, lr: float = 1e-4, batch_size: int = 128, seed: int = 0,
+              fabric=None) -> None:
     """Plain SGD on the other expert's last meta set; a committee without lessons has none, which is a `ValueError`."""
     if not committee.lessons:
         raise ValueError("fine-tuning needs the meta sets of a training with a correction; this committee has none")
@@ -352,7 +378,14 @@ class OneVoice(CrowdHead):
 
 def one_voice(crowd: Crowd, labels: Tensor) -> Crowd:
     """The crowd's items with one label each, by a single annotator."""
-    return Crowd(torch.arange(crowd.items), torch.zeros(crowd.items, dtype=torch.long), labels.cpu(), crowd.items, 1, crowd.classes, crowd.features)
+    annotator = torch.zeros(crowd.items, dtype=torch.long)
+    return Crowd(torch.arange(crowd.items), annotator, labels.cpu(), crowd.items, 1, crowd.classes, crowd.features)
+
+
+def dawid_skene_of(crowd: Crowd):
+    """What Dawid & Skene's EM finds in the labels of a crowd alone."""
+    size = (crowd.items, crowd.annotators, len(crowd.classes))
+    return dawid_skene(crowd.item, crowd.annotator, crowd.label, *size)
 
 
 def merged_labels(method: str, crowd: Crowd, seed: int) -> Tensor:
@@ -361,7 +394,7 @@ def merged_labels(method: str, crowd: Crowd, seed: int) -> Tensor:
         return crowd.truth.reveal()
     if method == "MajorVote":
         return majority_vote(crowds.votes(crowd), generator=make_generator(seed, "ties"))
-    return dawid_skene(crowd.item, crowd.annotator, crowd.label, crowd.items, crowd.annotators, len(crowd.classes)).posterior.argmax(1)
+    return dawid_skene_of(crowd).posterior.argmax(1)
 
 # %% ../../nbs/papers/ccc.ipynb #db2f611e
 MERGED = ("clean labels", "MajorVote", "Dawid-Skene")
@@ -370,452 +403,589 @@ METHODS = (*MERGED, "CrowdLayer", "CrowdLayer ×2", *THRIFTY, "DoctorNet", "Max-
 
 
 def head_of(method: str, crowd: Crowd, network: nn.Module) -> CrowdHead:
-    """The head of a single-expert method for `crowd`."""
+    """The head of a method with one expert for `crowd`."""
     r, c = crowd.annotators, len(crowd.classes)
-    if method in MERGED:
-        return OneVoice()
     if method in THRIFTY:
         return VectorCrowdLayer(r, c, THRIFTY[method])
     if method == "DoctorNet":
         return DoctorNet(r, c, network.feature_dim)
     if method == "Max-MIG":
         belief = F.one_hot(crowds.votes(crowd).argmax(1), c).float()
-        return MaxMIG(vote_confusions(crowd.item, crowd.annotator, crowd.label, belief, r), belief.mean(0).clamp_min(1e-3))
+        start = vote_confusions(crowd.item, crowd.annotator, crowd.label, belief, r)
+        return MaxMIG(start, belief.mean(0).clamp_min(1e-3))
     if method == "CoNAL":
         return CoNAL(r, c, crowd.features[0].numel())
     return UnionNet(r, c)
 
 # %% ../../nbs/papers/ccc.ipynb #35483add
 @dataclass(frozen=True)
-class Who:
-    """The items and who labels them. A published crowd has its own annotators: `case` to `alpha` are for synthetic ones."""
+class Labelling:
+    """The items and who labels them. A published crowd has annotators of its own: `case` to `alpha` are for others."""
 
-    profile_name: str = "demo"      # set by `Config.profile`
-    dataset: str = "digits"         # [scale]
-    case: str = "IND-S"             # the main case [ours]
-    cases: tuple = ("COR-S",)       # further cases, in the table of synthetic crowds [ours]
-    annotators: int = 100           # R [scale; 250 inferred for the paper]
-    labels_per_item: float = 3.0    # [paper]
-    alpha: float = 0.5              # of the Beta shares [ours, from the paper's histogram]; inf: equal shares
-    holdout: float = 0.1            # share of the crowd's items whose annotations choose the epoch [ours]; 0: the published validation set
-    train_size: int = 0             # the first items only, 0 = all [scale]
+    case: str = setting("IND-S", "ours", "the main case", choices=crowds.CASES)
+    cases: tuple[str, ...] = setting(("COR-S",), "ours", "further cases of synthetic crowds", choices=crowds.CASES)
+    annotators: int = setting(100, "scale", "R; 250 inferred for the paper", at_least=2)
+    labels_per_item: float = setting(3.0, "paper", "annotators of an item, on average", at_least=0.1)
+    alpha: float = setting(0.5, "ours", "shape of the Beta shares, from the paper's histogram; Infinity: equal shares",
+                           at_least=0.01, at_most=1e9, unset=(float("inf"),))
+    holdout: float = setting(0.1, "ours", "share of the items whose annotations choose the epoch; 0: the published "
+                             "validation set", at_least=0, below=1)
+    train_size: int = setting(0, "scale", "the first items only; 0: all", at_least=0)
+
+# %% ../../nbs/papers/ccc.ipynb #4cf5ab5d
+def parse_network(text: str) -> tuple[str, dict]:
+    """Name and options of a network: "mlp:512-256", "mlp:128:dropout:norm", or a classifier as in `models.written`.
+
+    ValueError for another form, an unknown name, and an option that the network does not have.
+    """
+    mlp = functools.partial(Perceptron, inputs=0, classes=0)  # these two are not for the text to say
+    name, options = parse(text, ARCHITECTURES | {"mlp": mlp}, () if text.startswith("mlp") else ("embedding",))
+    if name == "mlp" and "widths" not in options:
+        raise ValueError(f"network {text!r} has no layers; write mlp:widths[:dropout][:norm], such as mlp:512-256")
+    return name, options
+
+
+def new_network(text: str, sample: Tensor, classes: int) -> nn.Module:
+    """The network written `text` for inputs like `sample` (no batch axis); ValueError where they do not fit."""
+    name, options = parse_network(text)
+    if name == "mlp":
+        return Perceptron(sample.numel(), classes, **options)
+    if sample.ndim != 3:
+        raise ValueError(f"network {text!r} looks at images, but an item is {tuple(sample.shape)}; use an mlp")
+    network = build(name, classes, channels=len(sample), size=sample.shape[-1], **options)
+    if name in ("resnet18", "resnet34"):
+        first = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
+        first.padding = (0, 0)  # 32 x 32 becomes 30 x 30, as in the authors' code
+    return network
 
 # %% ../../nbs/papers/ccc.ipynb #6cab9732
 @dataclass(frozen=True)
-class How:
+class Schedule:
     """Network and optimisation, the same for every method."""
 
-    network: str = "mlp:512-256"    # [scale] "mlp:sizes[:dropout][:norm]", "resnet34" [code, CIFAR-10N], or a name of models.classifiers
-    optimizer: str = "adam"         # [scale] or "sgd" with momentum 0.9 [code]
-    lr: float = 4e-3                # [scale; 0.01 in the code]
-    weight_decay: float = 0.0       # on T too [code: 5e-4]
-    batch_size: int = 128           # [code]
-    warmup: int = 8                 # epochs with V = 0 [scale; 10 in the code]
-    epochs: int = 20                # after the warm-up [scale; 50 in the code]
-    milestones: tuple = ()          # epochs after the warm-up at which the rate falls to a tenth [code: 30]
-    finetune: int = 0               # epochs of fine-tuning [code: off]
-    stochastic: bool = False        # row-stochastic confusions in place of the second softmax [code, unused]
-    seeds: tuple = (0, 1, 2)        # a crowd each [scale; three runs inferred for the paper]
+    network: str = setting("mlp:512-256", "scale", "mlp:widths[:dropout][:norm] or a classifier; resnet34 in the code",
+                           check=parse_network)
+    optimizer: str = setting("adam", "scale", "or sgd with momentum 0.9 (code)", choices=("adam", "sgd"))
+    lr: float = setting(4e-3, "scale", "learning rate; 0.01 in the code", above=0)
+    weight_decay: float = setting(0.0, "scale", "on T too; 5e-4 in the code", at_least=0)
+    batch_size: int = setting(128, "code", "items of a batch", at_least=2)
+    warmup: int = setting(8, "scale", "epochs with V = 0; 10 in the code", at_least=0)
+    epochs: int = setting(20, "scale", "epochs after the warm-up; 50 in the code", at_least=1)
+    milestones: tuple[int, ...] = setting((), "scale", "epochs after the warm-up at which the rate falls to a tenth; "
+                                          "30 in the code", at_least=0)
+
+    def new_optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
+        """The optimizer for groups of parameters."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(groups, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
+
+    def rates(self) -> Callable | None:
+        """How the learning rate falls."""
+        places = [self.warmup + milestone for milestone in self.milestones]
+        return multistep(places, of=self.warmup + self.epochs) if places else None
 
 # %% ../../nbs/papers/ccc.ipynb #20ac89ef
 @dataclass(frozen=True)
-class What:
-    """The correction (see `Correction`) and the studies."""
+class Tables:
+    """What is compared."""
 
-    groups: int = 15                # G [scale; 30 in the code]
-    meta_size: int = 200            # M [scale; 1000 in the code]
-    meta_batch: int = 128           # [code]
-    gamma: float = 0.5              # [code]
-    active: str = "head"            # [code]; "all" for LabelMe [code]
-    duplicates: bool = True         # [code]
-    methods: tuple = ("clean labels", "MajorVote", "Dawid-Skene", "CrowdLayer", "CrowdLayer ×2", "DoctorNet", "Max-MIG", "CoNAL", "UnionNet", "CCC")
-    group_sweep: tuple = (1, 0)     # further G; 0 stands for every annotator alone [paper: 5, 30, 100, 250]
-    density_sweep: tuple = (1,)     # further labels per item [paper: 1, 3, 5, 7, 9]
-    meta_sweep: tuple = ()          # further M [ours]
-    gamma_sweep: tuple = ()         # further gamma [ours]
-    self_distilled: bool = True     # also without coupling [ours]
+    methods: tuple[str, ...] = setting(
+        (*MERGED, "CrowdLayer", "CrowdLayer ×2", "DoctorNet", "Max-MIG", "CoNAL", "UnionNet", "CCC"), "paper",
+        "rows of the main table; CrowdLayer ×2 and the clean labels are ours", choices=METHODS, length=(1, None))
+    group_sweep: tuple[int, ...] = setting((1, 0), "scale", "further G, 0: every annotator alone; 5, 30, 100, 250 in "
+                                           "the paper", at_least=0)
+    density_sweep: tuple[float, ...] = setting((1.0,), "scale", "further labels per item; 1, 3, 5, 7, 9 in the paper",
+                                               at_least=0.1)
+    meta_sweep: tuple[int, ...] = setting((), "ours", "further M", at_least=2)
+    gamma_sweep: tuple[float, ...] = setting((), "ours", "further correction rates", at_least=0)
+    self_distilled: bool = setting(True, "ours", "CCC also without coupling")
 
 # %% ../../nbs/papers/ccc.ipynb #b1aa4c80
 @dataclass(frozen=True)
-class Config(Who, How, What, Profiled):
+class Config(Settings):
     """Everything that a run depends on; `Config.profile("demo", gamma=1.0)` makes one."""
 
+    crowd: Labelling = section(Labelling)
+    training: Schedule = section(Schedule)
+    correction: Correction = section(Correction)
+    finetune: int = setting(0, "code", "epochs in which CCC's networks are fine-tuned at the end", at_least=0)
+    stochastic: bool = setting(False, "code", "row-stochastic confusions in place of the second softmax")
+    tables: Tables = section(Tables)
+
     def check(self) -> None:
-        """Ranges and names, before anything runs."""
-        at_least = {"annotators": 2, "batch_size": 2, "warmup": 0, "epochs": 1, "train_size": 0, "finetune": 0, "weight_decay": 0}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        if any(not 0 <= milestone <= self.epochs for milestone in self.milestones):
-            raise ValueError(f"milestones={self.milestones} must lie within the {self.epochs} epochs")
-        if not 0 <= self.holdout < 1 or not self.lr > 0:
-            raise ValueError(f"holdout={self.holdout} must lie in [0, 1) and lr={self.lr} above 0")
-        if not all(0 < n < self.annotators for n in (self.labels_per_item, *self.density_sweep)):
-            raise ValueError(f"labels per item {self.labels_per_item}, {self.density_sweep} must lie between 0 and {self.annotators} annotators")
-        named = {"method": (self.methods, METHODS), "case": ((self.case, *self.cases), crowds.CASES), "optimizer": ((self.optimizer,), ("adam", "sgd"))}
-        for kind, (given, known) in named.items():
-            for name in given:
-                if name not in known:
-                    raise unknown_name(kind, name, known)
-        correction_of(self), parse_network(self.network)
-
-# %% ../../nbs/papers/ccc.ipynb #4cf5ab5d
-def correction_of(config: Config, **changes) -> Correction:
-    """The correction that `config` describes, with changes."""
-    names = {field.name for field in dataclasses.fields(Correction)} - {"coupled"}
-    return Correction(**{name: getattr(config, name) for name in names} | changes)
-
-
-def parse_network(text: str) -> tuple[str, list[int], set[str]]:
-    """Name, sizes and options of a network such as "mlp:512-256", "mlp:128:dropout:norm", "resnet34" or "smallconv"."""
-    name, *rest = text.split(":")
-    try:
-        sizes = [int(size) for size in rest[0].split("-")] if name == "mlp" else []
-    except (IndexError, ValueError):
-        raise ValueError(f"network {text!r} is not of the form mlp:sizes[:dropout][:norm], such as mlp:512-256") from None
-    options = set(rest[1:] if name == "mlp" else rest)
-    if unknown := options - ({"dropout", "norm"} if name == "mlp" else set()):
-        raise ValueError(f"network {text!r} has unknown options {', '.join(sorted(unknown))}; an mlp takes dropout and norm, others none")
-    if name not in ("mlp", "resnet34", *names()):
-        raise unknown_name("network", name, ("mlp", "resnet34", *names()))
-    return name, sizes, options
+        """Settings that contradict each other."""
+        milestones, epochs = self.training.milestones, self.training.epochs
+        if any(milestone > epochs for milestone in milestones):
+            raise ValueError(f"milestones={milestones} must lie within the {epochs} epochs")
+        densities, annotators = (self.crowd.labels_per_item, *self.tables.density_sweep), self.crowd.annotators
+        if not all(n < annotators for n in densities):
+            given = ", ".join(f"{n:g}" for n in densities)
+            raise ValueError(f"labels per item {given} must lie between 0 and the {annotators} annotators")
+        if not self.crowd.holdout and self.dataset not in PUBLISHED:
+            raise ValueError(f"{self.dataset} has no published validation set: give holdout > 0")
 
 # %% ../../nbs/papers/ccc.ipynb #63e3e5ad
-REAL = {"case": "IND-A", "cases": (), "density_sweep": (), "batch_size": 64, "meta_batch": 64, "warmup": 10, "epochs": 30, "gamma_sweep": (0.25, 1.0), "meta_sweep": (50, 400), "seeds": (0, 1, 2, 3, 4)}
-LABELME = {**REAL, "network": "mlp:128:dropout", "lr": 1e-3, "holdout": 0.0, "groups": 10, "group_sweep": (1, 5, 20, 0), "meta_sweep": (80, 400)}
-MUSIC = {**REAL, "network": "mlp:128:dropout:norm", "lr": 2e-3, "warmup": 20, "epochs": 40, "groups": 10, "group_sweep": (1, 5, 20, 0)}
-SENTIMENT = {**REAL, "network": "mlp:128:dropout", "lr": 1e-3, "groups": 20, "group_sweep": (1, 0), "meta_sweep": (100, 1000)}
-SYNTHETIC = {"case": "IND-A", "cases": ("IND-B", "IND-C", "IND-D", "COR-A"), "annotators": 250, "groups": 30, "meta_size": 1000, "meta_batch": 128,
-             "batch_size": 128, "group_sweep": (5, 100, 0), "density_sweep": (1, 5, 7, 9), "meta_sweep": (), "gamma_sweep": ()}
-CODE = {"network": "resnet34", "optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4, "warmup": 10, "epochs": 50, "milestones": (30,)}
-CIFAR10N = {**REAL, **CODE, "groups": 30, "meta_size": 1000, "meta_batch": 128, "batch_size": 128, "group_sweep": (), "meta_sweep": (), "gamma_sweep": (),
-            "self_distilled": False, "seeds": (0, 1, 2)}
-QUICK = {"network": "resnet18", "lr": 0.02, "batch_size": 256, "warmup": 5, "epochs": 15, "milestones": (10,), "methods": ("MajorVote", "CrowdLayer", "CrowdLayer ×2", "CCC")}
+REAL = {"case": "IND-A", "cases": (), "density_sweep": (), "batch_size": 64, "meta_batch": 64, "meta_size": 200,
+        "warmup": 10, "epochs": 30, "gamma_sweep": (0.25, 1.0), "meta_sweep": (50, 400), "seeds": (0, 1, 2, 3, 4)}
+LABELME = {**REAL, "network": "mlp:128:dropout", "lr": 1e-3, "holdout": 0.0, "groups": 10,
+           "group_sweep": (1, 5, 20, 0), "meta_sweep": (80, 400)}
+MUSIC = {**REAL, "network": "mlp:128:dropout:norm", "lr": 2e-3, "warmup": 20, "epochs": 40, "groups": 10,
+         "group_sweep": (1, 5, 20, 0)}
+SENTIMENT = {**REAL, "network": "mlp:128:dropout", "lr": 1e-3, "groups": 20, "group_sweep": (1, 0),
+             "meta_sweep": (100, 1000)}
+SYNTHETIC = {"case": "IND-A", "cases": ("IND-B", "IND-C", "IND-D", "COR-A"), "annotators": 250, "groups": 30,
+             "meta_size": 1000, "meta_batch": 128, "batch_size": 128, "group_sweep": (5, 100, 0),
+             "density_sweep": (1, 5, 7, 9), "meta_sweep": (), "gamma_sweep": ()}
+CODE = {"network": "resnet34", "optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4, "warmup": 10, "epochs": 50,
+        "milestones": (30,)}
+CIFAR10N = {**REAL, **CODE, "groups": 30, "meta_size": 1000, "meta_batch": 128, "batch_size": 128, "group_sweep": (),
+            "meta_sweep": (), "gamma_sweep": (), "self_distilled": False, "seeds": (0, 1, 2)}
+QUICK = {"network": "resnet18", "lr": 0.02, "batch_size": 256, "warmup": 5, "epochs": 15, "milestones": (10,),
+         "methods": ("MajorVote", "CrowdLayer", "CrowdLayer ×2", "CCC")}
 
 # %% ../../nbs/papers/ccc.ipynb #143f33be
+SMALL = {"groups": 15, "meta_size": 200}
 Config.DATA = ("images", "crowds")
 Config.PROFILES = {
-    "smoke": {"train_size": 300, "network": "mlp:32", "warmup": 1, "epochs": 2, "annotators": 30, "groups": 4, "meta_size": 40, "meta_batch": 16, "cases": (),
-              "density_sweep": (1,), "group_sweep": (1,), "methods": ("MajorVote", "CrowdLayer", "CrowdLayer ×2", "UnionNet", "CCC"), "seeds": (0, 1)},
-    "demo": {},
-    "real": {"dataset": "labelme"},
-    "paper": {"dataset": "cifar10n", "seeds": (0, 1, 2)},
+    "smoke": {"train_size": 300, "network": "mlp:32", "warmup": 1, "epochs": 2, "annotators": 30, "groups": 4,
+              "meta_size": 40, "meta_batch": 16, "cases": (), "density_sweep": (1,), "group_sweep": (1,),
+              "methods": ("MajorVote", "CrowdLayer", "CrowdLayer ×2", "UnionNet", "CCC"), "seeds": (0, 1)},
+    "demo": SMALL,
+    "real": {**SMALL, "dataset": "labelme"},
+    "paper": {**SMALL, "dataset": "cifar10n", "seeds": (0, 1, 2)},
 }
 Config.DATASETS = {
-    ("real", "labelme"): LABELME, ("real", "music"): MUSIC, ("real", "sentiment"): SENTIMENT, ("real", "cifar10n"): {**CIFAR10N, **QUICK},
+    ("real", "labelme"): LABELME,
+    ("real", "music"): MUSIC,
+    ("real", "sentiment"): SENTIMENT,
+    ("real", "cifar10n"): {**CIFAR10N, **QUICK},
     ("real", "fashion_mnist"): {**SYNTHETIC, **CODE, **QUICK, "network": "smallconv", "density_sweep": (1, 5)},
     ("real", "cifar10"): {**SYNTHETIC, **CODE, **QUICK, "density_sweep": (1, 5)},
-    ("paper", "labelme"): {**LABELME, "active": "all"}, ("paper", "music"): MUSIC, ("paper", "cifar10n"): CIFAR10N,
-    ("paper", "cifar10"): {**SYNTHETIC, **CODE}, ("paper", "fashion_mnist"): {**SYNTHETIC, **CODE, "network": "resnet18"},
+    ("paper", "labelme"): {**LABELME, "active": "all"},
+    ("paper", "music"): MUSIC,
+    ("paper", "cifar10n"): CIFAR10N,
+    ("paper", "cifar10"): {**SYNTHETIC, **CODE},
+    ("paper", "fashion_mnist"): {**SYNTHETIC, **CODE, "network": "resnet18"},
 }
-
-# %% ../../nbs/papers/ccc.ipynb #4141d9ac
-class Perceptron(nn.Module):
-    """Flat inputs through layers of `sizes` (ReLU, optional dropout 0.5 and batch normalisation without weights) to a linear classifier."""
-
-    def __init__(self, inputs: int, sizes: list[int], classes: int, dropout: bool = False, norm: bool = False):
-        super().__init__()
-        layers: list[nn.Module] = [nn.Flatten()] + ([nn.BatchNorm1d(inputs, affine=False)] if norm else [])
-        for before, after in zip([inputs, *sizes], sizes):
-            layers += [nn.Linear(before, after), nn.ReLU()] + ([nn.Dropout(0.5)] if dropout else [])
-            layers += [nn.BatchNorm1d(after, affine=False)] if norm else []
-        self.body, self.feature_dim = nn.Sequential(*layers), sizes[-1]
-        self.classifier = nn.Linear(sizes[-1], classes)
-
-    def forward(self, x: Tensor) -> Prediction:
-        features = self.body(x)
-        return Prediction(self.classifier(features), features)
-
-# %% ../../nbs/papers/ccc.ipynb #e5a09fcc
-def new_network(text: str, sample: Tensor, classes: int) -> nn.Module:
-    """The network written `text` for inputs like `sample` (no batch axis)."""
-    name, sizes, options = parse_network(text)
-    if name == "mlp":
-        return Perceptron(sample.numel(), sizes, classes, "dropout" in options, "norm" in options)
-    if sample.ndim != 3:
-        raise ValueError(f"network {text!r} looks at images, but an item is {tuple(sample.shape)}; use an mlp")
-    channels, _, side = sample.shape
-    if name not in ("resnet18", "resnet34"):
-        return build(name, classes, channels=channels, size=side)
-    network = Classifier(*torchvision_resnet(channels, side, name), classes, channels)
-    next(m for m in network.modules() if isinstance(m, nn.Conv2d)).padding = (0, 0)  # 32 x 32 becomes 30 x 30, as in the authors' code
-    return network
 
 # %% ../../nbs/papers/ccc.ipynb #e5792964
 @dataclass(frozen=True)
-class Job:
-    """One committee to train."""
+class Pictures(Data):
+    """Images of a split with their classes; of the training images the first `size` (0: all).
 
-    method: str
+    They are normalised per channel, as those training images are.
+    """
+
+    dataset: str
+    split: str
+    size: int
+
+    def load(self) -> Labelled:
+        train = first_images(self.dataset, self.size)
+        images = train if self.split == "train" else load(self.dataset, self.split)
+        return Labelled(normalise(to_float(images.images), *channel_statistics(train.images)), images.labels)
+
+
+def first_images(dataset: str, size: int) -> ImageSet:
+    """The first `size` training images of a data set; 0: all."""
+    images = load(dataset, "train")
+    return images.take(slice(size)) if size else images
+
+# %% ../../nbs/papers/ccc.ipynb #f35e02b0
+@dataclass(frozen=True)
+class Answers(Data):
+    """What a synthetic crowd says about the first `size` training images (0: all), and what it was drawn from."""
+
+    dataset: str
+    size: int
+    case: str
+    annotators: int
+    labels_per_item: float
+    alpha: float
     seed: int
-    case: str = ""               # of a synthetic crowd
-    labels_per_item: float = 0.0
-    correction: Correction | None = None
 
+    def load(self) -> Synthetic:
+        train = first_images(self.dataset, self.size)
+        return crowds.synthetic(None, train.labels, train.classes, self.case, self.annotators, self.labels_per_item,
+                                self.alpha, seed=self.seed)
 
+# %% ../../nbs/papers/ccc.ipynb #3d0cb4fb
+@dataclass(frozen=True)
+class PublishedCrowd(Data):
+    """The first `size` items (0: all) of a published crowd, standardised: images per channel, features one by one."""
+
+    dataset: str
+    size: int
+
+    def load(self) -> CrowdData:
+        data = load_crowd(self.dataset)
+        if self.size:
+            data = data._replace(crowd=crowds.take(data.crowd, torch.arange(min(self.size, data.crowd.items))))
+        if data.crowd.features.dtype != torch.uint8:
+            return crowds.standardise(data)
+        statistics = channel_statistics(data.crowd.features)
+        scale = lambda images: normalise(to_float(images), *statistics)
+        crowd = replace(data.crowd, features=scale(data.crowd.features))
+        return data._replace(crowd=crowd, test=data.test._replace(features=scale(data.test.features)))
+
+# %% ../../nbs/papers/ccc.ipynb #91a1cd46
 class Material(NamedTuple):
-    """What a job works on: the crowd, what chooses the epoch, what judges, and how a synthetic crowd errs."""
+    """The crowd to learn from, what chooses the epoch, what judges, and how a synthetic crowd errs `(R, C, C)`."""
 
     crowd: Crowd
     valid: Crowd | Labelled
     test: Labelled
     theta: Tensor | None = None
 
-# %% ../../nbs/papers/ccc.ipynb #f35e02b0
-def picture_data(config: Config, job: Job) -> tuple[crowds.CrowdData, Tensor]:
-    """A synthetic crowd on images, normalised per channel, and its annotators' true confusions."""
-    train_set, test_set = (remembered((config.dataset, split, data_root()), functools.partial(load, config.dataset, split)) for split in ("train", "test"))
-    train_set = train_set.take(slice(config.train_size)) if config.train_size else train_set
-    mean, std = channel_statistics(train_set.images)
-    made = crowds.synthetic(normalise(to_float(train_set.images), mean, std), train_set.labels, train_set.classes, job.case, config.annotators,
-                            job.labels_per_item, config.alpha, seed=job.seed)
-    return crowds.CrowdData(made.crowd, Labelled(normalise(to_float(test_set.images), mean, std), test_set.labels)), made.confusions
 
+@dataclass(frozen=True)
+class Task:
+    """A crowd, with `pictures` (training, test) where it is synthetic; a share `holdout` of it chooses the epoch.
 
-def published_data(config: Config) -> crowds.CrowdData:
-    """A published crowd, standardised; CIFAR-10N's images per channel, other features one by one."""
-    data = remembered(("crowd", config.dataset, data_root()), functools.partial(crowds.load, config.dataset))
-    if config.train_size:
-        data = data._replace(crowd=crowds.take(data.crowd, torch.arange(min(config.train_size, data.crowd.items))))
-    if data.crowd.features.dtype != torch.uint8:
-        return crowds.standardise(data)
-    statistics = channel_statistics(data.crowd.features)
-    scale = lambda images: normalise(to_float(images), *statistics)
-    return data._replace(crowd=dataclasses.replace(data.crowd, features=scale(data.crowd.features)), test=data.test._replace(features=scale(data.test.features)))
+    `holdout` 0 leaves that to the published validation set.
+    """
 
-# %% ../../nbs/papers/ccc.ipynb #91a1cd46
-def material(config: Config, job: Job) -> Material:
-    """The data of a job; its method and correction make no difference."""
-    data, theta = (published_data(config), None) if config.dataset in crowds.PUBLISHED else picture_data(config, job)
-    if data.test is None:
-        raise ValueError(f"{config.dataset} has no test set: nothing can be measured on it")
-    if config.holdout:
-        crowd, valid = crowds.hold_out(data.crowd, config.holdout, derive_seed(job.seed, "holdout") % 2**31)
-        return Material(crowd, valid, data.test, theta)
-    if data.valid is None:
-        raise ValueError(f"{config.dataset} has no published validation set: give holdout > 0")
-    return Material(data.crowd, data.valid, data.test, theta)
+    crowd: Answers | PublishedCrowd
+    pictures: tuple[Pictures, ...]
+    holdout: float
+    seed: int
 
-# %% ../../nbs/papers/ccc.ipynb #f0bea914
-def assemble(job: Job, crowd: Crowd, config: Config) -> tuple[Committee, Crowd]:
-    """The committee of a job, untrained, and the crowd that it learns from; two methods of one seed start from the same weights."""
-    make = lambda: new_network(config.network, crowd.features[0], len(crowd.classes))
-    if job.method in ("CrowdLayer ×2", "CCC"):
-        return couple(make, crowd, job.seed, config.stochastic), crowd
-    seed_everything(derive_seed(job.seed, "weights", 1))
-    network = make()
-    learnt_from = one_voice(crowd, merged_labels(job.method, crowd, job.seed)) if job.method in MERGED else crowd
-    return Committee([Expert(network, head_of(job.method, learnt_from, network))]), learnt_from
-
-
-def optimizer_of(committee: Committee, config: Config) -> torch.optim.Optimizer:
-    """The optimizer for networks and heads alike; Max-MIG's aggregator learns ten times more slowly, as in its paper."""
-    groups = [{"params": committee.parameters()}]
-    if isinstance(committee.experts[0].head, MaxMIG):
-        expert, = committee.experts
-        groups = [{"params": expert.network.parameters()}, {"params": expert.head.parameters(), "lr": 0.1 * config.lr}]
-    if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    def material(self, here: Here) -> Material:
+        """ValueError for a crowd without a test set, or without the validation set that is asked for."""
+        found, theta = here.read(self.crowd), None
+        if self.pictures:
+            train, test = map(here.read, self.pictures)
+            found, theta = CrowdData(replace(found.crowd, features=train.features), test), found.confusions
+        if found.test is None:
+            raise ValueError(f"{self.crowd.dataset} has no test set: nothing can be measured on it")
+        if not self.holdout and found.valid is None:
+            raise ValueError(f"{self.crowd.dataset} has no published validation set: give holdout > 0")
+        parts = (found.crowd, found.valid)
+        if self.holdout:
+            parts = crowds.hold_out(found.crowd, self.holdout, derive_seed(self.seed, "holdout") % 2**31)
+        return Material(*parts, found.test, theta)
 
 # %% ../../nbs/papers/ccc.ipynb #86e9486a
 def agreement(p: Tensor, valid: Crowd | Labelled) -> float:
-    """How well probabilities `(N, C)` agree with a validation set: accuracy in %, or the share in % of a crowd's annotations that name the predicted class."""
+    """How well probabilities `(N, C)` agree with a validation set, in %.
+
+    That is the accuracy, or the share of a crowd's annotations that name the predicted class.
+    """
     if isinstance(valid, Labelled):
         return 100 * accuracy(p, valid.labels)
     return 100 * (p.argmax(1).cpu()[valid.item] == valid.label).double().mean().item()
 
 
-def examiner(stuff: Material, fabric) -> Callable:
-    """A callback that adds test accuracy (`accuracy`, `accuracy 1`) and `validation`, `validation 1` to an epoch's row."""
+def examiner(material: Material, fabric) -> Callable:
+    """A callback that adds test accuracy (`accuracy`, `accuracy 1`) and `validation`, `validation 1` to an epoch."""
     def examine(committee: Committee, epoch: int) -> dict[str, float]:
         row = {}
-        for name, part, score in (("accuracy", stuff.test, agreement), ("validation", stuff.valid, agreement)):
+        for name, part in (("accuracy", material.test), ("validation", material.valid)):
             p = probabilities(committee, part.features, fabric)
-            row |= {name: score(p.mean(0), part), f"{name} 1": score(p[0], part)}
+            row |= {name: agreement(p.mean(0), part), f"{name} 1": agreement(p[0], part)}
         return row
 
     return examine
 
-# %% ../../nbs/papers/ccc.ipynb #847bb1dd
-def train_job(job: Job, config: Config, fabric, checkpoint: Path | None) -> dict:
-    """Train and look back: the epochs' rows, estimated confusions `T`, groups, and how right the meta sets and the posterior are (in %)."""
-    stuff = material(config, job)
-    committee, crowd = assemble(job, stuff.crowd, config)
-    seed_everything(derive_seed(job.seed, "training"))
-    total = config.warmup + config.epochs
-    schedule = multistep([config.warmup + m for m in config.milestones], of=total) if config.milestones else None
-    history = fit(committee, crowd, optimizer=optimizer_of(committee, config), epochs=config.epochs, warmup=config.warmup, correction=job.correction,
-                  batch_size=config.batch_size, seed=job.seed, fabric=fabric, callbacks=[examiner(stuff, fabric)], schedule=schedule, checkpoint=checkpoint)
-    rows = history.rows
-    if config.finetune and job.correction is not None:
-        fine_tune(committee, crowd, config.finetune, batch_size=config.batch_size, seed=job.seed, fabric=fabric)
-        rows = [*rows, rows[-1] | examiner(stuff, fabric)(committee, total)]
-    kept = {"rows": [{k: v for k, v in row.items() if k.startswith(("accuracy", "validation"))} for row in rows]}
-    return kept | (look_back(committee, stuff.crowd, fabric) if job.method in ("CrowdLayer ×2", "CCC") else {})
-
 # %% ../../nbs/papers/ccc.ipynb #d0ab4aa0
 def look_back(committee: Committee, crowd: Crowd, fabric) -> dict:
     """Estimated confusions, groups, and the shares in % of right labels in the posterior and in the last meta sets."""
-    truth = crowd.truth.reveal()
-    found = {"T": torch.stack([expert.head.T.detach().cpu() for expert in committee.experts]), "confusions": confusions(committee).cpu(),
+    truth, lessons = crowd.truth.reveal(), committee.lessons
+    T = torch.stack([expert.head.T.detach().cpu() for expert in committee.experts])
+    found = {"T": T, "confusions": confusions(committee).cpu(),
              "label_accuracy": 100 * accuracy(posterior(committee, crowd, fabric).cpu(), truth)}
-    if committee.lessons:
-        right = [(truth[items.cpu()] == labels.cpu()).double().mean().item() for items, labels in zip(committee.lessons["items"], committee.lessons["labels"])]
-        found |= {"groups": committee.lessons["groups"][0].cpu(), "meta_accuracy": 100 * sum(right) / len(right)}
+    if lessons:
+        right = [(truth[items.cpu()] == labels.cpu()).double().mean().item()
+                 for items, labels in zip(lessons["items"], lessons["labels"])]
+        found |= {"groups": lessons["groups"][0].cpu(), "meta_accuracy": 100 * sum(right) / len(right)}
     return found
 
-# %% ../../nbs/papers/ccc.ipynb #338c0249
-NOT_IN_KEY = ("profile_name", "seeds", "methods", "cases", "case", "labels_per_item", "group_sweep", "density_sweep", "meta_sweep", "gamma_sweep",
-              "self_distilled", "groups", "meta_size", "meta_batch", "gamma", "active", "duplicates")
+# %% ../../nbs/papers/ccc.ipynb #fe001518
+@dataclass(frozen=True)
+class Learner(Stage):
+    """A committee that learns a task from one seed; kept are the rows of its epochs."""
 
+    task: Task
+    seed: int
+    schedule: Schedule
 
-def learn(job: Job, config: Config, place: Place) -> dict:
-    """What `train_job` found for a job, trained now if it is not there yet."""
-    key = {"job": job} | config.without(*NOT_IN_KEY)
-    return place.stage(key, lambda checkpoint: train_job(job, config, place.fabric(), checkpoint), name=f"{job.method.replace(' ', '-')}-{job.seed}")
+    def assemble(self, crowd: Crowd) -> tuple[Committee, Crowd]:
+        """The untrained committee and what it learns from; all methods of one seed start from the same weights."""
+        raise NotImplementedError(f"{type(self).__name__} does not say who is in its committee")
 
-# %% ../../nbs/papers/ccc.ipynb #06cd744b
-DISPLAY = {"labelme": "LabelMe", "music": "MUSIC", "cifar10n": "CIFAR-10N", "cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST"}
+    def network(self, crowd: Crowd) -> nn.Module:
+        """A new network for the crowd's items."""
+        return new_network(self.schedule.network, crowd.features[0], len(crowd.classes))
+
+    def groups(self, committee: Committee) -> list[dict]:
+        """The parameters as the optimizer takes them."""
+        return [{"params": committee.parameters()}]
+
+    def build(self, parents, here: Here, checkpoint: Path) -> dict:
+        material = self.task.material(here)
+        committee, crowd = self.assemble(material.crowd)
+        seed_everything(derive_seed(self.seed, "training"))
+        return self.learn(committee, crowd, material, here.fabric, checkpoint=checkpoint)
+
+    def learn(self, committee: Committee, crowd: Crowd, material: Material, fabric, **options) -> dict:
+        """Train; `options` go to `fit`."""
+        s = self.schedule
+        history = fit(committee, crowd, optimizer=s.new_optimizer(self.groups(committee)), epochs=s.epochs,
+                      warmup=s.warmup, batch_size=s.batch_size, seed=self.seed, fabric=fabric, schedule=s.rates(),
+                      callbacks=[examiner(material, fabric)], **options)
+        kept = [{k: v for k, v in row.items() if k.startswith(("accuracy", "validation"))} for row in history.rows]
+        return {"rows": kept}
+
+# %% ../../nbs/papers/ccc.ipynb #3663fa67
+@dataclass(frozen=True)
+class OneLabel(Learner):
+    """One expert that learns a single label of every item, see `merged_labels`."""
+
+    method: str
+
+    def assemble(self, crowd):
+        seed_everything(derive_seed(self.seed, "weights", 1))
+        committee = Committee([Expert(self.network(crowd), OneVoice())])
+        return committee, one_voice(crowd, merged_labels(self.method, crowd, self.seed))
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One row: `expert` 0 is the committee's answer, 1 that of its first expert alone."""
+class OneExpert(Learner):
+    """One expert with the head of a method, see `head_of`."""
 
-    table: str
     method: str
-    job: Job
-    setting: tuple = ()
-    expert: int = 0
+
+    def assemble(self, crowd):
+        seed_everything(derive_seed(self.seed, "weights", 1))
+        network = self.network(crowd)
+        return Committee([Expert(network, head_of(self.method, crowd, network))]), crowd
+
+    def groups(self, committee):
+        """Max-MIG's aggregator learns ten times more slowly, as in its paper."""
+        expert, = committee.experts
+        slow = {"lr": 0.1 * self.schedule.lr} if self.method == "Max-MIG" else {}
+        return [{"params": expert.network.parameters()}, {"params": expert.head.parameters(), **slow}]
+
+# %% ../../nbs/papers/ccc.ipynb #df612e81
+@dataclass(frozen=True)
+class Pair(Learner):
+    """Two crowd layers side by side; kept is also what they found out about the crowd."""
+
+    stochastic: bool
+
+    def assemble(self, crowd):
+        return couple(lambda: self.network(crowd), crowd, self.seed, self.stochastic), crowd
+
+    def learn(self, committee, crowd, material, fabric, **options):
+        return super().learn(committee, crowd, material, fabric, **options) | look_back(committee, crowd, fabric)
 
 
-def job_of(method: str, seed: int, config: Config, case: str = "", labels_per_item: float = 0.0, **changes) -> Job:
-    """The job of a method; a single CrowdLayer is the first of two that are trained side by side."""
-    published = config.dataset in crowds.PUBLISHED
-    where = {} if published else {"case": case or config.case, "labels_per_item": labels_per_item or config.labels_per_item}
-    correction = correction_of(config, **changes) if method == "CCC" else None
-    return Job("CrowdLayer ×2" if method == "CrowdLayer" else method, seed, correction=correction, **where)
+@dataclass(frozen=True)
+class CoupledPair(Pair):
+    """CCC: a pair whose members correct each other, and are fine-tuned for `finetune` epochs at the end."""
 
-# %% ../../nbs/papers/ccc.ipynb #6643250e
-MAIN = {True: "real-world", False: "synthetic crowds"}
+    correction: Correction
+    finetune: int
 
+    def learn(self, committee, crowd, material, fabric, **options):
+        found = super().learn(committee, crowd, material, fabric, correction=self.correction, **options)
+        if not self.finetune:
+            return found
+        s, rows = self.schedule, found["rows"]
+        fine_tune(committee, crowd, self.finetune, batch_size=s.batch_size, seed=self.seed, fabric=fabric)
+        last = rows[-1] | examiner(material, fabric)(committee, s.warmup + s.epochs)
+        return {"rows": [*rows, last]} | look_back(committee, crowd, fabric)
 
-def main_table(seed: int, config: Config) -> list[Trial]:
-    """Every method on the published crowd, or on the main synthetic case and in short on the others."""
-    published = config.dataset in crowds.PUBLISHED
-    rows = []
-    for case in ("",) if published else (config.case, *config.cases):
-        for method in config.methods:
-            if case in ("", config.case) or method in SHORT:
-                setting = () if published else (("case", case),)
-                rows.append(Trial(MAIN[published], method, job_of(method, seed, config, case), setting, int(method == "CrowdLayer")))
-    return rows
-
-
-SHORT = ("MajorVote", "CrowdLayer", "CrowdLayer ×2", "CCC")
-
-# %% ../../nbs/papers/ccc.ipynb #9a46eb27
-def ablations(seed: int, config: Config) -> list[Trial]:
-    """CCC with other numbers of groups, meta sizes, gammas, and without coupling; and its rivals with fewer or more labels per item."""
-    published = config.dataset in crowds.PUBLISHED
-    case = () if published else (("case", config.case),)
-    alone = config.annotators if not published else 10**6
-    sweeps = {("number of groups", "groups", "G"): (*config.group_sweep, config.groups), ("meta-set size", "meta_size", "M"): (*config.meta_sweep, config.meta_size),
-              ("correction rate", "gamma", "gamma"): (*config.gamma_sweep, config.gamma)}
-    rows = [Trial(f"ablation: {name}", "CCC", job_of("CCC", seed, config, **{field: value or (alone if field == "groups" else 0)}), (*case, (symbol, value or "R")))
-            for (name, field, symbol), values in sweeps.items() if len(values) > 1 for value in values]
-    if config.self_distilled and "CCC" in config.methods:
-        rows += [Trial("ablation: coupling", name, job_of("CCC", seed, config, coupled=coupled), case) for name, coupled in (("CCC", True), ("CCC, self-distilled", False))]
-    for n in (*config.density_sweep, config.labels_per_item) if config.density_sweep and not published else ():
-        rows += [Trial("ablation: annotation density", method, job_of(method, seed, config, labels_per_item=n), (*case, ("labels_per_instance", f"{n:g}")))
-                 for method in ("MajorVote", "CrowdLayer ×2", "CCC")]
-    return rows
-
-
-def trials(config: Config) -> list[Trial]:
-    """Every row of every table, for every seed."""
-    return [row for seed in config.seeds for row in main_table(seed, config) + ablations(seed, config)]
-
-# %% ../../nbs/papers/ccc.ipynb #8eb1c409
+# %% ../../nbs/papers/ccc.ipynb #06cd744b
 def scores(rows: list[dict], expert: int = 0) -> dict[str, float]:
-    """The metrics of a trial in percent, from the rows of its epochs."""
+    """The metrics of a training in percent, from the rows of its epochs.
+
+    `expert` 0 is the committee's answer, 1 that of its first expert alone.
+    """
     mark = f" {expert}" if expert else ""
     curve, validation = ([row[name + mark] for row in rows] for name in ("accuracy", "validation"))
     chosen = max(range(len(rows)), key=lambda e: (validation[e], -e))
-    return {"accuracy_best": max(curve), "accuracy_last": curve[-1], "accuracy_selected": curve[chosen], "accuracy_drop": max(curve) - curve[-1]}
+    return {"accuracy_best": max(curve), "accuracy_last": curve[-1], "accuracy_selected": curve[chosen],
+            "accuracy_drop": max(curve) - curve[-1]}
+
+
+def measured(stage: Learner, made: dict, here: Here, expert: int = 0) -> dict[str, float]:
+    """The metrics of a stage."""
+    return scores(made["rows"], expert)
+
+# %% ../../nbs/papers/ccc.ipynb #5444de19
+def task_of(config: Config, seed: int, case: str = "", labels_per_item: float = 0) -> Task:
+    """The task of a seed; `case` and `labels_per_item`, by default those of `config`, are for synthetic crowds."""
+    name, c = config.dataset, config.crowd
+    if name in PUBLISHED:
+        return Task(PublishedCrowd(name, c.train_size), (), c.holdout, seed)
+    density = labels_per_item or c.labels_per_item
+    answers = Answers(name, c.train_size, case or c.case, c.annotators, density, c.alpha, seed)
+    pictures = tuple(Pictures(name, split, c.train_size) for split in ("train", "test"))
+    return Task(answers, pictures, c.holdout, seed)
+
+
+def stage_of(method: str, seed: int, config: Config, case: str = "", labels_per_item: float = 0, **changes) -> Learner:
+    """The training of a method, CCC's with `changes` of the correction.
+
+    A single CrowdLayer is the first of two that are trained side by side.
+    """
+    common = (task_of(config, seed, case, labels_per_item), seed, config.training)
+    if method == "CCC":
+        return CoupledPair(*common, config.stochastic, replace(config.correction, **changes), config.finetune)
+    if method in ("CrowdLayer", "CrowdLayer ×2"):
+        return Pair(*common, config.stochastic)
+    return OneLabel(*common, method) if method in MERGED else OneExpert(*common, method)
+
+# %% ../../nbs/papers/ccc.ipynb #6643250e
+DISPLAY = {"labelme": "LabelMe", "music": "MUSIC", "cifar10n": "CIFAR-10N", "cifar10": "CIFAR-10",
+           "fashion_mnist": "Fashion-MNIST"}
+MAIN = {True: "real-world", False: "synthetic crowds"}
+SHORT = ("MajorVote", "CrowdLayer", "CrowdLayer ×2", "CCC")
+
+
+def main_rows(seed: int, config: Config) -> list[Row]:
+    """Every method on the published crowd, or on the main synthetic case and in short on the others."""
+    published, main = config.dataset in PUBLISHED, config.crowd.case
+    rows = []
+    for case in dict.fromkeys((main,) if published else (main, *config.crowd.cases)):
+        setting = {} if published else {"case": case}
+        for method in dict.fromkeys(config.tables.methods):
+            if case == main or method in SHORT:
+                measure = functools.partial(measured, expert=int(method == "CrowdLayer"))
+                stage = stage_of(method, seed, config, case)
+                rows.append(Row(MAIN[published], method, stage, measure, setting, display_name(config)))
+    return rows
+
+
+def display_name(config: Config) -> str:
+    """The data set as the paper writes it."""
+    return DISPLAY.get(config.dataset, config.dataset)
+
+# %% ../../nbs/papers/ccc.ipynb #9a46eb27
+def ablation_rows(seed: int, config: Config) -> list[Row]:
+    """CCC with other G, M, gamma, and without coupling; and its rivals with fewer or more labels per item."""
+    published, sweeps, usual = config.dataset in PUBLISHED, config.tables, config.correction
+    case = {} if published else {"case": config.crowd.case}
+
+    def row(table: str, method: str, setting: dict, label: str = "", **changes) -> Row:
+        stage = stage_of(method, seed, config, **changes)
+        return Row(f"ablation: {table}", label or method, stage, measured, case | setting, display_name(config))
+
+    rows = [row("number of groups", "CCC", {"G": g or "R"}, groups=g or ALONE)
+            for g in several(sweeps.group_sweep, usual.groups)]
+    rows += [row("meta-set size", "CCC", {"M": m}, meta_size=m) for m in several(sweeps.meta_sweep, usual.meta_size)]
+    rows += [row("correction rate", "CCC", {"gamma": gamma}, gamma=gamma)
+             for gamma in several(sweeps.gamma_sweep, usual.gamma)]
+    if sweeps.self_distilled and "CCC" in sweeps.methods:
+        rows += [row("coupling", "CCC", {}, "CCC" if coupled else "CCC, self-distilled", coupled=coupled)
+                 for coupled in (True, False)]
+    densities = [] if published else several(sweeps.density_sweep, config.crowd.labels_per_item)
+    return rows + [row("annotation density", method, {"labels_per_instance": n}, labels_per_item=n)
+                   for n in densities for method in ("MajorVote", "CrowdLayer ×2", "CCC")]
+
+
+ALONE = 10**6  # groups: more than there are annotators
+
+
+def several(sweep: tuple, default: float) -> list:
+    """The values of a sweep and the default, each once as it is printed; none without another than the default."""
+    values = {f"{value:g}": value for value in (*sweep, default)}
+    return list(values.values()) if len(values) > 1 else []
 
 # %% ../../nbs/papers/ccc.ipynb #24fae201
-def add_findings(results: Results, job: Job, found: dict, config: Config) -> None:
-    """How many labels of the crowd itself were put right, and how clean the meta sets were."""
-    name = DISPLAY.get(config.dataset, config.dataset)
-    setting = {"case": job.case, "labels_per_instance": f"{job.labels_per_item:g}"} if job.case else {}
-    for metric in ("label_accuracy", "meta_accuracy"):
-        if metric in found:
-            results.add("labels recovered", name, job.method, metric, found[metric], job.seed, setting)
-    if job.method != "CCC":
-        return
-    crowd = material(config, job).crowd
-    em = dawid_skene(crowd.item, crowd.annotator, crowd.label, crowd.items, crowd.annotators, len(crowd.classes)).posterior
-    for method, right in (("raw labels", crowds.raw_accuracy(crowd)), ("MajorVote", crowds.majority_accuracy(crowd)), ("Dawid-Skene", accuracy(em, crowd.truth.reveal()))):
-        results.add("labels recovered", name, method, "label_accuracy", 100 * right, job.seed, setting)
+def labels_alone(crowd: Crowd) -> dict[str, float]:
+    """The share in % of right labels in a crowd: raw, after a vote, and after Dawid & Skene's EM."""
+    em = accuracy(dawid_skene_of(crowd).posterior, crowd.truth.reveal())
+    shares = {"raw labels": crowds.raw_accuracy(crowd), "MajorVote": crowds.majority_accuracy(crowd), "Dawid-Skene": em}
+    return {method: 100 * share for method, share in shares.items()}
 
-# %% ../../nbs/papers/ccc.ipynb #851ae2b3
-def run(config: Config, fabric, root: Path | str | None = None) -> Results:
-    """The whole experiment. `root` keeps what was trained; a second call with the same `root` trains only what is missing."""
-    rows = trials(config)
-    jobs = list(dict.fromkeys(row.job for row in rows))
-    log.info("%d trainings for %d rows", len(jobs), len(rows))
-    place = place_of(fabric, root, "ccc")
-    found = dict(zip(jobs, place.map(functools.partial(learn, config=config, place=place), jobs, "training")))
-    results = Results("ccc", config.profile_name)
-    for row in rows:
-        for metric, value in scores(found[row.job]["rows"], row.expert).items():
-            results.add(row.table, DISPLAY.get(config.dataset, config.dataset), row.method, metric, value, row.job.seed, dict(row.setting))
-    for job in jobs:
-        if job in {row.job for row in rows if row.table in MAIN.values()}:
-            add_findings(results, job, found[job], config)
-    add_leads(results, config)
-    return results
+
+def add_findings(experiment: Experiment, rows: list[Row]) -> None:
+    """How many labels of the crowd itself were put right in the main table, and how clean the meta sets were."""
+    main = {row.stage: row for row in rows if row.table in MAIN.values() and isinstance(row.stage, Pair)}
+    for stage, row in main.items():
+        density = {"labels_per_instance": stage.task.crowd.labels_per_item} if row.setting else {}
+        add = functools.partial(experiment.results.add, "labels recovered", row.dataset, seed=stage.seed,
+                                setting={**row.setting, **density})
+        made, ours = experiment.made(stage), isinstance(stage, CoupledPair)
+        for metric in ("label_accuracy", "meta_accuracy") if ours else ("label_accuracy",):
+            add("CCC" if ours else "CrowdLayer ×2", metric, made[metric])
+        for method, share in labels_alone(stage.task.material(experiment.here).crowd).items() if ours else ():
+            add(method, "label_accuracy", share)
 
 # %% ../../nbs/papers/ccc.ipynb #b88b7ad4
-def add_leads(results: Results, config: Config) -> None:
+def add_leads(results: Results) -> None:
     """How far CCC is ahead of two crowd layers, in points, for every density of annotations."""
     frame = results.frame()
-    frame = frame[(frame.table == "ablation: annotation density") & frame.metric.isin(("accuracy_best", "accuracy_last"))]
+    of_density, metrics = frame.table == "ablation: annotation density", ("accuracy_best", "accuracy_last")
+    rivals = frame[of_density & frame.metric.isin(metrics)]
     keys = ["dataset", "setting", "metric", "seed"]
-    wide = frame.pivot_table(index=keys, columns="method", values="value")
-    for (dataset, setting, metric, seed), row in wide.iterrows():
-        results.add("lead over two crowd layers", dataset, "CCC", metric.replace("accuracy", "lead"), row["CCC"] - row["CrowdLayer ×2"], seed, setting)
+    for key, row in rivals.pivot_table(index=keys, columns="method", values="value").iterrows():
+        named = dict(zip(keys, key))
+        named["metric"] = named["metric"].replace("accuracy", "lead")
+        results.add("lead over two crowd layers", method="CCC", value=row["CCC"] - row["CrowdLayer ×2"], **named)
+
+# %% ../../nbs/papers/ccc.ipynb #851ae2b3
+def check_fit(config: Config, here: Here) -> None:
+    """ValueError where network, meta sets or validation do not suit the data: before anything is trained."""
+    crowd = task_of(config, config.seeds[0]).material(here).crowd
+    for size in (config.correction.meta_size, *config.tables.meta_sweep):
+        if size < len(crowd.classes):
+            raise ValueError(f"meta_size={size} has no item for each of the {len(crowd.classes)} classes; give more")
+    with torch.device("meta"):
+        new_network(config.training.network, crowd.features[0], len(crowd.classes))
+
+
+def run(experiment: Experiment) -> Results:
+    """The whole experiment: what was made before is read back, the rest is trained and measured."""
+    config = experiment.config
+    check_fit(config, experiment.here)
+    rows = [row for seed in config.seeds for row in main_rows(seed, config) + ablation_rows(seed, config)]
+    Study(rows).run(experiment)
+    add_findings(experiment, rows)
+    add_leads(experiment.results)
+    return experiment.results
 
 # %% ../../nbs/papers/ccc.ipynb #8f3bfa64
 def claims(config: Config) -> list[Claim]:
     """The testable claims for the data of `config`."""
-    published = config.dataset in crowds.PUBLISHED
-    where = {"table": MAIN[published]} | ({} if published else {"setting": f"case={config.case}"})
+    published = config.dataset in PUBLISHED
+    where = {"table": MAIN[published]} | ({} if published else {"setting": f"case={config.crowd.case}"})
     last, best = {"metric": "accuracy_last", "where": where}, {"metric": "accuracy_best", "where": where}
-    chain = [("CCC", "CrowdLayer ×2", "the correction helps beyond the crowd layer"), ("CrowdLayer ×2", "MajorVote", "annotators are worth modelling")]
-    found = [Claim(f"{a} > {b}, {when}", text, a, b, **kind) for a, b, text in chain for when, kind in (("last", last), ("best", best))]
-    rivals = [m for m in ("Dawid-Skene", "DoctorNet", "Max-MIG", "CoNAL", "UnionNet") if m in config.methods]
+    chain = [("CCC", "CrowdLayer ×2", "the correction helps beyond the crowd layer"),
+             ("CrowdLayer ×2", "MajorVote", "annotators are worth modelling")]
+    found = [Claim(f"{a} > {b}, {when}", text, a, b, **kind)
+             for a, b, text in chain for when, kind in (("last", last), ("best", best))]
+    rivals = [m for m in ("Dawid-Skene", "DoctorNet", "Max-MIG", "CoNAL", "UnionNet") if m in config.tables.methods]
     found += [Claim(f"CCC > {m}, best", "CCC beats earlier methods", "CCC", m, **best) for m in rivals]
     drop = {"metric": "accuracy_drop", "where": where, "lower": True}
-    found += [Claim(f"CCC loses less than {m} after its best epoch", "CCC does not fall back on the wrong labels", "CCC", m, **drop) for m in ("CrowdLayer ×2", "MajorVote")]
+    found += [Claim(f"CCC loses less than {m} after its best epoch", "CCC does not fall back on the wrong labels",
+                    "CCC", m, **drop) for m in ("CrowdLayer ×2", "MajorVote")]
     return found + ablation_claims(config)
 
 # %% ../../nbs/papers/ccc.ipynb #3815ea49
 def ablation_claims(config: Config) -> list[Claim]:
     """Claims about the ablations that `config` runs."""
-    prefix = "" if config.dataset in crowds.PUBLISHED else f"case={config.case};"
-    side = lambda key, value: {"method": "CCC", "setting": f"{prefix}{key}={value}"}
+    published, sweeps, ours = config.dataset in PUBLISHED, config.tables, config.correction.groups
+    prefix = "" if published else f"case={config.crowd.case};"
+
+    def side(key: str, value: object) -> dict:
+        return {"method": "CCC", "setting": f"{prefix}{key}={value}"}
+
     where = {"where": {"table": "ablation: number of groups"}, "metric": "accuracy_last"}
-    found = [Claim(f"G = {config.groups} > G = {value or 'R'}, last", "annotators should share, but not all one correction", side("G", config.groups), side("G", value or "R"), **where)
-             for value in config.group_sweep if value in (0, 1)]
-    if config.self_distilled:
-        found += [Claim("coupled > self-distilled, last", "the other model's meta set guards against confirmation bias", "CCC", "CCC, self-distilled",
-                        metric="accuracy_last", where={"table": "ablation: coupling"})]
-    if config.density_sweep and not prefix == "":
-        few, many = min(config.density_sweep), max(*config.density_sweep, config.labels_per_item)
-        lead = lambda n: {"method": "CCC", "setting": f"{prefix}labels_per_instance={n:g}"}
-        found += [Claim(f"lead at {few:g} > lead at {many:g} labels per item, {when}", "the scarcer the labels, the larger the gain", lead(few), lead(many),
-                        metric=f"lead_{when}", where={"table": "lead over two crowd layers"}) for when in ("best", "last")]
+    found = [Claim(f"G = {ours} > G = {g or 'R'}, last", "annotators should share, but not all one correction",
+                   side("G", ours), side("G", g or "R"), **where)
+             for g in dict.fromkeys(sweeps.group_sweep) if g in (0, 1) and g != ours]
+    if sweeps.self_distilled:
+        found += [Claim("coupled > self-distilled, last", "the other model's meta set guards against confirmation bias",
+                        "CCC", "CCC, self-distilled", "accuracy_last", {"table": "ablation: coupling"})]
+    densities = [] if published else several(sweeps.density_sweep, config.crowd.labels_per_item)
+    if densities:
+        few, many = (f"{n:g}" for n in (min(sweeps.density_sweep), max(densities)))
+        sides = [side("labels_per_instance", n) for n in (few, many)]
+        found += [Claim(f"lead at {few} > lead at {many} labels per item, {when}",
+                        "the scarcer the labels, the larger the gain", *sides, f"lead_{when}",
+                        {"table": "lead over two crowd layers"}) for when in ("best", "last")]
     return found

@@ -30,12 +30,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..crossres import (Views, both_views, by_first_picture, face_sets, first_of_each, fresh_network, fresh_recogniser, linear_probe, paired_batches,
-                              parse_network, search, search_sets, subjects_of, target_in, train_all, trained, unseen_classes, weights_of)
+from kdnotes.crossres import (
+    Views, both_views, by_first_picture, fresh_network, fresh_recogniser, linear_probe, paired_batches, parse_network,
+    search, target_in, train_all, trained, weights_of,
+)
+from ..data.catalogue import face_sets, load, search_sets
+from ..data.imageset import ImageSet, first_of_each, rank_in_class, unseen_classes
+from ..data.sets.uccs import subjects_of
 from ..data.augment import channel_statistics
-from ..data.faces import faces, split_identities, verification_pairs
-from ..data.folders import Pairs
-from ..data.images import Batches, ImageSet, data_root, load, rank_in_class
+from ..data.faces import faces
+from ..data.protocols import Pairs, split_identities, verification_pairs
+from ..data.batches import Batches
+from ..data.source import data_root
 
 # %% ../../nbs/papers/crrcd.ipynb #8a16ec82
 from ..losses.contrastive import CRDLoss

@@ -27,8 +27,8 @@ from ..condense.study import (DATASET_NAMES, Exam, Job, Source, arch_name, cost_
                                     score_rows, scores, sets_of, settings_of, tuned)
 from ..condense.synthetic import SyntheticSet, draw_per_class, from_real
 from ..data.augment import normalise
-from ..data.imagenet import SUBSETS
-from ..data.images import ImageSet
+from ..data.sets.imagenet import SUBSETS
+from ..data.imageset import ImageSet
 from ..metrics.classify import accuracy
 from ..profiles import Profiled, unknown_name
 from ..results import Claim, Results

@@ -4,7 +4,7 @@ import pytest
 
 from kdnotes.condense.evaluate import Protocol
 from kdnotes.condense.experts import train_experts
-from kdnotes.data.images import load
+from kdnotes.data.catalogue import load
 
 NETWORK = {"network": "convnet2", "options": {"width": 8}}
 

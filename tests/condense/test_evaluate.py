@@ -5,7 +5,7 @@ import torch
 
 from kdnotes.condense.evaluate import (DM_PROTOCOL, Contest, Looks, OneByOne, Protocol, Rounds, Together, evaluate, fresh, mixed_loss, protocol_for,
                                        train_networks)
-from kdnotes.data.images import ImageSet
+from kdnotes.data.imageset import ImageSet
 from kdnotes.runtime import make_fabric
 
 NORMAL = ((0.5,), (0.25,))

@@ -10,7 +10,7 @@ from kdnotes.condense.experts import PairNetworks, Pool, dance_passes, set_middl
 from kdnotes.condense.matching import Settings, match
 from kdnotes.condense.selection import choose_images, herding, k_center
 from kdnotes.condense.synthetic import from_real
-from kdnotes.data.images import load
+from kdnotes.data.catalogue import load
 from kdnotes.runtime import fingerprint
 
 quick = settings(max_examples=20, deadline=None)
@@ -64,7 +64,7 @@ def test_both_looks_of_an_iteration_meet_the_same_pair(pool):
 def test_calibration_makes_the_expert_recognise_the_images(pool, digits):
     learned = from_real(digits, 2, 2)
     begun = learned.decoded()
-    rows = match(learned, digits, dance_passes(pool, 0), Settings(40, lr=0.05, real_batch=32, strategy="color_crop"), look_every=20)
+    rows = match(learned, digits, dance_passes(pool, 0), Settings(40, lr=0.05, real_batch=32, strategy="color_crop"), watch_every=20)
     assert set(rows[0]) == {"iteration", "loss0", "loss1"}
     net = set_middle(pool.net, pool, 0, 0.0)
     mean, std = torch.tensor(0.3), torch.tensor(0.37)

@@ -6,7 +6,7 @@ import torch
 from kdnotes.condense.gradients import Inner, gradient_gap, gradient_step, inner_for, learn_from, match_gradients
 from kdnotes.condense.matching import Matching, Settings
 from kdnotes.condense.synthetic import SyntheticSet, from_real
-from kdnotes.data.images import load
+from kdnotes.data.catalogue import load
 from kdnotes.models.classifiers import Prediction, build
 
 PLAIN = Settings(5, lr=0.5, real_batch=32, strategy="none")
@@ -103,7 +103,7 @@ def test_a_killed_run_arrives_where_it_would_have_arrived(tmp_path, forwards):
     finished = from_real(real, 1, 2)
     match_gradients(finished, real, killed, checkpoint=path, **call)                                 # of a finished run: the result, and no forward pass
     assert finished.pixels.equal(whole.pixels)
-    with pytest.raises(ValueError, match="of another condensation"):
+    with pytest.raises(ValueError, match="is of another training .*steps of a network: 1 in the file, 2 asked"):
         match_gradients(from_real(real, 1, 2), real, net(), checkpoint=path, **call | {"inner": Inner(2, 2)})
 
 

@@ -7,7 +7,7 @@ from kdnotes.condense.evaluate import Protocol, evaluate
 from kdnotes.condense.gradients import Inner
 from kdnotes.condense.learn import CHOSEN, RECIPES, condense, passes_for, settings_for
 from kdnotes.condense.matching import statistics
-from kdnotes.data.images import load
+from kdnotes.data.catalogue import load
 
 
 @pytest.mark.parametrize("method", [*RECIPES, *CHOSEN])

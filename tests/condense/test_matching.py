@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kdnotes.condense.matching import (PIXELS_AT_ONCE, Matching, Pass, RandomNetworks, RealBatches, Settings, calibration, compiled, decoded_classes, match, mean_gap,
                                        moment_gap, one_iteration, shares, statistics)
 from kdnotes.condense.synthetic import SyntheticSet, decode, from_real
-from kdnotes.data.images import ImageSet
+from kdnotes.data.imageset import ImageSet
 from kdnotes.models.classifiers import Prediction, build
 
 quick = settings(max_examples=15, deadline=None)
@@ -157,7 +157,7 @@ def test_pixels_learn_and_nothing_else_does():
     synthetic = from_real(real, 2, 2)
     begun = synthetic.pixels.clone()
     weights = [p.clone() for p in networks(0).parameters()]
-    rows = match(synthetic, real, [Pass(networks, mean_gap)], Settings(60, lr=0.1, real_batch=24), look_every=20)
+    rows = match(synthetic, real, [Pass(networks, mean_gap)], Settings(60, lr=0.1, real_batch=24), watch_every=20)
     assert all(p.equal(w) and p.grad is None for p, w in zip(networks.net.parameters(), weights))
     assert [row["iteration"] for row in rows] == [20, 40, 60] and rows[-1]["loss0"] < rows[0]["loss0"]
     assert not synthetic.pixels.equal(begun) and 0 <= synthetic.pixels.min() and synthetic.pixels.max() <= 1 and not synthetic.pixels.requires_grad
@@ -187,7 +187,7 @@ def test_a_joint_step_moves_a_pixel_as_far_as_a_sweep_over_the_classes():
 def test_a_killed_run_arrives_where_it_would_have_arrived(tmp_path, killed_at):
     real, plan = toy(), Settings(20, lr=0.3, real_batch=8)
     whole = from_real(real, 1, 2)
-    rows = match(whole, real, dm(every=3), plan, look_every=4)
+    rows = match(whole, real, dm(every=3), plan, watch_every=4)
 
     class Killed(Exception):
         pass
@@ -199,22 +199,34 @@ def test_a_killed_run_arrives_where_it_would_have_arrived(tmp_path, killed_at):
 
     path = tmp_path / "run.pt"
     with pytest.raises(Killed):
-        match(from_real(real, 1, 2), real, dm(every=3), plan, look=kill, look_every=1, checkpoint=path, every=4)
+        match(from_real(real, 1, 2), real, dm(every=3), plan, watch=kill, watch_every=1, checkpoint=path, every=4)
     again = from_real(real, 1, 2)
-    match(again, real, dm(every=3), plan, look_every=4, checkpoint=path, every=4)
+    match(again, real, dm(every=3), plan, watch_every=4, checkpoint=path, every=4)
     assert again.pixels.equal(whole.pixels)
     finished = from_real(real, 1, 2)
-    match(finished, real, dm(every=3), plan, look_every=4, checkpoint=path)                          # of a finished run: the result at once
+    match(finished, real, dm(every=3), plan, watch_every=4, checkpoint=path)                          # of a finished run: the result at once
     assert finished.pixels.equal(whole.pixels) and rows[-1]["iteration"] == 20
 
 
 def test_checkpoints_of_other_runs_and_damaged_ones(tmp_path, caplog):
     real, path = toy(), tmp_path / "run.pt"
     match(from_real(real, 1, 2), real, dm(), Settings(2, lr=0.3, real_batch=8), checkpoint=path)
-    for other in ({"seed": 1}, {"passes": [Pass(RandomNetworks(net(), 0), partial(moment_gap, kernel="linear"))]}, {"settings": Settings(3, lr=0.3, real_batch=8)}):
+    others = [
+        ({"seed": 1}, "seed: 0 in the file, 1 asked"),
+        ({"passes": [Pass(RandomNetworks(net(), 0), partial(moment_gap, kernel="linear"))]}, "loss of pass 0: mean_gap in the file, .*moment_gap.*linear"),
+        ({"settings": Settings(3, lr=0.3, real_batch=8)}, "steps: 2 in the file, 3 asked"),
+        ({"settings": Settings(2, lr=0.4, real_batch=8)}, "optimizer lr: 0.3 in the file, 0.4 asked"),
+        ({"settings": Settings(2, lr=0.3, real_batch=8, momentum=0.9)}, "optimizer momentum: 0.5 in the file, 0.9 asked"),
+        ({"settings": Settings(2, lr=0.3, real_batch=8, rule="dsa")}, "rule: idc in the file, dsa asked"),
+        ({"settings": Settings(2, lr=0.3, real_batch=9)}, "real batch: 8 in the file, 9 asked"),
+        ({"passes": [Pass(RandomNetworks(net(), 0), lambda *given: 2 * mean_gap(*given))]}, "code of"),
+    ]
+    for other, difference in others:
         call = {"passes": dm(), "settings": Settings(2, lr=0.3, real_batch=8), "checkpoint": path} | other
-        with pytest.raises(ValueError, match="of another condensation"):
+        with pytest.raises(ValueError, match=f"is of another training .*{difference}"):
             match(from_real(real, 1, 2), real, call.pop("passes"), call.pop("settings"), **call)
+    with pytest.raises(ValueError, match="real images: "):
+        match(from_real(real, 1, 2), toy(seed=1), dm(), Settings(2, lr=0.3, real_batch=8), checkpoint=path)
     path.write_bytes(path.read_bytes()[:50])
     with caplog.at_level(logging.WARNING, "kdnotes"):
         match(from_real(real, 1, 2), real, dm(), Settings(2, lr=0.3, real_batch=8), checkpoint=path)
@@ -238,8 +250,8 @@ def test_compiling_is_tried_with_gradients_whoever_asks_first(monkeypatch):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     real = toy()
-    with pytest.raises(FloatingPointError, match="not finite at iteration"):
-        match(from_real(real, 1, 2), real, [Pass(RandomNetworks(net(), 0), lambda *a: mean_gap(*a) * float("nan"))], Settings(5, lr=0.1), look_every=1)
+    with pytest.raises(FloatingPointError, match="'loss0' is nan at step 1; lower"):
+        match(from_real(real, 1, 2), real, [Pass(RandomNetworks(net(), 0), lambda *a: mean_gap(*a) * float("nan"))], Settings(5, lr=0.1), watch_every=1)
 
 
 def test_statistics_are_the_published_ones_where_the_set_is_known():

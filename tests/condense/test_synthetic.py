@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from kdnotes.condense.synthetic import SyntheticSet, contact_sheet, decode, draw_per_class, from_real, join, load_set, mosaic, save
-from kdnotes.data.images import ImageSet
+from kdnotes.data.imageset import ImageSet
 
 quick = settings(max_examples=20, deadline=None)
 

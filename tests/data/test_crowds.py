@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdnotes.data import crowds as C
+from kdnotes.data.catalogue import load_crowd
+from kdnotes.data.sets.crowds import PUBLISHED, load_cifar10n, load_labelme, load_leaves, load_music, load_sentiment
 
 SHARED = Path(os.environ.get("KDNOTES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "crowds"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real crowds are not at {SHARED}")
@@ -244,50 +246,50 @@ def test_labelme_prepared_and_as_released(tmp_path):
     rng = np.random.default_rng(0)
     answers = np.array([[0, -1, 7], [-1, 2, -1], [3, 3, -1]], np.int8)
     parts = {f"X_{p}": rng.random((3, 2, 2, 5)).astype(np.float32) for p in ("train", "valid", "test")} | {f"y_{p}": np.array([0, 2, 3], np.uint8) for p in ("train", "valid", "test")}
-    one = C.load_labelme(write_npz(tmp_path / "a", "labelme", answers=answers, **parts))
+    one = load_labelme(write_npz(tmp_path / "a", "labelme", answers=answers, **parts))
     folder = tmp_path / "b"
     folder.mkdir()
     np.savetxt(folder / "answers.txt", np.c_[answers, [-1, -1, -1]], fmt="%d")  # the release lists annotators who labelled nothing here
     for p in ("train", "valid", "test"):
         np.save(folder / f"data_{p}_vgg16.npy", parts[f"X_{p}"])
         np.savetxt(folder / f"labels_{p}.txt", parts[f"y_{p}"], fmt="%d")
-    two = C.load_labelme(folder)
+    two = load_labelme(folder)
     for data in (one, two):
         assert data.crowd.annotators == 3 and C.dense(data.crowd).tolist() == answers.tolist() and len(data.crowd.classes) == 8
         assert data.crowd.features.shape == (3, 20) and data.valid.labels.tolist() == [0, 2, 3] and data.test.features.dtype == torch.float32
     with pytest.raises(ValueError, match="lacks the arrays answers"):
-        C.load_labelme(write_npz(tmp_path / "c", "labelme", **parts))
+        load_labelme(write_npz(tmp_path / "c", "labelme", **parts))
     with pytest.raises(ValueError, match="2 of 3 items have no annotation|1 of 3 items have no annotation"):
-        C.load_labelme(write_npz(tmp_path / "d", "labelme", answers=np.where(np.arange(3)[:, None] == 1, -1, answers).astype(np.int8), **parts))
+        load_labelme(write_npz(tmp_path / "d", "labelme", answers=np.where(np.arange(3)[:, None] == 1, -1, answers).astype(np.int8), **parts))
     with pytest.raises(FileNotFoundError, match="labelme.npz"):
-        C.load_labelme(tmp_path)
+        load_labelme(tmp_path)
 
 
 def test_music_leaves_and_sentiment_layouts(tmp_path):
     x = np.random.default_rng(0).random((3, 4))
-    music = C.load_music(write_npz(tmp_path, "music", X_train=x, y_train=[0, 1, 9], answers=np.array([[0, -1], [1, 1], [-1, 9]], np.int8), X_test=x, y_test=[1, 1, 1]))
+    music = load_music(write_npz(tmp_path, "music", X_train=x, y_train=[0, 1, 9], answers=np.array([[0, -1], [1, 1], [-1, 9]], np.int8), X_test=x, y_test=[1, 1, 1]))
     assert music.crowd.classes[9] == "rock" and music.valid is None and C.raw_accuracy(music.crowd) == 1
     scaled = C.standardise(music)
     assert scaled.crowd.features.mean(0).abs().max() < 1e-6 and torch.allclose(scaled.test.features, scaled.crowd.features)
     long = {"item": np.array([0, 1, 2, 2], np.int16), "worker": np.array([0, 1, 0, 1], np.int16), "label": np.array([0, 1, 1, 0], np.uint8)}
-    leaves = C.load_leaves(write_npz(tmp_path, "leaves", X=x, y=np.array([0, 1, 1], np.uint8), **long))
+    leaves = load_leaves(write_npz(tmp_path, "leaves", X=x, y=np.array([0, 1, 1], np.uint8), **long))
     assert leaves.test is None and leaves.crowd.annotators == 2
     for part in ("train", "test"):
         (tmp_path / f"text_{part}.txt").write_text("good film\nbad film\nbad bad\n", encoding="utf8")
-    sentiment = C.load_sentiment(write_npz(tmp_path, "sentiment", y_train=[1, 0, 0], y_test=[1, 0, 0], **long), words=4)
+    sentiment = load_sentiment(write_npz(tmp_path, "sentiment", y_train=[1, 0, 0], y_test=[1, 0, 0], **long), words=4)
     assert sentiment.crowd.features.shape[0] == 3 and sentiment.crowd.classes == ("negative", "positive") and len(sentiment.test.labels) == 3
 
 
 def test_cifar10n_prepared_and_as_released(tmp_path):
     rng = np.random.default_rng(0)
     clean, labels, worker = rng.integers(0, 10, 20), rng.integers(0, 10, (20, 3)), np.array([[0, 1, 2], [2, 3, 0]])
-    one = C.load_cifar10n(write_npz(tmp_path / "a", "cifar10n", clean=clean.astype(np.uint8), labels=labels.astype(np.uint8), batch_worker=worker.astype(np.int16)), images=False)
+    one = load_cifar10n(write_npz(tmp_path / "a", "cifar10n", clean=clean.astype(np.uint8), labels=labels.astype(np.uint8), batch_worker=worker.astype(np.int16)), images=False)
     folder = tmp_path / "b"
     folder.mkdir()
     torch.save({"clean_label": clean, "aggre_label": clean, "worse_label": clean} | {f"random_label{k + 1}": labels[:, k] for k in range(3)}, folder / "CIFAR-10_human.pt")
     rows = [f"{10 * b}--{10 * b + 9},{w[0]},5,{w[1]},6,{w[2]},7" for b, w in enumerate(worker)]
     (folder / "side_info_cifar10N.csv").write_text("Image-batch,Worker1-id,Work-time-in-seconds-1,Worker2-id,Work-time-in-seconds-2,Worker3-id,Work-time-in-seconds-3\n" + "\n".join(rows))
-    two = C.load_cifar10n(folder, images=False)
+    two = load_cifar10n(folder, images=False)
     for data in (one, two):
         assert data.crowd.annotators == 4 and len(data.crowd.item) == 60
         table = C.dense(data.crowd)
@@ -297,12 +299,11 @@ def test_cifar10n_prepared_and_as_released(tmp_path):
 
 def test_load_names_the_place_and_the_choices(tmp_path):
     with pytest.raises(ValueError, match="unknown crowd 'nope': choose from labelme"):
-        C.load("nope", tmp_path)
-    pytest.importorskip("kdnotes.data.images")
+        load_crowd("nope", tmp_path)
     with pytest.raises(FileNotFoundError, match="crowds"):
-        C.load("music", tmp_path)
+        load_crowd("music", tmp_path)
     write_npz(tmp_path / "crowds" / "music", "music", X_train=np.eye(2), y_train=[0, 1], answers=[[0], [1]], X_test=np.eye(2), y_test=[0, 1])
-    assert C.load("music", tmp_path).crowd.items == 2
+    assert load_crowd("music", tmp_path).crowd.items == 2
 
 
 # ---------------------------------------------------------------- a table of one's own
@@ -355,7 +356,7 @@ def test_own_table_errors(tmp_path, text, options, words):
 ])
 def test_statistics_of_the_real_crowds(name, items, annotators, annotations, raw, majority, lowest, spread):
     options = {"cifar10n": {"images": False}, "sentiment": {"words": 50}}.get(name, {})
-    crowd = C.PUBLISHED[name](SHARED / name, **options).crowd
+    crowd = PUBLISHED[name](SHARED / name, **options).crowd
     row = C.statistics(crowd)
     assert (row["items"], row["annotators"], row["annotations"]) == (items, annotators, annotations)
     assert (row["annotator_min"], round(row["annotator_median"]), row["annotator_max"]) == spread

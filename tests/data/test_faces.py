@@ -9,22 +9,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from kdnotes.data.faces import (
-    IDENTITY,
-    LANDMARKS,
-    NUISANCE,
-    PARTS,
-    FaceSet,
-    distinct,
-    draw_identities,
-    draw_nuisances,
-    faces,
-    identity_groups,
-    render,
-    split_identities,
-    triangle,
-    verification_pairs,
+    FaceSet, IDENTITY, LANDMARKS, NUISANCE, PARTS, draw_identities, draw_nuisances, faces, render,
 )
-from kdnotes.data.images import Batches, to_float
+from kdnotes.data.protocols import distinct, identity_groups, split_identities, triangle, verification_pairs
+from kdnotes.data.batches import Batches
+from kdnotes.data.imageset import to_float
 from kdnotes.runtime import make_generator
 
 PIXELS = {name: i for i, name in enumerate(LANDMARKS)}

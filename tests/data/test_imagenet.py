@@ -2,8 +2,8 @@
 import pytest
 from PIL import Image
 
-from kdnotes.data.imagenet import SUBSETS, imagenet, phase_of, tiny_imagenet, wnids_of
-from kdnotes.data.images import known, load
+from kdnotes.data.sets.imagenet import SUBSETS, imagenet, phase_of, tiny_imagenet, wnids_of
+from kdnotes.data.catalogue import known, load
 
 
 def paint(path, colour, size=(20, 16)):

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnotes.data import crowds as C
 from kdnotes.metrics.aggregate import dawid_skene, majority_vote
+from kdnotes.data.sets.crowds import PUBLISHED
 
 SHARED = Path(os.environ.get("KDNOTES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "crowds"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real crowds are not at {SHARED}")
@@ -99,7 +99,7 @@ def test_classic_sets(name, em, vote):
 @needs_shared
 @pytest.mark.parametrize(("name", "expected", "slack"), [("labelme", 79, 1), ("music", 77.43, 0.1), ("cifar10n", 90.94, 0.02)])
 def test_real_crowds(name, expected, slack):
-    crowd = C.PUBLISHED[name](SHARED / name, **({"images": False} if name == "cifar10n" else {})).crowd
+    crowd = PUBLISHED[name](SHARED / name, **({"images": False} if name == "cifar10n" else {})).crowd
     found = dawid_skene(crowd.item, crowd.annotator, crowd.label, tolerance=1e-10)
     assert 100 * (found.posterior.argmax(1) == crowd.truth.reveal()).double().mean() == pytest.approx(expected, abs=slack)
     assert (np.diff(found.log_likelihood) > -1e-9 * abs(found.log_likelihood[-1])).all()

@@ -1,6 +1,7 @@
 """Verification and identification: slow loops, scikit-learn, the fold protocol, bad input."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from kdnotes.metrics.retrieve import NEVER
+from kdnotes.metrics.retrieve import NEVER, mean_average_precision
 from kdnotes.metrics.verify import (
     best_threshold,
+    by_first_picture,
     cuts,
     equal_error_rate,
     fold_numbers,
@@ -21,9 +23,12 @@ from kdnotes.metrics.verify import (
     kfold_accuracy,
     open_set_rate,
     pair_scores,
+    recognition,
     roc,
+    search,
     tar_at_far,
     templates,
+    verification,
 )
 
 LFW = torch.tensor(([True] * 300 + [False] * 300) * 10)
@@ -381,3 +386,54 @@ def test_bad_input_of_identification(call, words):
     with pytest.raises(ValueError) as error:
         call(torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12))
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+# ---- what papers print ----------------------------------------------------------------------------------------------------------------------
+
+def test_the_first_picture_of_each_person_is_the_gallery():
+    labels = torch.tensor([0, 0, 1, 2, 1, 3])
+    features = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0, 1], [0, 0.2, 0.9], [0, 0, 1.1]])
+    assert by_first_picture(features, labels, (1, 3, 4)) == {"rank1": 50.0, "rank3": 100.0, "rank4": 100.0}      # 4 is nearer to 2 and to the distractor 3
+
+
+def test_verification_is_what_the_measures_say_one_by_one():
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(10).repeat_interleave(4)
+    x = torch.randn(10, 6, generator=g)[labels] + torch.randn(40, 6, generator=g)
+    first, second = torch.randint(40, (300,), generator=g), torch.randint(40, (300,), generator=g)
+    pairs = SimpleNamespace(first=first, second=second, same=labels[first] == labels[second], folds=3)
+    scores, same = pair_scores(x[first], x[second]), pairs.same
+    found = verification(x, pairs, (0.1, 0.01))
+    assert found["verification_accuracy"] == pytest.approx(100 * float(judge_folds(scores, same, 3).accuracy.mean()))
+    assert found["auc"] == pytest.approx(100 * sk.roc_auc_score(same, scores)) and found["equal_error_rate"] == pytest.approx(100 * equal_error_rate(scores, same))
+    assert [found["tar_at_far_0.1"], found["tar_at_far_0.01"]] == [100 * rate for rate in tar_at_far(scores, same, (0.1, 0.01)).values()]
+    whole = recognition(x.half(), labels.to(torch.int16), pairs)
+    assert list(whole) == ["verification_accuracy", "auc", "equal_error_rate", "tar_at_far_0.1", "rank1", "rank5"]
+
+
+@pytest.mark.parametrize("strangers", [0, 9])
+def test_a_search_is_what_the_measures_say_one_by_one(strangers):
+    g = torch.Generator().manual_seed(2)
+    centres = torch.randn(30, 6, generator=g)
+    ids, truth = torch.cat([torch.arange(12).repeat_interleave(3), torch.arange(12, 25)]), torch.cat([torch.arange(12).repeat(4), 25 + torch.arange(strangers) % 5])
+    gallery, probe = (centres[y] + torch.randn(len(y), 6, generator=g) for y in (ids, truth))
+    found = search(gallery, ids, probe, truth, ranks=(1, 3), fpirs=(0.3, 0.1))
+    rank, mated = identity_ranks(gallery, ids, probe, truth).rank, truth < 25
+    assert [found["rank1"], found["rank3"]] == pytest.approx([100 * float((rank[mated] <= k).float().mean()) for k in (1, 3)]) and found["rank1"] < found["rank3"]
+    assert found["mean_average_precision"] == pytest.approx(100 * mean_average_precision(probe[mated], truth[mated], gallery, ids))
+    if strangers:
+        expected = open_set_rate(gallery, ids, probe, truth, (0.3, 0.1), rank=20)
+        assert [found["tpir20_at_fpir_0.3"], found["tpir20_at_fpir_0.1"]] == pytest.approx([100 * rate for rate in expected.values()])
+    assert len(found) == 3 + 2 * bool(strangers) and all(0 <= value <= 100 for value in found.values())
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: verification(torch.eye(3), SimpleNamespace(first=torch.tensor([0, 3]), second=torch.tensor([1, 1]), same=torch.tensor([True, False]), folds=2)), "0 to 3; expected rows of 3"),
+    (lambda: by_first_picture(torch.eye(3), torch.arange(3)), "expected somebody with two or more"),
+    (lambda: by_first_picture(torch.eye(3), torch.arange(2)), "expected whole numbers of shape"),
+    (lambda: search(torch.eye(3), torch.arange(3), torch.eye(3), 5 + torch.arange(3)), "none of the 3 probes"),
+])
+def test_bad_tables_are_refused_in_one_line(call, words):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert words in str(error.value) and "\n" not in str(error.value)

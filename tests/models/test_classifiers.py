@@ -128,6 +128,7 @@ def test_shuffle_units_equal_a_forward_pass_written_out():
 @pytest.mark.parametrize("name, classes, count", [
     # 10 classes: the counts of the public CIFAR model zoos
     ("resnet20", 10, 272_474), ("resnet56", 10, 855_770), ("resnet110", 10, 1_730_714), ("resnet18", 10, 11_173_962),
+    ("resnet34", 10, 21_282_122),
     # 100 classes: the nets of the distillation benchmark (CRD, ICLR 2020)
     ("resnet8x4", 100, 1_233_540), ("resnet32x4", 100, 7_433_860), ("wrn_16_1", 100, 180_916), ("wrn_16_2", 100, 703_284),
     ("wrn_40_1", 100, 569_780), ("wrn_40_2", 100, 2_255_156), ("vgg8", 100, 3_965_028), ("vgg13", 100, 9_462_180),

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdnotes.crossres import FaceSets, Views, both_views
+from kdnotes.crossres import Views, both_views
+from kdnotes.data.protocols import FaceSets, Pairs, verification_pairs
 from kdnotes.data.degrade import low_resolution
-from kdnotes.data.faces import verification_pairs
-from kdnotes.data.folders import Pairs
-from kdnotes.data.images import to_float
+from kdnotes.data.imageset import to_float
 from kdnotes.losses.contrastive import info_nce, supervised_info_nce
 from kdnotes.losses.margin import ArcFace, CosFace, arc_margin, cos_margin
 from kdnotes.losses.relational import pair_loss, triplet_cosines, triplet_loss
@@ -419,7 +418,7 @@ def test_everybody_is_taken_without_a_copy_and_lfw_judges_where_it_is_named(nati
 @pytest.mark.parametrize(("dataset", "words"), [("casia", "CASIA-WebFace"), ("tinyface", "unpack the distributed tinyface.zip"), ("faces+scface", "mugshot_frontal_cropped_all"),
                                                 ("casia+uccs", "lay the faces out as"), ("survface", "QMUL-SurvFace.zip")])
 def test_a_run_without_its_faces_is_refused_before_it_starts(tmp_path, dataset, words):
-    from kdnotes.batch import check_data
+    from kdnotes.batch.plan import check_data
 
     assert Config.profile("paper", dataset=dataset).dataset == dataset
     with pytest.raises(FileNotFoundError, match=f"the data of .* are not there .*{words}"):
@@ -428,7 +427,7 @@ def test_a_run_without_its_faces_is_refused_before_it_starts(tmp_path, dataset, 
 
 
 def test_each_camera_has_statistics_of_its_own(config, place):
-    from kdnotes.data.images import ImageSet
+    from kdnotes.data.imageset import ImageSet
 
     people = aird.people_of(config, "open", 0, place)
     network = aird.new_network(Stream("open", 0, Recipe(), 8), config, people).eval()

@@ -1,4 +1,4 @@
-"""CCC's configuration, jobs, tables and a whole run on a tiny crowd."""
+"""CCC's configuration, stages, tables and a whole run on a tiny crowd."""
 
 import dataclasses
 
@@ -6,41 +6,89 @@ import pytest
 import torch
 
 from kdnotes.data import crowds
+from kdnotes.experiment import Experiment
 from kdnotes.papers import ccc
-from kdnotes.papers.ccc import Config, Correction, Job, claims, fit, job_of, new_network, run, scores, trials
-from kdnotes.results import judge, reported
+from kdnotes.papers.ccc import Config, Correction, claims, fit, new_network, run, scores, stage_of
+from kdnotes.results import judge, reported, select
 from kdnotes.runtime import make_fabric
 
-TINY = {"train_size": 120, "network": "mlp:12", "epochs": 2, "warmup": 1, "annotators": 12, "groups": 3, "meta_size": 20, "meta_batch": 8, "batch_size": 40}
+TINY = {"train_size": 120, "network": "mlp:12", "epochs": 2, "warmup": 1, "annotators": 12, "groups": 3,
+        "meta_size": 20, "meta_batch": 8, "batch_size": 40}
+
+
+def rows_of(config):
+    return [row for seed in config.seeds for row in ccc.main_rows(seed, config) + ccc.ablation_rows(seed, config)]
+
+
+def alone(config, root, profile="demo"):
+    return Experiment.alone("ccc", config, root, profile)
 
 
 @pytest.mark.parametrize("profile", Config.PROFILES)
 def test_profiles_and_their_datasets_are_valid(profile):
-    assert trials(Config.profile(profile)) and claims(Config.profile(profile))
+    assert rows_of(Config.profile(profile)) and claims(Config.profile(profile))
     for name, dataset in Config.DATASETS:
         if name == profile:
             config = Config.profile(profile, dataset=dataset)
             names = [claim.name for claim in claims(config)]
-            assert config.dataset == dataset and trials(config) and len(set(names)) == len(names)
+            assert config.dataset == dataset and rows_of(config) and len(set(names)) == len(names)
 
 
 def test_the_paper_profile_is_the_authors_code():
     config = Config.profile("paper")
-    expected = {"dataset": "cifar10n", "network": "resnet34", "optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4, "warmup": 10, "epochs": 50,
-                "milestones": (30,), "batch_size": 128, "meta_batch": 128, "meta_size": 1000, "groups": 30, "gamma": 0.5, "active": "head", "duplicates": True}
-    assert {name: getattr(config, name) for name in expected} == expected
-    assert ccc.correction_of(config) == Correction()  # the library's defaults are the code's
-    assert Config.profile("paper", dataset="labelme").active == "all"
+    expected = {"network": "resnet34", "optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4, "warmup": 10, "epochs": 50,
+                "milestones": (30,), "batch_size": 128}
+    assert {name: getattr(config.training, name) for name in expected} == expected and config.dataset == "cifar10n"
+    assert config.correction == Correction()  # the library's defaults are the code's
+    expected = {"meta_batch": 128, "meta_size": 1000, "groups": 30, "gamma": 0.5, "active": "head", "duplicates": True}
+    assert {name: getattr(Correction(), name) for name in expected} == expected
+    assert Config.profile("paper", dataset="labelme").correction.active == "all"
 
 
 @pytest.mark.parametrize(("wrong", "words"), [
-    ({"methods": ("CCD",)}, "unknown method 'CCD'"), ({"case": "IND-I"}, "unknown case"), ({"network": "mlp"}, "mlp:sizes"), ({"network": "mlp:64:drop"}, "unknown options drop"),
-    ({"network": "resnet99"}, "unknown network"), ({"optimizer": "lion"}, "unknown optimizer"), ({"lr": 0.0}, "lr=0.0"), ({"epochs": 0}, "epochs=0 must be at least 1"),
-    ({"labels_per_item": 100.0}, "must lie between"), ({"groups": 0}, "groups >= 1"), ({"active": "some"}, "'head' or 'all'"), ({"holdout": 1.0}, "holdout"), ({"gama": 1}, "gamma"), ({"milestones": (99,)}, "within the"), ({"milestones": (99,)}, "within the"),
+    ({"methods": ("CCD",)}, "unknown tables.methods.* 'CCD'"), ({"case": "IND-I"}, "unknown crowd.case"),
+    ({"network": "mlp"}, "mlp:widths"), ({"network": "mlp:64:drop"}, "ends in 'drop', which mlp does not know"),
+    ({"network": "mlp:0"}, "not of the form"), ({"network": "mlp:-5"}, "not of the form"),
+    ({"network": "mlp:64:32"}, "no option 'embedding'"),
+    ({"network": "mlp::dropout"}, "mlp:widths"), ({"network": "resnet34:32"}, "no option 'width"),
+    ({"network": "resnet99"}, "unknown network"), ({"optimizer": "lion"}, "unknown training.optimizer"),
+    ({"lr": 0.0}, "lr=0.0"), ({"epochs": 0}, "epochs=0 is out of range; expected int at least 1"),
+    ({"labels_per_item": 100.0}, "must lie between"), ({"density_sweep": (100,)}, "must lie between"),
+    ({"groups": 0}, "groups=0 is out of range; expected int at least 1"), ({"active": "some"}, "known: all, head"),
+    ({"holdout": 1.0}, "holdout"), ({"holdout": 0.0}, "no published validation set"), ({"gama": 1}, "gamma"),
+    ({"alpha": float("nan")}, "alpha"), ({"alpha": 0.0}, "alpha"), ({"milestones": (99,)}, "within the"),
+    ({"milestones": (-1,)}, "milestones"), ({"methods": ()}, "methods"),
 ])
 def test_bad_configurations_are_refused_in_words(wrong, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as refusal:
         Config.profile("demo", **wrong)
+    assert "\n" not in str(refusal.value)
+
+
+def test_equal_shares_are_infinite():
+    assert Config.profile("demo", alpha=float("inf")).crowd.alpha == float("inf")
+
+
+@pytest.mark.parametrize(("wrong", "words"), [
+    ({"meta_size": 9}, "no item for each of the 10 classes"), ({"meta_sweep": (5,)}, "meta_size=5 has no item"),
+    ({"network": "vgg13", "dataset": "music"}, "use an mlp"), ({"holdout": 0.001}, "cannot hold out"),
+])
+def test_what_does_not_suit_the_data_is_refused_before_anything_is_trained(wrong, words, tmp_path, monkeypatch):
+    x, truth = torch.randn(60, 5), torch.arange(60) % 10
+    crowd = crowds.synthetic(x, truth, tuple("abcdefghij"), "IND-D", annotators=9).crowd
+    monkeypatch.setattr(ccc, "load_crowd", lambda name, **kw: crowds.CrowdData(crowd, crowds.Labelled(x, truth)))
+    experiment = alone(Config.profile("demo", **TINY | wrong), tmp_path)
+    with pytest.raises(ValueError, match=words):
+        run(experiment)
+    assert not experiment.how
+
+
+def test_a_value_that_is_in_a_sweep_already_is_no_second_row():
+    config = Config.profile("demo", groups=1, group_sweep=(1, 0, 0), density_sweep=(3.0, 1.0), cases=("IND-S", "COR-S"),
+                            methods=("CCC", "CCC"), gamma_sweep=(0.5, 1.0), seeds=(0,))
+    rows = [(row.table, row.method, tuple(row.setting.items())) for row in rows_of(config)]
+    assert len(set(rows)) == len(rows)
+    assert [dict(s)["G"] for table, _, s in rows if table == "ablation: number of groups"] == [1, "R"]
 
 
 def test_networks():
@@ -49,7 +97,8 @@ def test_networks():
         network = new_network(text, x[0], 4)
         prediction = network(x)
         weight, bias = list(network.parameters())[-2:]
-        assert torch.allclose(prediction.logits, prediction.features @ weight.T + bias, atol=1e-5)  # what the head-only correction relies on
+        logits = prediction.features @ weight.T + bias
+        assert torch.allclose(prediction.logits, logits, atol=1e-5)  # what the head-only correction relies on
         assert network.feature_dim == prediction.features.shape[1]
     first = next(m for m in new_network("resnet34", x[0], 4).modules() if isinstance(m, torch.nn.Conv2d))
     assert first.padding == (0, 0) and first.kernel_size == (3, 3) and first.stride == (1, 1)
@@ -57,29 +106,36 @@ def test_networks():
         new_network("resnet18", torch.randn(6), 4)
 
 
-def test_a_method_and_its_rivals_start_alike_on_the_same_crowd():
+def test_a_method_and_its_rivals_start_alike_on_the_same_crowd(tmp_path):
     config = Config.profile("demo", **TINY)
-    made = {m: ccc.assemble(job_of(m, 3, config), ccc.material(config, job_of(m, 3, config)).crowd, config) for m in ("CCC", "MajorVote", "CoNAL", "CrowdLayer ×2")}
-    first = [torch.cat([p.flatten() for p in committee.experts[0].network.parameters()]) for committee, _ in made.values()]
+    here, made = alone(config, tmp_path).here, {}
+    for method in ("CCC", "MajorVote", "CoNAL", "CrowdLayer ×2"):
+        stage = stage_of(method, 3, config)
+        made[method] = stage.assemble(stage.task.material(here).crowd)
+    first = [torch.cat([p.flatten() for p in committee.experts[0].network.parameters()])
+             for committee, _ in made.values()]
     assert all(torch.equal(first[0], other) for other in first[1:])
     one = made["MajorVote"][1]
     assert one.annotators == 1 and torch.equal(one.features, made["CCC"][1].features) and len(one.item) == one.items
-    assert job_of("CrowdLayer", 3, config) == job_of("CrowdLayer ×2", 3, config)
+    assert stage_of("CrowdLayer", 3, config) == stage_of("CrowdLayer ×2", 3, config)
 
 
 def test_scores_select_on_validation():
-    rows = [{"accuracy": a, "accuracy 1": a - 1, "validation": v, "validation 1": v} for a, v in ((80, 50), (90, 40), (70, 60), (85, 60))]
-    assert scores(rows) == {"accuracy_best": 90, "accuracy_last": 85, "accuracy_selected": 70, "accuracy_drop": 5}
+    rows = [{"accuracy": a, "accuracy 1": a - 1, "validation": v, "validation 1": v}
+            for a, v in ((80, 50), (90, 40), (70, 60), (85, 60))]
+    expected = {"accuracy_best": 90, "accuracy_last": 85, "accuracy_selected": 70, "accuracy_drop": 5}
+    assert scores(rows) == expected
     assert scores(rows, expert=1)["accuracy_best"] == 89
 
 
-def test_a_validation_crowd_is_held_out():
+def test_a_validation_crowd_is_held_out(tmp_path):
     config = Config.profile("demo", **TINY)
-    stuff = ccc.material(config, job_of("CCC", 0, config))
+    here = alone(config, tmp_path).here
+    stuff = stage_of("CCC", 0, config).task.material(here)
     assert stuff.crowd.items == 108 and stuff.valid.items == 12 and stuff.theta.shape == (12, 10, 10)
     p = torch.nn.functional.one_hot(stuff.valid.truth.reveal(), 10).float()
     assert ccc.agreement(p, stuff.valid) == pytest.approx(100 * crowds.raw_accuracy(stuff.valid))
-    again = ccc.material(config, job_of("MajorVote", 0, config))
+    again = stage_of("MajorVote", 0, config).task.material(here)
     assert torch.equal(stuff.crowd.label, again.crowd.label)
 
 
@@ -88,36 +144,54 @@ def whole(tmp_path_factory):
     root = tmp_path_factory.mktemp("ccc")
     config = Config.profile("demo", seeds=(0, 1), methods=ccc.METHODS, **TINY)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("joblib.cpu_count", lambda: 1)  # in this process: starting workers takes longer than these trainings
-        return config, root, run(config, make_fabric("cpu", "fp32"), root)
+        patch.setattr("joblib.cpu_count", lambda: 1)  # in this process: starting workers takes longer than training
+        return config, root, run(alone(config, root))
 
 
 def test_a_whole_run(whole):
     config, root, results = whole
     frame = results.frame()
-    main = frame[(frame.table == "synthetic crowds") & (frame.setting == f"case={config.case}")]
+    main = frame[(frame.table == "synthetic crowds") & (frame.setting == f"case={config.crowd.case}")]
     assert set(main.method) == set(ccc.METHODS) and set(main.seed) == {0, 1}
     assert set(main.metric) == {"accuracy_best", "accuracy_last", "accuracy_selected", "accuracy_drop"}
-    assert {"ablation: number of groups", "ablation: coupling", "ablation: annotation density", "labels recovered", "lead over two crowd layers"} < set(frame.table)
+    assert {"ablation: number of groups", "ablation: coupling", "ablation: annotation density", "labels recovered",
+            "lead over two crowd layers"} < set(frame.table)
     assert frame.value.between(-100, 100).all() and not list(root.glob("*.resume"))
     judged = judge(claims(config), frame)
-    assert (judged.n == 2).all() and set(judged.verdict) == {"inconclusive"}  # every claim finds its rows; two seeds decide nothing
+    assert (judged.n == 2).all() and set(judged.verdict) == {"inconclusive"}  # all find rows; two seeds decide nothing
 
 
 def test_a_second_run_trains_nothing_and_equals_the_first(whole, monkeypatch):
     config, root, results = whole
-    monkeypatch.setattr(ccc, "train_job", None)
-    again = run(config, make_fabric("cpu", "fp32"), root)
-    assert again.frame().equals(results.frame())
+    experiment = alone(config, root)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)
+    again = run(experiment)
+    assert again.frame().equals(results.frame()) and set(experiment.how.values()) == {"read"}
+
+
+def test_a_change_of_the_correction_trains_only_what_is_corrected(whole, monkeypatch):
+    config, root, _ = whole
+    monkeypatch.setattr(ccc, "normalise_correction", lambda D, T, gamma: 0 * D)
+    planner, kinds = alone(config, root).planner, {}
+    for row in rows_of(config):
+        path = root / f"{planner.node(row.stage).name}.pt"
+        kinds.setdefault(type(row.stage).__name__, set()).add(path.is_file())
+    assert kinds == {"CoupledPair": {False}, "Pair": {True}, "OneLabel": {True}, "OneExpert": {True}}
 
 
 @pytest.mark.slow
-def test_modelling_annotators_pays_and_holds():
-    """Skewed, sparse noise: the crowd layer beats majority vote, and CCC does not fall back on the wrong labels as majority vote does (two crowds; CCC's own lead is a claim)."""
+def test_modelling_annotators_pays_and_holds(tmp_path):
+    """Skewed, sparse noise: the crowd layer beats majority vote, and CCC does not fall back on the wrong labels.
+
+    Two crowds; majority vote does fall back. CCC's own lead is a claim.
+    """
     config = Config.profile("demo", seeds=(0, 1), warmup=4, epochs=6, annotators=100)
+    experiment = alone(config, tmp_path)
     for seed in config.seeds:
-        found = {m: scores(ccc.train_job(job_of(m, seed, config), config, make_fabric("cpu", "fp32"), None)["rows"], 0) for m in ("MajorVote", "CrowdLayer ×2", "CCC")}
-        assert min(found[m]["accuracy_last"] for m in ("CrowdLayer ×2", "CCC")) > found["MajorVote"]["accuracy_last"] + 10
+        found = {m: scores(experiment.made(stage_of(m, seed, config))["rows"])
+                 for m in ("MajorVote", "CrowdLayer ×2", "CCC")}
+        least = min(found[m]["accuracy_last"] for m in ("CrowdLayer ×2", "CCC"))
+        assert least > found["MajorVote"]["accuracy_last"] + 10
         assert found["CCC"]["accuracy_drop"] < found["MajorVote"]["accuracy_drop"] - 5
 
 
@@ -125,27 +199,40 @@ def test_a_published_crowd_runs_too(tmp_path, monkeypatch):
     g = torch.Generator().manual_seed(0)
     truth = torch.arange(90) % 3
     x = torch.nn.functional.one_hot(truth, 5).float() + 0.3 * torch.randn(90, 5, generator=g)
-    crowd = dataclasses.replace(crowds.synthetic(x, truth, tuple("abc"), "IND-D", annotators=9, seed=0).crowd, name="labelme")
+    drawn = crowds.synthetic(x, truth, tuple("abc"), "IND-D", annotators=9, seed=0).crowd
+    crowd = dataclasses.replace(drawn, name="labelme")
     data = crowds.CrowdData(crowd, crowds.Labelled(x, truth), crowds.Labelled(x, truth))
-    monkeypatch.setattr(ccc, "remembered", lambda key, build: build())
-    monkeypatch.setattr(crowds, "load", lambda name, **kw: data)
-    config = Config.profile("real", seeds=(0,), methods=("MajorVote", "CCC"), **TINY | {"train_size": 0, "network": "mlp:8:dropout"}, group_sweep=(0,), meta_sweep=(), gamma_sweep=())
-    stuff = ccc.material(config, job_of("CCC", 0, config))
+    monkeypatch.setattr(ccc, "load_crowd", lambda name, **kw: data)
+    tiny = TINY | {"train_size": 0, "network": "mlp:8:dropout"}
+    config = Config.profile("real", seeds=(0,), methods=("MajorVote", "CCC"), group_sweep=(0,), meta_sweep=(),
+                            gamma_sweep=(), **tiny)
+    experiment, stage = alone(config, tmp_path / "first"), stage_of("CCC", 0, config)
+    stuff = stage.task.material(experiment.here)
     assert isinstance(stuff.valid, crowds.Labelled) and stuff.crowd.features.mean().abs() < 1e-5 and stuff.theta is None
-    found = ccc.train_job(job_of("CCC", 0, config), config, make_fabric("cpu", "fp32"), None)
+    found = experiment.made(stage)
     assert len(found["rows"]) == 3 and found["confusions"].shape == (9, 3, 3) and 0 <= found["meta_accuracy"] <= 100
-    assert job_of("CCC", 0, config) == Job("CCC", 0, correction=ccc.correction_of(config))
+    assert stage.correction == config.correction and stage.task == ccc.Task(ccc.PublishedCrowd("labelme", 0), (), 0.0, 0)
     with pytest.raises(ValueError, match="no published validation set"):
-        monkeypatch.setattr(crowds, "load", lambda name, **kw: data._replace(valid=None))
-        ccc.material(config, job_of("CCC", 0, config))
+        monkeypatch.setattr(ccc, "load_crowd", lambda name, **kw: data._replace(valid=None))
+        run(alone(config, tmp_path / "second"))
+
+
+def test_fine_tuning_adds_a_row(tmp_path):
+    config = Config.profile("demo", finetune=1, **TINY)
+    experiment = alone(config, tmp_path)
+    ours, plain = (experiment.made(stage_of(method, 0, config)) for method in ("CCC", "CrowdLayer ×2"))
+    assert len(ours["rows"]) == 4 and len(plain["rows"]) == 3
+    assert stage_of("MajorVote", 0, config) == stage_of("MajorVote", 0, Config.profile("demo", **TINY))
 
 
 def test_reading_back_and_fine_tuning():
     made = crowds.synthetic(torch.randn(80, 6), torch.arange(80) % 4, tuple("abcd"), "IND-D", annotators=8, seed=0).crowd
-    committee = ccc.couple(lambda: ccc.Perceptron(6, [8], 4), made)
+    committee = ccc.couple(lambda: ccc.Perceptron(6, 4, [8]), made)
     with pytest.raises(ValueError, match="needs the meta sets"):
         ccc.fine_tune(committee, made, 1)
-    fit(committee, made, optimizer=torch.optim.SGD(committee.parameters(), 0.1), epochs=1, warmup=1, correction=Correction(3, 16, 8), batch_size=20, fabric=make_fabric("cpu", "fp32"))
+    sgd = torch.optim.SGD(committee.parameters(), 0.1)
+    fit(committee, made, optimizer=sgd, epochs=1, warmup=1, correction=Correction(3, 16, 8), batch_size=20,
+        fabric=make_fabric("cpu", "fp32"))
     theta, belief = ccc.confusions(committee).double(), ccc.posterior(committee, made)
     assert torch.allclose(theta.sum(2), torch.ones(8, 4).double(), atol=1e-6)
     p = ccc.probabilities(committee, made.features).mean(0).double()
@@ -157,11 +244,12 @@ def test_reading_back_and_fine_tuning():
         assert torch.allclose(belief[i].double(), expected / expected.sum(), atol=1e-5)
     before = committee.experts[0].head.T.clone(), committee.experts[0].network.classifier.weight.clone()
     ccc.fine_tune(committee, made, 2, lr=0.1, batch_size=8, fabric=make_fabric("cpu", "fp32"))
-    assert torch.equal(before[0], committee.experts[0].head.T) and not torch.equal(before[1], committee.experts[0].network.classifier.weight)
+    assert torch.equal(before[0], committee.experts[0].head.T)
+    assert not torch.equal(before[1], committee.experts[0].network.classifier.weight)
 
 
 def test_reported_numbers_ship_with_the_package():
     table = reported("ccc")
-    row = table[(table.table == "real-world") & (table.dataset == "LabelMe") & (table.method == "CCC") & (table.metric == "accuracy_best")]
+    row = select(table, table="real-world", dataset="LabelMe", method="CCC", metric="accuracy_best")
     assert len(table) == 182 and row.value.item() == 87.65
     assert set(table[table.table == "real-world"].method) < set(ccc.METHODS)  # the names join

@@ -12,7 +12,7 @@ from kdnotes.data.crowds import Crowd
 from kdnotes.losses.crowd import crowd_nll
 from kdnotes.models.classifiers import Prediction
 from kdnotes.papers import ccc
-from kdnotes.papers.ccc import Committee, Correction, couple, distil, fit, group_annotators, normalise_correction, prepare, probabilities
+from kdnotes.papers.ccc import Committee, Correction, couple, distil, fit, group_annotators, normalise_correction, probabilities
 from kdnotes.runtime import make_fabric
 
 C, R = 4, 12
@@ -170,7 +170,7 @@ def test_meta_sets_are_drawn_in_evaluation_mode_and_training_mode_comes_back():
     crowd = clusters()
     committee = couple(Net, crowd).train()
     state = copy.deepcopy(committee.experts.state_dict())
-    prepare(committee, crowd, Correction(groups=3, meta_size=40))
+    Correction(groups=3, meta_size=40).prepare(committee, crowd)
     assert committee.training and committee.experts[0].network.body[1].training
     assert all(torch.equal(v, state[k]) for k, v in committee.experts.state_dict().items() if torch.is_tensor(v))
     committee.eval()
@@ -198,7 +198,7 @@ def one_step(crowd, correction, lessons_from=None, seed=0):
     """A committee after its preparation, with the first batch's terms and gradients."""
     committee = couple(Net, crowd, seed=seed).train()
     optimizer = torch.optim.SGD(committee.parameters(), 0.05)
-    prepare(committee, crowd, correction)
+    correction.prepare(committee, crowd)
     if lessons_from:
         lessons_from(committee.lessons)
     index = torch.arange(40)
@@ -223,10 +223,10 @@ def test_the_correction_is_a_constant_offset_of_T():
     crowd, correction = clusters(), Correction(groups=3, meta_size=40, meta_batch=8)
     committee, terms = one_step(crowd, correction)
     again = couple(Net, crowd).train()
-    prepare(again, crowd, correction)
+    correction.prepare(again, crowd)
     index = torch.arange(40)
     prediction = again.experts[0](crowd.features[index])
-    V = ccc.correct(again, 0, prediction, crowd.annotations(index), crowd, correction, 0.05)
+    V = correction.correct(again, 0, prediction, crowd.annotations(index), crowd, 0.05)
     head = again.experts[0].head
     loss = crowd_nll(prediction.logits.softmax(1), head.T + V["V"][V["groups"]].detach(), *crowd.annotations(index))
     loss.backward()
@@ -272,14 +272,14 @@ def test_gamma_zero_is_the_two_model_crowd_layer_bit_for_bit():
 
 def test_gamma_zero_also_through_the_whole_computation(monkeypatch):
     """Without the short cut: V* = -0 * D is computed and added."""
-    original = ccc.correct
+    original = Correction.correct
 
-    def computed(committee, m, *rest, **more):
-        found = original(committee, m, *rest, **more)
+    def computed(*rest, **more):
+        found = original(*rest, **more)
         return found | {"V": found["V"] * 0}
 
     plain = trained(None)[0]
-    monkeypatch.setattr(ccc, "correct", computed)
+    monkeypatch.setattr(Correction, "correct", computed)
     assert torch.equal(weights(plain), weights(trained(SMALL)[0]))
 
 
@@ -352,5 +352,5 @@ def test_exact_resume_in_the_middle_of_a_corrected_epoch(tmp_path, monkeypatch):
 
 def test_bad_settings():
     for wrong in ({"groups": 0}, {"gamma": -1}, {"active": "none"}, {"meta_batch": 1}):
-        with pytest.raises(ValueError, match="groups >= 1"):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*(out of range|known: all, head)"):
             Correction(**wrong)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from kdnotes import crossres
 from kdnotes.crossres import Views, both_views, paired_batches
 from kdnotes.data.degrade import low_resolution
-from kdnotes.data.images import load
+from kdnotes.data.catalogue import load, search_sets
 from kdnotes.losses.contrastive import CRDLoss
 from kdnotes.losses.distill import kd_loss
 from kdnotes.losses.relation_contrast import Difference, RelationContrast
@@ -297,7 +297,7 @@ def test_uccs_fits_the_last_layer_alone_and_tinyface_trains_the_embedder_on(nati
     assert 0 <= crrcd.measure_identification(stream, "low", config, place)["accuracy"] <= 100
     (x, y, z), = fitted
     assert fingerprint(network.state_dict()) == before and set(y.tolist()) == {0, 1, 2} and len(x) == 15 and len(z) == 3   # five of six pictures, and the sixth
-    gallery, probe, _ = crossres.search_sets("tinyface", config.face_size)
+    gallery, probe, _ = search_sets("tinyface", config.face_size)
     assert len(gallery) == 4 + 3 and len(probe) == 3                                                 # distractors stand in the gallery
 
 
@@ -319,7 +319,7 @@ def test_lfw_judges_where_it_is_named(native, face_layouts, place):
 
 @pytest.mark.parametrize(("dataset", "words"), [("uccs", "CASIA-WebFace"), ("tinyface", "tinyface.zip"), ("casia", "pairs.txt"), ("casia+uccs", "lay the faces out as")])
 def test_a_run_without_its_faces_is_refused_before_it_starts(tmp_path, dataset, words):
-    from kdnotes.batch import check_data
+    from kdnotes.batch.plan import check_data
 
     with pytest.raises(FileNotFoundError, match=f"the data of .* are not there .*{words}"):
         check_data(Config, dataset, tmp_path)

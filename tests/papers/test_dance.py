@@ -10,7 +10,8 @@ from kdnotes.condense.evaluate import Protocol, evaluate, fresh
 from kdnotes.condense.experts import dance_passes, set_middle, train_experts
 from kdnotes.condense.matching import Matching, Pass, RandomNetworks, Settings, match, mean_gap, one_iteration, statistics
 from kdnotes.condense.synthetic import SyntheticSet, decode, draw_per_class, from_real
-from kdnotes.data.images import load, to_float
+from kdnotes.data.catalogue import load
+from kdnotes.data.imageset import to_float
 from kdnotes.papers import dance
 from kdnotes.papers.dance import Config
 from kdnotes.results import reported

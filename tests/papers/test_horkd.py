@@ -1,32 +1,39 @@
 """The wiring of HORKD's three streams; the closed forms of its losses are tested with the losses themselves."""
 
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from kdnotes.crossres import both_views, parse_network
+from kdnotes.config import leaves
+from kdnotes.crossres import both_views, paired_batches
+from kdnotes.experiment import Experiment
 from kdnotes.losses import relational
-from kdnotes.papers import horkd
-from kdnotes.papers.horkd import Config, Learner, Recipe, Stream, TERMS
 from kdnotes.models.classifiers import Prediction, build, count_parameters
-from kdnotes.parallel import Place
-from kdnotes.runtime import make_fabric
+from kdnotes.models.written import parse
+from kdnotes.papers import horkd
+from kdnotes.papers.horkd import ALONE, ORDERS, Bridge, Config, Losses, Pictures, hybrid
+from kdnotes.recipes import HintByVariance, Learner, Recipe, SoftLabels
 
-EVERYTHING = Recipe(task=1, kd=1, point=1, pair=25, triplet=50, group=300)
-BRIDGED = replace(EVERYTHING, assistant="student_arch_hr", targets="both", init_from_assistant=True)
+LOSSES = {"kd": "kd_loss", "point": "point_loss", "pair": "pair_loss", "triplet": "triplet_loss", "sp": "group_loss"}
+
+
+def everything(targets="teacher", **weights) -> Recipe:
+    """Labels, soft labels and all orders."""
+    orders = hybrid(replace(Losses(), **weights), ORDERS, 1.0, targets)
+    first = ("teacher",) if targets == "teacher" else ("assistant",)
+    return replace(orders, terms=(SoftLabels(1.0, first), *orders.terms))
 
 
 @pytest.fixture
 def config():
-    return Config.profile("smoke", seeds=(0,), steps=2, teacher_steps=2, train_size=24, low_sweep=(4,), weight_sweep=(0.2,))
+    return Config.profile("smoke", seeds="0", **{"training.steps": 2, "training.teacher_steps": 2, "train_size": 24, "low_sweep": (4,), "weight_sweep": (0.2,)})
 
 
 @pytest.fixture
-def place(tmp_path):
-    return Place("cpu", "32-true", tmp_path)
+def experiment(config, tmp_path):
+    return Experiment.alone("horkd", config, tmp_path)
 
 
 def prediction(n=8, d=5, classes=4, seed=0, grad=False):
@@ -35,40 +42,55 @@ def prediction(n=8, d=5, classes=4, seed=0, grad=False):
     return Prediction(logits, features)
 
 
+def batch_of(**targets: Prediction) -> dict:
+    """The labels of a batch of eight, with the answers of those who teach."""
+    answers = {f"{name}.{part}": value for name, t in targets.items() for part, value in t._asdict().items()}
+    return {"labels": torch.arange(8) % 4} | answers
+
+
+def terms_of(recipe: Recipe, s: Prediction, **targets: Prediction) -> dict:
+    """The terms of a recipe for a network whose features have the dimension of the targets'."""
+    network = torch.nn.Module()
+    network.feature_dim = s.features.shape[1]
+    learner = Learner(network, recipe, {name: t.features.shape[1] for name, t in targets.items()})
+    return learner.terms(s, batch_of(**targets))
+
+
 # 8: no gradient reaches the teacher, nor, in the second stage, the assistant
 @pytest.mark.parametrize("targets", ["teacher", "assistant", "both"])
 def test_no_gradient_reaches_what_teaches(targets):
     s, t, a = prediction(seed=1, grad=True), prediction(seed=2, grad=True), prediction(seed=3, grad=True)
-    recipe = replace(EVERYTHING, assistant="student_arch_hr", targets=targets)
-    horkd.hybrid_loss(recipe, s, {}, {"teacher": t, "assistant": a}, torch.arange(8) % 4)["loss"].backward()
+    terms_of(everything(targets), s, teacher=t, assistant=a)["loss"].backward()
     assert all(part.grad is None for part in (*t, *a))
     assert all(part.grad.abs().sum() > 0 for part in s)
 
 
 # 13: a weight of zero removes the computation, not only its gradient
-@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("term", LOSSES)
 def test_a_weight_of_zero_removes_the_computation(term, monkeypatch):
     called = []
-    for name in ("kd_loss", "point_loss", "pair_loss", "triplet_loss", "group_loss"):
-        original = getattr(horkd, name)
-        monkeypatch.setattr(horkd, name, lambda *args, _name=name, _original=original, **kw: (called.append(_name), _original(*args, **kw))[1])
-    s, t = prediction(seed=1), prediction(seed=2)
-    terms = horkd.hybrid_loss(replace(EVERYTHING, **{term: 0.0}), s, {}, {"teacher": t}, torch.arange(8) % 4)
-    assert f"{term}_loss" not in called and len(called) == 4 and term not in terms
+    for name in LOSSES.values():
+        original = getattr(__import__("kdnotes.recipes", fromlist=["recipes"]), name)
+        monkeypatch.setattr(f"kdnotes.recipes.{name}", lambda *args, _name=name, _original=original, **kw: (called.append(_name), _original(*args, **kw))[1])
+    weights = {} if term == "kd" else {"group" if term == "sp" else term: 0.0}
+    recipe = everything(**weights)
+    recipe = recipe if term != "kd" else replace(recipe, terms=recipe.terms[1:])
+    terms = terms_of(recipe, prediction(seed=1), teacher=prediction(seed=2))
+    assert LOSSES[term] not in called and len(called) == 4 and term not in terms
 
 
 def test_the_sum_is_the_sum_of_its_weighted_terms():
-    s, t, labels = prediction(seed=1), prediction(seed=2), torch.arange(8) % 4
-    terms = horkd.hybrid_loss(EVERYTHING, s, {}, {"teacher": t}, labels)
+    s, t = prediction(seed=1), prediction(seed=2)
+    terms = terms_of(everything(), s, teacher=t)
     assert torch.allclose(terms["loss"], sum(value for name, value in terms.items() if name != "loss"))
-    assert torch.allclose(terms["task"], F.cross_entropy(s.logits, labels))
+    assert torch.allclose(terms["labels"], F.cross_entropy(s.logits, torch.arange(8) % 4))
     assert torch.allclose(terms["pair"], 25 * relational.pair_loss(s.features, t.features))
     assert torch.allclose(terms["triplet"], 50 * relational.triplet_loss(s.features, t.features))
 
 
 def test_both_targets_average_the_higher_orders_and_take_the_first_from_the_assistant():
     s, t, a = prediction(seed=1), prediction(seed=2), prediction(seed=3)
-    terms = horkd.hybrid_loss(replace(BRIDGED, group=0), s, {}, {"teacher": t, "assistant": a}, torch.arange(8) % 4)
+    terms = terms_of(everything("both", group=0.0), s, teacher=t, assistant=a)
     pair = (relational.pair_loss(s.features, t.features) + relational.pair_loss(s.features, a.features)) / 2
     assert torch.allclose(terms["pair"], 25 * pair)
     assert torch.allclose(terms["point"], ((s.features - a.features) ** 2).mean() / a.features.var(0, unbiased=False).mean())
@@ -76,57 +98,76 @@ def test_both_targets_average_the_higher_orders_and_take_the_first_from_the_assi
 
 # 14: teacher and assistant see the high view, the student the low view, of the same image with the same flip and crop
 def test_the_views_of_a_batch_belong_together(config):
-    moved = replace(config, flip=True, padding=1, mode="area", low=4)
-    stream = Stream("classification", 0, moved.student, Recipe(task=1), low=4)
-    images = horkd.data_of(stream, moved)[0].images[:32]
+    moved = config.change(flip=True, padding=1, mode="area", **{"images.low": 4})
+    task = horkd.task_of("classification", 0, moved)
+    images = task.train.load().images[:32]
     zero, one = torch.zeros(1), torch.ones(1)
     for generator in (None, torch.Generator().manual_seed(0)):
-        views = both_views(images, horkd.views_of(moved, 4), zero, one, generator)
+        views = both_views(images, task.views, zero, one, generator)
         low = F.interpolate(F.adaptive_avg_pool2d(views["high"], 4), size=8, mode="area")
         assert torch.allclose(views["low"], low, atol=1e-6)
-    assert not torch.equal(views["high"], both_views(images, horkd.views_of(moved, 4), zero, one)["high"])
+    assert not torch.equal(views["high"], both_views(images, task.views, zero, one)["high"])
+
+
+def test_the_high_view_does_not_depend_on_how_the_low_one_is_made(config):
+    task = horkd.task_of("retrieval", 0, config.change(flip=True, padding=1))
+    images, zero, one = task.train.load().images[:32], torch.zeros(1), torch.ones(1)
+    of_teacher, of_student = (both_views(images, views, zero, one, torch.Generator().manual_seed(0)) for views in (task.on("high"), task.on("low")))
+    assert torch.equal(of_teacher["high"], of_student["high"]) and not torch.equal(of_teacher["low"], of_student["low"])
 
 
 def test_teacher_and_assistant_look_at_the_high_view_and_the_student_at_the_low_one(config):
-    student = Stream("retrieval", 0, config.student, BRIDGED, low=3)
-    parents = horkd.ancestors(student, config)
-    assert student.view == "low" and {name: parent.view for name, parent in parents.items()} == {"teacher": "high", "assistant": "high"}
-    low = horkd.assistant_of(replace(student, recipe=replace(BRIDGED, assistant="teacher_arch_lr", init_from_assistant=False)), config)
-    assert (low.view, low.network) == ("low", config.teacher)
+    task = horkd.task_of("retrieval", 0, config)
+    student = horkd.student_of("HORKD", task, config)
+    assert student.view == "low" and {name: parent.view for name, parent in student.needs().items()} == {"teacher": "high", "assistant": "high"}
+    low = horkd.assisted(task, student.recipe, Bridge("teacher_arch_lr"), hybrid(config.losses, ORDERS[:3], 0.0)).assistant
+    assert (low.view, low.network) == ("low", config.networks.teacher)
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_targets_travel_with_their_images(config, place, flip):
-    config = replace(config, flip=flip)
-    stream = Stream("retrieval", 0, config.student, BRIDGED, low=3)
-    teachers = {name: horkd.new_network(parent, config).eval() for name, parent in horkd.ancestors(stream, config).items()}
-    views = {"teacher": "high", "assistant": "high"}
-    for batch in horkd.training_batches(stream, config, teachers, views, torch.device("cpu")):
-        for name, target in horkd.targets_in(batch).items():
+def test_targets_travel_with_their_images(config, experiment, flip):
+    config = config.change(flip=flip)
+    stage = horkd.student_of("HORKD", horkd.task_of("retrieval", 0, config), config)
+    teachers = {name: (parent.fresh(experiment.here).eval(), parent.view) for name, parent in stage.needs().items()}
+    assert set(teachers) == {"teacher", "assistant"}
+    for batch in stage.batches(experiment.here, teachers):
+        for name, (network, _) in teachers.items():
             with torch.no_grad():
-                expected = teachers[name](batch["high"])
-            assert torch.allclose(target.features, expected.features, atol=1e-5)
+                expected = network(batch["high"])
+            assert torch.allclose(batch[f"{name}.features"], expected.features, atol=1e-5)
 
 
 # 17: with the assistant's weights and its view, the student starts at zero loss against the assistant
-def test_a_student_that_is_the_assistant_has_nothing_to_learn(config):
-    recipe = replace(BRIDGED, task=0, kd=0, targets="assistant")
-    stream = Stream("retrieval", 0, config.student, recipe, low=3)
-    assistant = horkd.new_network(replace(stream, seed=7), config).eval()
-    learner = horkd.learner_of(stream, {"assistant": assistant}, config).eval()
-    assert all(isinstance(r, torch.nn.Identity) for r in learner.r.values())
-    images = both_views(horkd.data_of(stream, config)[0].images[:32], horkd.views_of(config, 3), torch.zeros(1), torch.ones(1))["high"]
+def test_a_student_that_is_the_assistant_has_nothing_to_learn(config, experiment):
+    recipe = hybrid(config.losses, ORDERS, 0.0, "assistant")
+    stage = horkd.student_of("HORKD", horkd.task_of("retrieval", 0, config), config)
+    assistant = replace(stage.assistant, seed=7).fresh(experiment.here).eval()
+    network = stage.fresh(experiment.here)
+    network.load_state_dict(assistant.state_dict())
+    learner = Learner(network, recipe, {"assistant": assistant.feature_dim}).eval()
+    assert all(isinstance(r, torch.nn.Identity) for r in learner.heads.values()) and learner.heads
+    images = experiment.read(stage.images)
+    batch = next(iter(paired_batches(images, stage.views, 32, 0, {"assistant": (assistant, "high")})))
     with torch.no_grad():
-        s, r = learner(images)
-        terms = horkd.hybrid_loss(recipe, s, r, {"assistant": assistant(images)}, torch.zeros(32, dtype=torch.int64))
+        terms = learner(batch["high"], batch)
     assert all(float(value) < 1e-6 for value in terms.values()), terms
 
 
+def test_an_assistant_lends_the_weights_that_its_student_starts_from(config, experiment, monkeypatch):
+    monkeypatch.setattr(horkd, "learnt", lambda learner, *args: horkd.weights_of(learner.network))     # nothing is trained
+    stage = horkd.student_of("HORKD", horkd.task_of("retrieval", 0, config), config)
+    parents = {name: replace(parent, seed=5).fresh(experiment.here) for name, parent in stage.needs().items()}
+    here = experiment.here
+    lent, fresh = (s.build(parents, here, None) for s in (stage, replace(stage, lends=False)))
+    assert all(torch.equal(lent[name], value) for name, value in parents["assistant"].state_dict().items())
+    assert any(not torch.equal(fresh[name], lent[name]) for name in lent)
+
+
 # 18: what is kept is the student alone
-def test_inference_needs_the_plain_student_only(config, place):
-    stream = Stream("retrieval", 0, config.student, BRIDGED, low=3)
-    network = horkd.learn(stream, config, place)
-    name, options = parse_network(config.student)
+def test_inference_needs_the_plain_student_only(config, experiment):
+    stage = horkd.student_of("HORKD", horkd.task_of("retrieval", 0, config), config)
+    network = experiment.made(stage)
+    name, options = parse(config.networks.student)
     plain = build(name, 5, channels=1, size=8, **options)
     assert type(network) is type(plain) and count_parameters(network) == count_parameters(plain)
     assert network.state_dict().keys() == plain.state_dict().keys()
@@ -135,96 +176,92 @@ def test_inference_needs_the_plain_student_only(config, place):
 
 def test_the_regression_is_trained_where_dimensions_differ_and_identity_where_not():
     network = build("smallconv", 3, channels=1, size=8, widths=(4, 4, 4), embedding=6)
-    learner = Learner(network, {"teacher": 10, "assistant": 6})
-    _, r = learner(torch.randn(2, 1, 8, 8))
-    assert r["teacher"].shape == (2, 10) and r["assistant"].shape == (2, 6)
+    learner = Learner(network, Recipe(1.0, (HintByVariance(1.0, ("teacher", "assistant")),)), {"teacher": 10, "assistant": 6})
+    features = network(torch.randn(2, 1, 8, 8)).features
+    assert learner.heads["point teacher"](features).shape == (2, 10) and learner.heads["point assistant"](features).shape == (2, 6)
     assert count_parameters(learner) == count_parameters(network) + 6 * 10 + 10
 
 
 # 20: the rows of the expected ordering are all there, and its verdict comes from the data
 def test_every_row_and_claim_of_the_study_is_planned(config):
-    rows = horkd.trials(config)
+    rows = horkd.rows(config)
     methods = {row.method for row in rows if row.table == horkd.TABLES["retrieval"]}
-    assert {"CE", "KD", "FitNet", "RKD-D", "RKD-A", "RKD-DA", "SP", "TAKD", "HORKD, order 1", "HORKD, orders 1+2", "HORKD", "HORKD + group"} <= methods
-    named = {side for claim in horkd.claims(config) for side in (claim.better, claim.worse)}
-    assert named <= methods
+    assert {"CE", "KD, added", "FitNet, unit variance, no labels", "RKD-D, no labels", "RKD-A, no labels", "RKD-DA, no labels", "SP, weight 300, no labels",
+            "TAKD", "HORKD, order 1", "HORKD, orders 1+2", "HORKD", "HORKD + group", ALONE} <= methods
+    for claim in horkd.claims(config):
+        assert {claim.better, claim.worse} <= {row.method for row in rows if row.table == claim.where["table"]}
 
 
 # 20: ... and the part of the ordering that is far outside the noise is held here: relations beat labels on unseen classes
 @pytest.mark.slow
-def test_relations_beat_labels_on_unseen_classes_at_low_resolution(place):
+def test_relations_beat_labels_on_unseen_classes_at_low_resolution(tmp_path):
     config = Config.profile("demo")
-    methods = horkd.recipes("retrieval", config)
-
-    def recall(name, seed):
-        stream = Stream("retrieval", seed, config.student, methods[name], config.low)
-        return horkd.measure(horkd.Trial("", name, stream, "low"), config, place)["recall_at_1"]
-
-    for seed in (0, 1):
-        assert recall("HORKD, no assistant", seed) > recall("CE", seed) + 2
+    experiment = Experiment.alone("horkd", config, tmp_path)
+    wanted = [row for seed in (0, 1) for row in horkd.main_table("retrieval", seed, config) if row.method in (ALONE, "CE")]
+    frame = horkd.Study(wanted).run(experiment).frame()
+    recall = frame[frame.metric == "recall_at_1"].pivot_table(index="seed", columns="method", values="value")
+    assert len(recall) == 2 and (recall[ALONE] > recall["CE"] + 2).all()
 
 
 def test_joint_and_two_stage_differ_in_what_is_trained_beforehand(config):
-    stream = Stream("retrieval", 0, config.student, BRIDGED, low=3)
-    joint = replace(stream, recipe=replace(BRIDGED, schedule="joint", init_from_assistant=False))
-    assert set(horkd.ancestors(stream, config)) == {"teacher", "assistant"} and set(horkd.ancestors(joint, config)) == {"teacher"}
-    module, step = horkd.assemble(joint, {"teacher": horkd.new_network(horkd.ancestors(joint, config)["teacher"], config)}, config)
-    n = 6
+    task, recipe = horkd.task_of("retrieval", 0, config), everything("both")
+    helper = hybrid(config.losses, ORDERS[:3], 0.0)
+    two_stage, joint = (horkd.assisted(task, recipe, Bridge(schedule=schedule), helper) for schedule in ("two_stage", "joint"))
+    assert set(two_stage.needs()) == {"teacher", "assistant"} and set(joint.needs()) == {"teacher"}
+    n, network = 6, lambda: build("smallconv", 5, channels=1, size=8, widths=(2, 4, 8), embedding=8)
+    both = horkd.Both(Learner(network(), helper, {"teacher": 16}), Learner(network(), recipe, {"teacher": 16, "assistant": 8}), ("high", "low"))
     batch = {"high": torch.randn(n, 1, 8, 8), "low": torch.randn(n, 1, 8, 8), "labels": torch.arange(n) % 5,
              "teacher.logits": torch.randn(n, 5), "teacher.features": torch.randn(n, 16)}
-    step(module, batch)["student"].backward()
-    grads = [p.grad for p in module.assistant.parameters()]
+    both(batch)["student"].backward()
+    grads = [p.grad for p in both.assistant.parameters()]
     assert all(g is None for g in grads), "the student's loss must not move the assistant"
 
 
 def test_unseen_classes_are_never_trained_on(config):
-    stream = Stream("retrieval", 0, config.student, Recipe(task=1), low=3)
-    train, test = horkd.data_of(stream, config)
+    task = horkd.task_of("retrieval", 0, config)
+    train, test = task.train.load(), task.test.load()
     assert len(train.classes) == 5 and set(test.labels.tolist()) == {1, 3, 5, 7, 9}
     assert sorted(train.classes) == ["0", "2", "4", "6", "8"]
 
 
-def test_every_generation_follows_its_ancestors(config):
-    levels = horkd.generations([row.stream for row in horkd.trials(config)], config)
-    seen = set()
-    for level in levels:
-        assert all(set(horkd.ancestors(stream, config).values()) <= seen for stream in level)
-        assert not seen & set(level)
-        seen |= set(level)
-
-
-def test_equal_seeds_start_from_equal_weights(config):
-    a, b = (Stream("retrieval", 3, config.student, recipe, 3) for recipe in (Recipe(task=1), replace(BRIDGED, init_from_assistant=False)))
-    first, second = horkd.new_network(a, config).state_dict(), horkd.new_network(b, config).state_dict()
+def test_equal_seeds_start_from_equal_weights(config, experiment):
+    task = horkd.task_of("retrieval", 3, config)
+    first, second = (horkd.student_of(method, task, config).fresh(experiment.here).state_dict() for method in ("CE", "HORKD"))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_second_run_trains_nothing_and_gives_the_same_numbers(tmp_path, monkeypatch):
-    config = Config.profile("smoke", seeds=(0,), steps=2, teacher_steps=2, train_size=24, tasks=("retrieval",), low_sweep=(), weight_sweep=())
-    monkeypatch.setattr(Place, "map", lambda self, function, items, desc: [function(item) for item in items])
-    fabric = make_fabric("cpu", "fp32")
-    first = horkd.run(config, fabric, tmp_path).frame()
-    monkeypatch.setattr(horkd, "fit", lambda *args, **kw: pytest.fail("trained again"))
-    second = horkd.run(config, fabric, tmp_path).frame()
-    assert first.equals(second) and first.value.between(0, 100).all()
+# what a key knows, and what it does not
+@pytest.mark.parametrize("change", [{"training.steps": 9}, {"images.low": 4}, {"pair": 5.0}, {"delta": 2.0}, {"networks.student": "smallconv:4-8-16:16"}, {"ks": (1,)},
+                                    {"low_sweep": ()}, {"bridge.targets": "teacher"}, {"faces.steps": 9}, {"faces.pairs": 40}, {"tasks": ("retrieval",)}])
+def test_the_teacher_does_not_know_its_students(config, experiment, change):
+    before, after = (horkd.task_of("retrieval", 0, c).teacher for c in (config, config.change(**change)))
+    assert before == after and experiment.node(before).key == experiment.node(after).key
+
+
+def test_the_steps_of_the_faces_concern_the_faces_alone(config):
+    stages = lambda c, task: [row.stage for row in horkd.rows(c) if row.stage.task == task]
+    longer = config.change(**{"training.steps": 99})
+    assert stages(config, "faces") == stages(longer, "faces") and stages(config, "retrieval") != stages(longer, "retrieval")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"steps": 0}, "steps=0 must be at least 1"),
-        ({"low": 0}, "low=0"),
-        ({"student": "smalconv:4-8:3"}, "did you mean 'smallconv'"),
-        ({"student": "smallconv:4-x-16:32"}, "name:widths:embedding"),
+        ({"training.steps": 0}, "training.steps=0 is out of range; expected int at least 1"),
+        ({"steps": 3}, "'steps' is ambiguous: give one of training.steps, faces.steps"),
+        ({"images.low": 0}, "images.low=0"),
+        ({"networks.student": "smalconv:4-8:3"}, "did you mean 'smallconv'"),
+        ({"networks.student": "smallconv:4-x-16:32"}, "name:widths:embedding"),
         ({"tasks": ("retrival",)}, "did you mean 'retrieval'"),
         ({"assistant": "big"}, "student_arch_hr"),
-        ({"pair": -1.0}, "must be >= 0"),
+        ({"pair": -1.0}, "at least 0"),
         ({"step": 3}, "did you mean 'steps'"),
-        ({"seen": (1,)}, "at least two classes"),
-        ({"face_low": 64}, "must not exceed the high resolution, face_size=32"),
-        ({"face_methods": ("HORKDD",)}, "did you mean 'HORKD'"),
-        ({"people": (5,)}, "two numbers of at least 2"),
-        ({"face_student": "smalconv"}, "did you mean 'smallconv'"),
+        ({"seen": (1,)}, "1 items; expected at least 2"),
+        ({"seen": (1, 1)}, "at least two classes"),
+        ({"faces.low": 64}, "must not exceed the high resolution, faces.size=32"),
+        ({"faces.methods": ("HORKDD",)}, "did you mean 'HORKD'"),
+        ({"people": (5,)}, "1 items; expected 2"),
+        ({"faces.student": "smalconv"}, "did you mean 'smallconv'"),
     ],
 )
 def test_bad_configurations_are_refused(overrides, message):
@@ -235,90 +272,81 @@ def test_bad_configurations_are_refused(overrides, message):
 @pytest.mark.parametrize(("profile", "dataset"), [(name, "") for name in Config.PROFILES] + sorted(Config.DATASETS))
 def test_every_profile_is_a_valid_configuration(profile, dataset):
     config = Config.profile(profile, dataset=dataset)
-    assert config.profile_name == profile and (not dataset or config.dataset == dataset)
-    assert horkd.trials(replace(config, seeds=(0,)))
+    assert not dataset or config.dataset == dataset
+    assert horkd.rows(config.change(seeds=(0,)))
 
 
-def test_a_network_is_one_line_of_text():
-    assert parse_network("resnet50::512:pretrained") == ("resnet50", {"embedding": 512, "pretrained": True})
-    assert parse_network("smallconv:4-8-16:32") == ("smallconv", {"widths": (4, 8, 16), "embedding": 32})
-    assert parse_network("resnet20") == ("resnet20", {})
+def test_every_setting_says_where_its_default_comes_from():
+    assert all(leaf.rule.source and leaf.rule.text for leaf in leaves(Config).values())
 
 
 def test_splits_that_are_disjoint_in_classes_already(monkeypatch):
     """CUB-200-2011 and Cars196: training and test images share no class."""
-    from kdnotes.data.images import ImageSet
+    from kdnotes.data.imageset import ImageSet
 
     classes = tuple("abcd")
     sets = {split: ImageSet(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), labels, classes, "birds")
             for split, labels in (("train", torch.tensor([0, 0, 0, 1, 1, 1])), ("test", torch.tensor([2, 2, 2, 3, 3, 3])))}
     monkeypatch.setattr(horkd, "load", lambda name, split, size=None: sets[split])
-    train, test = horkd.images_of("birds of this test", "retrieval", (0, 1), "all", 0, 0)
+    train, test = (Pictures("birds of this test", part, seen=(0, 1)).load() for part in ("train", "test"))
     assert set(train.labels.tolist()) == {0, 1} and set(test.labels.tolist()) == {2, 3} and len(test) == 6
 
 
 # faces: the third family of tasks
 def test_faces_are_of_people_nobody_has_seen_and_others_for_each_seed(config):
-    sets = [horkd.people_of(config, seed) for seed in (0, 1)]
-    for people in sets:
-        assert (len(people.learnt.classes), len(people.test.classes)) == config.people and len(people.learnt) == config.people[0] * config.each
-        rows = [{tuple(x.flatten()[:50].tolist()) for x in part.images} for part in people[:2]]
+    own, tests = config.faces, []
+    for seed in (0, 1):
+        task = horkd.task_of("faces", seed, config)
+        learnt, (test, pairs) = task.train.load(), task.test.load()
+        assert (len(learnt.classes), len(test.classes)) == own.people and len(learnt) == own.people[0] * own.each
+        rows = [{tuple(x.flatten()[:50].tolist()) for x in part.images} for part in (learnt, test)]
         assert not rows[0] & rows[1]
-        assert torch.equal(people.pairs.same, people.test.labels[people.pairs.first] == people.test.labels[people.pairs.second]) and people.pairs.same.sum() == config.pairs // 2
-    assert not torch.equal(sets[0].test.images, sets[1].test.images)
+        assert torch.equal(pairs.same, test.labels[pairs.first] == test.labels[pairs.second]) and pairs.same.sum() == own.pairs // 2
+        tests.append(test)
+    assert not torch.equal(tests[0].images, tests[1].images)
 
 
 def test_faces_have_data_resolution_networks_and_steps_of_their_own(config):
-    own = horkd.config_for("faces", config)
-    assert (own.dataset, own.size, own.low, own.teacher, own.student, own.steps) == ("faces", 32, 16, config.face_teacher, config.face_student, config.face_steps)
-    assert horkd.config_for("faces", own) == own and horkd.config_for("retrieval", config) is config
+    task, own = horkd.task_of("faces", 0, config), config.faces
+    assert (task.dataset, task.train.size, task.views.low, task.networks, task.learning.steps) == ("faces", 32, 16, (own.teacher, own.student), own.steps)
     rows = horkd.main_table("faces", 0, config)
-    assert {row.method for row in rows} == {"teacher on high", "teacher fed low", "assistant on high", "assistant fed low", *config.face_methods}
+    assert {row.method for row in rows} == {"teacher on high", "teacher fed low", "assistant on high", "assistant fed low", *own.methods}
     for row in rows:
-        assert row.setting == (("low", 16),) and row.stream.low in (0, 16)
-        assert {parent.network for name, parent in horkd.ancestors(row.stream, config).items() if name == "teacher"} <= {config.face_teacher}
-    assert all(recipe.task == 1 for recipe in horkd.recipes("faces", config).values())
+        assert row.setting == {"low": 16} and row.dataset == "faces"
+        assert {parent.network for name, parent in row.stage.needs().items() if name == "teacher"} <= {own.teacher}
+    assert all(horkd.recipe_of(method, "faces", config).labels == 1 for method in horkd.METHODS)
 
 
-def test_faces_are_verified_and_identified(config, place):
+def test_faces_are_verified_and_identified(config, experiment):
     rows = {row.method: row for row in horkd.main_table("faces", 0, config)}
-    found = horkd.measure(rows["HORKD"], config, place)
-    assert set(found) == {"verification_accuracy", "auc", "rank1", "rank5"} and all(0 <= value <= 100 for value in found.values())
-    prediction, labels = horkd.outputs(rows["HORKD"].stream, "low", 16, config, place)
-    people = horkd.people_of(config, 0)
-    assert labels.equal(people.test.labels) and prediction.logits.shape == (len(labels), config.people[0])
-    other = horkd.measure(rows["HORKD"], replace(config, steps=99, low=2), place)         # the other tasks' fields do not concern the faces
-    assert other == found
+    frame = horkd.Study([rows["HORKD"]]).run(experiment).frame()
+    assert set(frame.metric) == {"verification_accuracy", "auc", "rank1", "rank5"} and frame.value.between(0, 100).all()
+    stage, task = rows["HORKD"].stage, horkd.task_of("faces", 0, config)
+    images, _ = experiment.read(task.test)
+    prediction = horkd.seen_by(stage, experiment.made(stage), experiment.here, images, "low", task.views)
+    assert prediction.logits.shape == (len(images), config.faces.people[0])
 
 
 def test_real_faces_keep_the_protocol_of_their_set(config, monkeypatch):
-    from kdnotes.crossres import FaceSets
-    from kdnotes.data.folders import Pairs
+    from kdnotes.data.protocols import Pairs
 
-    own = horkd.people_of(config, 0)
+    own = replace(horkd.task_of("faces", 0, config).test)
+    learnt, test = own.sets()[:2]
     prescribed = Pairs(torch.tensor([0, 1]), torch.tensor([1, 9]), torch.tensor([True, False]), 2)
-    monkeypatch.setattr(horkd, "face_sets", lambda dataset, size, least, people: FaceSets(own.learnt, own.test, prescribed))
-    assert horkd.people_of(replace(config, face_dataset="lfw"), 3).pairs is prescribed
-    monkeypatch.setattr(horkd, "face_sets", lambda dataset, size, least, people: FaceSets(own.learnt))
-    sets = horkd.people_of(replace(config, face_dataset="orl", people=(6, 4), pairs=40), 3)
-    assert (len(sets.learnt.classes), len(sets.test.classes), len(sets.pairs.same)) == (6, 4, 40)
+    monkeypatch.setattr(horkd, "face_sets", lambda dataset, size, least, people: horkd.FaceSets(learnt, test, prescribed))
+    assert replace(own, dataset="lfw", seed=3).load()[1] is prescribed
+    monkeypatch.setattr(horkd, "face_sets", lambda dataset, size, least, people: horkd.FaceSets(learnt))
+    other = replace(own, dataset="orl", people=(6, 4), pairs=40, seed=3)
+    judged, pairs = other.load()
+    assert (len(replace(other, part="train").load().classes), len(judged.classes), len(pairs.same)) == (6, 4, 40)
 
 
 def test_the_assistant_can_be_left_out():
     config = Config.profile("smoke", assistant="none")
-    assert all(recipe.assistant == "none" for name, recipe in horkd.recipes("retrieval", config).items() if name != "TAKD")
-    assert len(horkd.trials(config)) > 0
+    taught = [row for row in horkd.rows(config) if row.method in ("HORKD", "HORKD + group") and row.table == horkd.TABLES["retrieval"]]
+    assert taught and all(row.stage.assistant is None for row in taught)
 
 
-def test_a_copy_of_a_recipe_is_the_same_stream():
-    assert Stream("retrieval", 0, "resnet20", copy.deepcopy(BRIDGED), 3) == Stream("retrieval", 0, "resnet20", BRIDGED, 3)
-
-
-@pytest.mark.parametrize(("dataset", "words", "other"), [("casia", "CASIA-WebFace", "uccs/"), ("uccs", "uccs", "CASIA"), ("cub200", "CUB_200_2011", "CASIA")])
-def test_a_run_without_its_data_is_refused_before_it_starts(tmp_path, dataset, words, other):
-    from kdnotes.batch import check_data
-
-    with pytest.raises(FileNotFoundError, match="the data of .* are not there") as error:
-        check_data(Config, dataset, tmp_path)
-    assert words in str(error.value) and other not in str(error.value) and "\n" not in str(error.value)
-    check_data(Config, "digits", tmp_path)
+def test_equal_stages_are_trained_once(config):
+    task = horkd.task_of("retrieval", 0, config)
+    assert horkd.student_of("HORKD", task, config) == horkd.student_of("HORKD", horkd.task_of("retrieval", 0, config), config)

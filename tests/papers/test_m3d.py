@@ -12,7 +12,8 @@ from kdnotes.condense.evaluate import Protocol, evaluate, fresh
 from kdnotes.condense.learn import condense, passes_for, settings_for
 from kdnotes.condense.matching import Matching, RandomNetworks, Settings, match, mean_gap, moment_gap, one_iteration, statistics
 from kdnotes.condense.synthetic import from_real
-from kdnotes.data.images import ImageSet, load
+from kdnotes.data.catalogue import load
+from kdnotes.data.imageset import ImageSet
 from kdnotes.losses.mmd import WIDTHS, make_kernel, mean_distance, mmd2
 from kdnotes.models.classifiers import Prediction
 from kdnotes.papers import m3d
