@@ -181,12 +181,18 @@ class Node(NamedTuple):
 def code_of(stage: Stage) -> tuple:
     """What the code print of a stage starts from: all that its class and the bases of that define, and the classes of the settings in its fields.
 
-    Only `needs` is left out: the stages that it names have keys of their own.
+    Only `needs` is left out: the stages that it names have keys of their own. A stage among the fields that it does not
+    name is there as a description, and its code counts.
     """
     left_out = {"needs", *(f.name for f in fields(stage))}
     bases = [base for base in reversed(type(stage).__mro__) if issubclass(base, Stage) and base is not Stage]
     own = {name: value for base in bases for name, value in vars(base).items() if name not in left_out and not name.startswith("__")}
-    kinds = {type(part) for f in fields(stage) for part in _settings_in(getattr(stage, f.name))}
+    values, needed = tuple(getattr(stage, f.name) for f in fields(stage)), tuple(stage.needs().values())
+    kinds = {type(part) for part in _settings_in(values)}
+    for part in (part for part in pieces(values, Stage) if part not in needed):
+        described, *further = code_of(part)
+        own |= {f"{type(part).__qualname__}.{name}": value for name, value in described.items()}
+        kinds |= set(further)
     return (own, *sorted(kinds, key=lambda kind: kind.__qualname__))
 
 
@@ -223,7 +229,7 @@ class Planner:
     def parts(self, stage: Stage) -> Mapping[str, str]:
         """The prints of the code of `stage`, by name."""
         own, *kinds = code_of(stage)
-        start = (type(stage), *kinds)
+        start = (type(stage), *kinds, *own)
         if start not in self.codes:
             self.codes[start] = code_parts(own, *kinds)
         return self.codes[start]
@@ -417,7 +423,8 @@ class Experiment:
     def begin(cls, slug: str, kind: type[Settings], parameters: Mapping[str, Any]) -> "Experiment":
         """Check the `parameters` of a notebook's cell against the configuration `kind`, and open the folder of the run."""
         config = kind.chosen(parameters)
-        fabric = make_fabric(parameters.get("device", "auto"), parameters.get("precision", "auto"))
+        precision = parameters.get("precision") or "auto"
+        fabric = make_fabric(parameters.get("device", "auto"), kind.PRECISION if precision == "auto" else precision)
         device, precision = str(fabric.device), fabric.strategy.precision.precision
         named = {name: parameters.get(name) for name in ("profile", "device", "precision")}
         folder = open_run(slug, config.flat() | named, parameters.get("out", ""), config=config.flat(), seeds=config.seeds,
