@@ -409,12 +409,12 @@ def test_a_run_belongs_to_one_supervisor(write_paper, workplace, configured):
 
 
 def test_a_worker_that_ends_without_a_word(write_paper, workplace, configured, monkeypatch):
-    """It says by which signal, not what some library warned of before; stopped in its first second, it is interrupted."""
+    """It says by which signal, not what a library warned of before; stopped in its first second, it is interrupted."""
     write_paper(workplace / "papers", "toy")
     (planned,) = plan.plan(["toy"], {}, "papers", "runs")
     start = subprocess.Popen
     bodies = {
-        "import os; print('DebugWarning: frozen modules', flush=True); os.kill(os.getpid(), 9)": "was killed by signal 9 (SIGKILL)",
+        "import os; print('Warning: frozen', flush=True); os.kill(os.getpid(), 9)": "was killed by signal 9 (SIGKILL)",
         "raise SystemExit(3)": "ended with exit code 3",
         "import time; time.sleep(60)": "",
     }
@@ -450,16 +450,20 @@ def test_only_what_is_whole_counts_as_finished(tmp_path):
         toy.add("t", "digits", "KD", "accuracy", 82 + seed, seed)
     book = json.dumps({"cells": [], "metadata": {"kdnotes": {"status": "finished"}}})
     opened = runs.open_run("toy", {"profile": "smoke", "dataset": "digits"}, out=tmp_path / "run")
-    folder = opened.finish(toy, judge([Claim("kd", "KD helps", "KD", "CE")], toy))
+    (tmp_path / "mine.npz").write_bytes(b"pixels")
+    data = {"mine": {"print": "p", "files": {"mine.npz": [6, runs.digest(tmp_path / "mine.npz")]}}}
+    folder = opened.finish(toy, judge([Claim("kd", "KD helps", "KD", "CE")], toy), data=data)
     assert not plan.is_finished(folder)  # it has no executed notebook
     (tmp_path / "draft").write_text(book)
     runs.add_files(folder, {"notebook.ipynb": tmp_path / "draft"}, notebook="c0de")
     assert plan.is_finished(folder) and terminal.count_claims(folder) == "1/0/0"
     planned = plan.PlannedRun("toy", "toy.ipynb", "run", {}, "d", str(tmp_path), "stop", code="c0de")
-    assert (
-        plan.outdated(planned) == ""
-        and plan.outdated(dataclasses.replace(planned, code="other")) == "the code has changed"
-    )
+    assert plan.outdated(planned) == ""
+    assert plan.outdated(dataclasses.replace(planned, code="other")) == "the code has changed"
+    with_data = dataclasses.replace(planned, data=str(tmp_path))
+    assert plan.outdated(with_data) == ""
+    (tmp_path / "mine.npz").write_bytes(b"PIXELS")
+    assert "the data of mine have changed" in plan.outdated(with_data) and plan.outdated(planned) == ""
     for half in (book[:-5], book.replace("finished", "interrupted"), "{}", '{"cells": [], "metadata": {"kdnotes": 3}}'):
         (folder / "notebook.ipynb").write_text(half)
         assert not plan.is_finished(folder)

@@ -20,7 +20,8 @@ NOTE = """import json, os, time
 begun = time.time()
 time.sleep(0.5)
 keys = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WHO")
-json.dump({"begun": begun, "ended": time.time(), **{key: os.environ.get(key) for key in keys}}, open(f"{out}/note.json", "w"))"""
+note = {"begun": begun, "ended": time.time(), **{key: os.environ.get(key) for key in keys}}
+json.dump(note, open(f"{out}/note.json", "w"))"""
 
 ENDLESS = """import time
 time.sleep(600)"""

@@ -220,8 +220,8 @@ NOTEBOOK = """from kdnotes.runs import open_run
 from kdnotes.results import Claim, Results, judge
 import os
 lr = overrides.get("lr", 0.1)
-run = open_run("good", {"profile": profile, "dataset": "digits", "seeds": [0, 1, 2], "device": device, "precision": "auto", "lr": lr}, out,
-               seeds=range(3), device="cpu")
+asked = {"profile": profile, "dataset": "digits", "seeds": [0, 1, 2], "device": device, "precision": "auto", "lr": lr}
+run = open_run("good", asked, out, seeds=range(3), device="cpu")
 book = Results("good", profile)
 for seed in range(3):
     book.add("recall", "digits", "CE", "accuracy", 80 + seed, seed)
