@@ -121,9 +121,7 @@ def check_there(source: Source, root: Path) -> None:
         raise FileNotFoundError(f"{missing[0]} is missing; {source.remedy}")
 
 # %% ../../nbs/data/source.ipynb #7b5a0d7d
-_listening: list[
-    tuple[str, dict[str, None]]
-] = []  # the folder and the files opened below it, for each open `files_read`
+_listening: list[tuple[str, dict[str, None]]] = []  # for each open `files_read` its folder, and the files opened below
 _hooked: list[bool] = []
 
 
