@@ -342,7 +342,10 @@ def plan_run(slug: str, notebook: Path, given: Given, out: Path, here: bool = Tr
         raise ValueError(f"dataset={dataset!r} is no name; expected one without slashes, such as 'digits'")
     folder = portable(out / slug / run_id(slug, parameters["profile"], dataset, everything))
     parameters["out"] = folder
-    options["code"] = notebook_print(notebook)
+    try:
+        options["code"] = notebook_print(notebook)
+    except ImportError:                                          # the run will say what it misses
+        options["code"] = "incomplete"
     return PlannedRun(slug, portable(notebook), folder, parameters, dataset, str(Path.cwd()), **options)
 
 # %% ../../nbs/batch/plan.ipynb #b3d8bde6

@@ -21,7 +21,7 @@ from .protocols import FaceSets, Search, split_identities
 from .sets.crowds import IMAGES
 from .sets.folders import folder_source
 from .source import Source, check_split, check_there, data_root, reading
-from ..profiles import unknown_name
+from ..config import unknown_name
 
 # %% ../../nbs/data/catalogue.ipynb #254166dd
 FAMILIES = [import_module(f"{sets.__name__}.{found.name}") for found in pkgutil.iter_modules(sets.__path__)]
