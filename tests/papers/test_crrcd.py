@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kdnotes import crossres
 from kdnotes.config import leaves
-from kdnotes.crossres import Views, answers, both_views, paired_batches
+from kdnotes.crossres import Views, answers, frozen, paired_batches
 from kdnotes.data.catalogue import load, search_sets
 from kdnotes.data.degrade import low_resolution
 from kdnotes.experiment import Experiment
@@ -44,8 +45,12 @@ def experiment(config, tmp_path):
 
 def stage_of(method, task, config):
     """The student of `method` in `task`."""
-    own = config.faces if task == "faces" else config.networks
-    return crrcd.network_of(task, 0, config, own.teacher, own.student, crrcd.recipe_of(method, config.objective))
+    return crrcd.student_of(method, crrcd.task_of(task, 0, config), config)
+
+
+def further_of(stage, config):
+    """The same network, trained further for TinyFace."""
+    return crrcd.further(crrcd.Row("search", "", stage, crrcd.searched), config).stage
 
 
 def batch_of(n=40, d_t=24, classes=4, seed=0):
@@ -200,7 +205,7 @@ def test_both_views_share_index_shift_and_mirror(restore):
 
 def test_known_answers_are_those_of_the_teacher(config, experiment, monkeypatch):
     stage, seen = stage_of("CRRCD", "retrieval", config), []
-    monkeypatch.setattr(crrcd, "learnt", lambda learner, batches, *rest: seen.extend((learner, batches)) or crrcd.frozen(learner.network, {}, "cpu"))
+    monkeypatch.setattr(crrcd, "learnt", lambda learner, batches, *rest: seen.extend((learner, batches)) or frozen(learner.network, {}, "cpu"))
     parents = {name: experiment.made(parent) for name, parent in stage.needs().items()} if not seen else {}
     seen.clear()
     with pytest.raises(RuntimeError):                                      # nothing is trained: the stand-in ends here
@@ -317,12 +322,12 @@ def test_uccs_and_tinyface_stand_beside_tables_6_and_7(native, executed, tmp_pat
 def test_uccs_fits_the_last_layer_alone_and_tinyface_trains_the_embedder_on(native, tmp_path, monkeypatch):
     config = Config.profile("paper", dataset="uccs+tinyface", seeds="0", **TINY)
     experiment, stage = Experiment.alone("crrcd", config, tmp_path / "stages"), stage_of("CRRCD", "faces", config)
-    network, further = experiment.made(stage), experiment.made(crrcd.further(stage, config))
+    network, further = experiment.made(stage), experiment.made(further_of(stage, config))
     assert network.head.weight.shape[0] == 5 and further.head.weight.shape[0] == 2                   # people of CASIA-WebFace, and of TinyFace
     weights = [net.embedder.trunk.stage1[0].weight for net in (network, further)]
     assert not weights[0].equal(weights[1]) and torch.allclose(*weights, atol=0.1)                   # it goes on from there
-    before, fitted, probe = fingerprint(network.state_dict()), [], crrcd.linear_probe
-    monkeypatch.setattr(crrcd, "linear_probe", lambda x, y, z, steps: fitted.append((x, y, z)) or probe(x, y, z, steps))
+    before, fitted, probe = fingerprint(network.state_dict()), [], crossres.linear_probe
+    monkeypatch.setattr(crossres, "linear_probe", lambda x, y, z, steps: fitted.append((x, y, z)) or probe(x, y, z, steps))
     found = crrcd.protocols_of(config)["identification"](stage, network, experiment.here, view="low", views=stage.views)
     assert 0 <= found["accuracy"] <= 100
     (x, y, z), = fitted
@@ -334,14 +339,14 @@ def test_uccs_fits_the_last_layer_alone_and_tinyface_trains_the_embedder_on(nati
 def test_lfw_judges_where_it_is_named(native, face_layouts):
     config = Config.profile("paper", dataset="casia+uccs+tinyface", seeds="0", **TINY)
     with pytest.raises(FileNotFoundError, match="lfw"):
-        crrcd.people_of(config, "unseen").load()
+        crrcd.people_of(config, "test").load()
     face_layouts.lfw(native)
-    unseen, pairs = crrcd.people_of(config, "unseen").load()
+    unseen, pairs = crrcd.people_of(config, "test").load()
     assert len(crrcd.people_of(config, "train").load()) == 16 and len(unseen) == 9 and pairs.folds == 2
     rows = crrcd.rows(config)
     assert {row.dataset: row.table for row in rows} == {
         "LFW": crrcd.TABLES["verification"], "UCCS": crrcd.TABLES["identification"], "TinyFace": crrcd.TABLES["search"]}
-    assert len({getattr(row.stage, "network") if isinstance(row.stage, crrcd.Tuned) else row.stage for row in rows}) == 1 + 3   # the same networks in all three
+    assert len({row.stage.network if isinstance(row.stage, crrcd.Tuned) else row.stage for row in rows}) == 1 + 3   # the same networks in all three
     alone = Config.profile("paper", dataset="casia")
     assert set(crrcd.protocols_of(alone)) == {"verification", "identification", "search"} and crrcd.judge_of("search", alone) == "casia"
     assert (alone.faces.teacher, alone.faces.student, alone.faces.size, alone.faces.low) == ("face_resnet50::512", "face_resnet18::512", 112, 16)
