@@ -90,7 +90,7 @@ def known(root: str | os.PathLike | None = None, *rooms: str) -> dict[str, Sourc
         found |= tables[room]
         if room == "images":
             with reading(folder, "give another folder"):
-                below = sorted(os.listdir(folder)) if folder.is_dir() else []
+                below = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
             for name in below:
                 if own := installed(name, folder):
                     found[name] = the_one(name, [SOURCES[name], *own] if name in SOURCES else own, folder)

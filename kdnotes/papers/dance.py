@@ -25,7 +25,7 @@ from ..condense.evaluate import OneByOne, Protocol, Rounds, accuracies, fresh, p
 from ..condense.experts import EXPERT_PROTOCOL, Pool, set_middle
 from ..condense.matching import Statistics, statistics
 from kdnotes.condense.study import (
-    Condensed, CondensedSet, Cost, Experts, Images, Monitor, Score, best_rates, check_fit, check_images, check_network,
+    Condensed, CondensedSet, Cost, Experts, Images, Monitor, Score, best_rates, check_fit, check_names, check_network,
     check_no_doubles, condensed_set, dataset_name, score_of, score_rows, tune,
 )
 from ..condense.synthetic import SyntheticSet, check_factor, draw_per_class
@@ -190,7 +190,7 @@ class Curves:
 class Config(Settings):
     """Everything that a run depends on; `Config.profile("demo", iterations=50)` makes one."""
 
-    dataset: str = setting("mnist5k", "scale", "data set", check=check_images)
+    dataset: str = setting("mnist5k", "scale", "data set", check=check_names)
     sets: Sets = section(Sets)
     learning: Learning = section(Learning)
     networks: Networks = section(Networks)

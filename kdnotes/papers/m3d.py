@@ -25,7 +25,7 @@ from ..condense.experts import EXPERT_PROTOCOL
 from ..condense.gradients import Inner, inner_for
 from kdnotes.condense.study import (
     CondensedSet, Cost, DMSet, Experts, GradientSet, Images, LearnedSet, M3DSet, Score, best_rates, check_fit,
-    check_images, check_network, check_no_doubles, condensed_set, dataset_name, method_name, on_held_out, rated,
+    check_names, check_network, check_no_doubles, condensed_set, dataset_name, method_name, on_held_out, rated,
     score_rows, tune,
 )
 from ..condense.synthetic import check_factor
@@ -149,7 +149,7 @@ class Studies:
 class Config(Settings):
     """Everything that a run depends on; `Config.profile("demo", iterations=50)` makes one."""
 
-    dataset: str = setting("mnist5k", "scale", 'one, or several joined by "+"', check=check_images)
+    dataset: str = setting("mnist5k", "scale", 'one, or several joined by "+"', check=check_names)
     sets: Sets = section(Sets)
     learning: Learning = section(Learning)
     tuning: Tuning = section(Tuning)
