@@ -101,8 +101,10 @@ def recall(path: Path) -> tuple | None:
 def cached(key: object, build: Callable[[], object], root: str | Path | None = None, name: str = "artifact") -> object:
     """`build()`, computed once for `key` and then read from `<root>/<name>-<16 hex>.pt`; tensors come back on the CPU.
 
-    `key` is anything that `fingerprint` takes and must hold all that the value depends on. `root`: default `cache_folder()`.
-    Of several runs that ask at once, one builds and the others wait; the processes of a distributed run build together, for
+    `key` is anything that `fingerprint` takes and must hold all that the value depends on. `root`:
+    `cache_folder()` by default.
+    Of several runs that ask at once, one builds and the others wait; the processes of a distributed run build together,
+    for
     `build` may train on all of them. A damaged entry is rebuilt, with a warning.
     """
     from filelock import FileLock

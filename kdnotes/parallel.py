@@ -100,7 +100,7 @@ class Place:
         return make_fabric(self.device, self.precision)
 
     def stage(self, key: object, build: Callable[[Path], object], name: str = "stage") -> object:
-        """`build(checkpoint)`, computed once for `key` (see `cached`); interrupted, it finds what it left in `checkpoint`."""
+        """`build(checkpoint)`, computed once for `key` (see `cached`); interrupted, it goes on from `checkpoint`."""
         key = {"key": key, "precision": self.precision}
         checkpoint = Path(self.root) / f"{fingerprint(key)[:16]}.resume"
         value = cached(key, lambda: build(checkpoint), root=self.root, name=name)

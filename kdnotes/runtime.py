@@ -42,7 +42,7 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 
 # %% ../nbs/runtime.ipynb #7f94f99f
 def set_deterministic(on: bool = True) -> None:
-    """Let PyTorch use only deterministic kernels (an operation without one then raises `RuntimeError`), or all again."""
+    """Let PyTorch use only deterministic kernels (one without raises `RuntimeError`), or all again."""
     from torch.backends import cudnn
 
     if on:  # cuBLAS reads this when it starts: without it matrix products may differ from run to run
@@ -140,14 +140,14 @@ def _(value: Tensor) -> bytes:
 def fingerprint(*objects: object) -> str:
     """SHA-256 of the content of `objects`, 64 hexadecimal digits, the same in every process and on every machine.
 
-    Accepts None, bool, int, float, str, bytes, Path (its text, not the file's content), NumPy and PyTorch arrays, dtypes, and
+    Accepts None, bool, int, float, str, bytes, Path (its text, not the file's content), arrays, tensors, dtypes, and
     lists, tuples, sets, dicts and dataclasses of them. Raises `TypeError` for anything else (a function, a module).
     """
     return hashlib.sha256(encode(objects)).hexdigest()
 
 # %% ../nbs/runtime.ipynb #77e02e31
 def derive_seed(seed: int, *names: object) -> int:
-    """A 63-bit sub-seed of `seed` for the stage called `names` (text, numbers), the same in every process and version."""
+    """A 63-bit sub-seed of `seed` for the stage called `names` (text, numbers), the same in every process."""
     return int(fingerprint(int(seed), *names)[:16], 16) >> 1
 
 
@@ -230,8 +230,8 @@ def make_fabric(device: str | torch.device = "auto", precision: str = "auto", de
     """A launched `lightning_fabric.Fabric` on `device` in `precision`.
 
     `devices` > 1, or `torchrun`, gives one process a device (a process on the CPU), joined by gloo on CPU and NCCL on
-    CUDA. The script runs from its top in each of them, so call this before anything is computed or written; `torchrun`'s
-    own numbers win over `devices`.
+    CUDA. The script runs from its top in each of them, so call this before anything is computed or written;
+    `torchrun`'s own numbers win over `devices`.
     Raises `ValueError` for what this machine cannot do.
     """
     place = pick_device(device)
