@@ -440,8 +440,9 @@ def tune(experiment: Experiment, scores: Sequence[Score], rates: Sequence[Sequen
     `rates`: those to try for each of `scores`. The accuracy is that on held-out training images; no test image is read.
     """
     tried = [(i, lr, rated(on_held_out(score, held_out), lr)) for i, score in enumerate(scores) for lr in rates[i]]
-    experiment.make([score for _, _, score in tried], "learning rates")
-    rows = [(i, lr, n, accuracy) for i, lr, score in tried for n, accuracy in enumerate(experiment.made(score)["last"])]
+    found = experiment.make([score for _, _, score in tried], "learning rates")
+    rows = [(i, lr, n, accuracy) for (i, lr, _), marks in zip(tried, found, strict=True)
+            for n, accuracy in enumerate(marks["last"])]
     return pd.DataFrame(rows, columns=["score", "lr", "network", "accuracy"])
 
 # %% ../../nbs/condense/study.ipynb #c9300a04
