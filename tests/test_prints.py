@@ -449,6 +449,7 @@ def test_a_worker_process_has_the_same_print_of_what_a_notebook_defines():
     things = [space["Student"], space["Student"].build, space["Recipe"]]
     here = _print_in_worker(things)
     there = parallel_map(_print_in_worker, [things, things], workers=2)
+    assert [[differing(a, b) for a, b in zip(here, other, strict=True)] for other in there] == [[[]] * 3] * 2
     assert there == [here, here]
 
 
