@@ -52,7 +52,7 @@ export: install
 	$(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*.ipynb nbs/*/*.ipynb
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-	$(BIN)/python -c 'from kdnotes.report import write_readme; write_readme()'
+	$(BIN)/python -c 'from kdnotes.report.publish import write_readme; write_readme()'
 
 hooks: install
 	$(BIN)/nbdev_install_hooks

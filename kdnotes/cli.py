@@ -275,7 +275,7 @@ def get_data(args: argparse.Namespace) -> int:
 # %% ../nbs/cli.ipynb #45a50c00
 def report(args: argparse.Namespace) -> int:
     """Write the report over all runs."""
-    from kdnotes.report import write_report
+    from kdnotes.report.page import write_report
 
     with refusals("kdnotes report"):
         say(f"report: {write_report(args.runs)}")
@@ -284,7 +284,7 @@ def report(args: argparse.Namespace) -> int:
 
 def results(args: argparse.Namespace) -> int:
     """Copy the newest finished demo runs, or the given runs on real data, to `results/`; refresh the README's table."""
-    from kdnotes.report import publish
+    from kdnotes.report.publish import publish
 
     with refusals("kdnotes results"):
         for folder in publish(args.runs, evidence=args.evidence):

@@ -177,6 +177,7 @@ class Settings:
     """Base of a paper's frozen `Config`: data set, seeds, and sections of settings; checked when it is made.
 
     `PROFILES` maps a profile to the settings in which it differs from the defaults, `DATASETS` (profile, data set) to those that go with that data set.
+    `PRECISION` is the one that the precision `auto` means: by itself what suits the device.
     """
 
     dataset: str = setting("digits", "scale", "data set")
@@ -184,6 +185,7 @@ class Settings:
 
     PROFILES: ClassVar[dict[str, dict]] = {}
     DATASETS: ClassVar[dict[tuple[str, str], dict]] = {}
+    PRECISION: ClassVar[str] = "auto"
 
     def __post_init__(self):
         object.__setattr__(self, "seeds", parse_seeds(self.seeds))

@@ -241,8 +241,9 @@ class Node(NamedTuple):
 
 
 def code_of(stage: Stage) -> tuple:
-    """What the code print of a stage starts from: what its class says, `needs` aside, and the classes of what stands in its fields."""
-    return (_methods(type(stage), {"needs"}), *(_methods(kind, {"needs", "build", "open", "load"}) for kind in _kinds_in(stage)))
+    """What the code print of a stage starts from: what its class says, `needs` aside, and the classes of what stands in its
+    fields. A stage that it needs has a key of its own; one that it only describes counts with all that it says."""
+    return (_methods(type(stage), {"needs"}), *(_methods(kind, set(but)) for kind, but in _kinds_in(stage)))
 
 
 def _methods(kind: type, but: set[str]) -> dict[str, object]:
@@ -250,22 +251,24 @@ def _methods(kind: type, but: set[str]) -> dict[str, object]:
     return {name: value for name, value in members(kind).items() if name not in but | {f.name for f in fields(kind)}}
 
 
-def _kinds_in(stage: Stage) -> list[type]:
-    """The classes of the dataclasses among the fields of a stage, and among theirs."""
-    found: dict[type, None] = {}
+def _kinds_in(stage: Stage) -> tuple[tuple[type, tuple[str, ...]], ...]:
+    """The classes of the dataclasses among the fields of a stage, and among theirs, each with what of it does not count."""
+    needed, found = tuple(stage.needs().values()), {}
 
     def visit(value: object) -> None:
         if isinstance(value, list | tuple):
             for item in value:
                 visit(item)
         elif is_dataclass(value) and not isinstance(value, type):
-            found[type(value)] = None
+            only_described = isinstance(value, Stage) and value not in needed
+            found[type(value)] = found.get(type(value), False) or only_described
             for f in fields(value):
                 visit(getattr(value, f.name))
 
     for f in fields(stage):
         visit(getattr(stage, f.name))
-    return sorted(found, key=lambda kind: kind.__qualname__)
+    apart = {kind: ("needs", "load") if whole else ("needs", "load", "build", "open") for kind, whole in found.items()}
+    return tuple(sorted(apart.items(), key=lambda item: item[0].__qualname__))
 
 # %% ../nbs/experiment.ipynb #3891185e
 class Planner:
@@ -591,7 +594,8 @@ class Experiment:
 
         What a worker process leaves because it has stale code is done in this process.
         """
-        found = parallel_map(function, items, None if self.here.device.type == "cpu" else 1, desc)
+        workers = None if self.here.device.type == "cpu" else 1
+        found = parallel_map(function, items, workers, desc, patience=2.0)
         left = [i for i, value in enumerate(found) if isinstance(value, str) and value == STALE]
         if left:
             log.info("%s: %d left by worker processes with other code, done here", desc, len(left))

@@ -32,25 +32,31 @@ def style() -> None:
     sns.set_theme(context="notebook", style="whitegrid", palette=list(PALETTE), font_scale=0.9)
     mpl.rcParams.update({
         "figure.dpi": 100, "savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True,
-        "svg.fonttype": "none", "svg.hashsalt": "kdnotes", "axes.titlesize": "medium", "axes.titleweight": "bold", "axes.titlelocation": "left",
-        "axes.edgecolor": "#666666", "grid.color": "#dddddd", "grid.linewidth": 0.7, "legend.frameon": False, "image.cmap": "viridis",
-        "axes.spines.top": False, "axes.spines.right": False,
+        "svg.fonttype": "none", "svg.hashsalt": "kdnotes", "axes.titlesize": "medium", "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.edgecolor": "#666666", "grid.color": "#dddddd", "grid.linewidth": 0.7, "legend.frameon": False,
+        "image.cmap": "viridis", "axes.spines.top": False, "axes.spines.right": False,
     })
 
 # %% ../nbs/plots.ipynb #127fa76c
 METHOD_COLORS = {
-    "teacher": "#222222", "assistant": "#56b4e9", "student": "#949494", "CE": "#949494", "KD": "#ca9161", "FitNet": "#de8f05", "TAKD": "#fbafe4",
+    "teacher": "#222222", "assistant": "#56b4e9", "student": "#949494", "CE": "#949494", "KD": "#ca9161",
+    "FitNet": "#de8f05", "TAKD": "#fbafe4",
     "SP": "#ece133", "RKD-D": "#cc78bc", "RKD-A": "#d55e00", "RKD-DA": "#029e73", "CRD": "#56b4e9", "CRCD": "#029e73",
-    "clean labels": "#222222", "MajorVote": "#949494", "Dawid-Skene": "#ca9161", "CrowdLayer": "#de8f05", "DoctorNet": "#cc78bc", "Max-MIG": "#029e73",
+    "clean labels": "#222222", "MajorVote": "#949494", "Dawid-Skene": "#ca9161", "CrowdLayer": "#de8f05",
+    "DoctorNet": "#cc78bc", "Max-MIG": "#029e73",
     "CoNAL": "#d55e00", "UnionNet": "#56b4e9",
-    "Whole Dataset": "#222222", "Random": "#949494", "Herding": "#ca9161", "K-Center": "#fbafe4", "Mosaic": "#56b4e9", "DM": "#de8f05", "DC": "#cc78bc",
+    "Whole Dataset": "#222222", "Random": "#949494", "Herding": "#ca9161", "K-Center": "#fbafe4", "Mosaic": "#56b4e9",
+    "DM": "#de8f05", "DC": "#cc78bc",
     "DSA": "#d55e00", "IDM": "#029e73",
 } | dict.fromkeys(("HORKD", "CRRCD", "AIRD", "CCC", "M3D", "DANCE"), PALETTE[0])  # a paper's own method is blue
 SHADES = (0.35, 0.55, -0.3, -0.5)                                 # towards white, towards black
 
 
 def _choices(name: str) -> list[str]:
-    """The colours that `name` may have, best first: its own, or shades of the method whose variant it is, or the palette."""
+    """The colours that `name` may have, best first:
+    its own, or shades of the method whose variant it is, or the palette.
+    """
     if name in METHOD_COLORS:
         return [METHOD_COLORS[name]]
     start = int(hashlib.sha256(name.encode()).hexdigest(), 16)
@@ -65,7 +71,9 @@ def _shade(color: str, t: float) -> str:
 
 # %% ../nbs/plots.ipynb #6f511341
 def method_colors(methods: Iterable[str]) -> dict[str, str]:
-    """A colour for each of `methods`; the same name gets the same colour in every figure unless two of the list would collide."""
+    """A colour for each of `methods`;
+    the same name gets the same colour in every figure unless two of the list would collide.
+    """
     colors: dict[str, str] = {}
     methods = list(dict.fromkeys(map(str, methods)))
     for name in sorted(methods, key=lambda m: m not in METHOD_COLORS):
@@ -80,19 +88,22 @@ def save_figure(fig: Figure, folder: str | Path, name: str) -> Path:
     ValueError for a name that is not a plain file name, and for a folder that cannot be written to.
     """
     if not name or name != Path(name).name or name.startswith("."):
-        raise ValueError(f"figure name {name!r}: expected a plain file name without folder or ending, such as 'ablation'")
+        raise ValueError(f"figure name {name!r}: expected a plain file name without folder or "
+                         f"ending, such as 'ablation'")
     folder = make_folder(folder)
     with mpl.rc_context({"svg.hashsalt": "kdnotes", "svg.fonttype": "none"}):
         with atomic_write(folder / f"{name}.svg") as temporary:
             fig.savefig(temporary, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
         with atomic_write(folder / f"{name}.png") as temporary:
-            fig.savefig(temporary, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}, pil_kwargs={"optimize": True})
+            fig.savefig(temporary, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None},
+                        pil_kwargs={"optimize": True})
     return folder / f"{name}.png"
 
 # %% ../nbs/plots.ipynb #257dafda
-def bars(ax: Axes, frame: pd.DataFrame, by: str = "method", value: str = "value", order: Sequence[str] | None = None, zoom: bool = False,
-         label: str | None = None) -> Axes:
-    """Mean and 95 % t-interval of `frame[value]` for each `frame[by]`, top to bottom in `order` (default: of appearance); seeds as dots.
+def bars(ax: Axes, frame: pd.DataFrame, by: str = "method", value: str = "value", order: Sequence[str] | None = None,
+         zoom: bool = False, label: str | None = None) -> Axes:
+    """Mean and 95 % t-interval of `frame[value]` for each `frame[by]`,
+    top to bottom in `order` (default: of appearance); seeds as dots.
 
     `label` names the axis, by default the metric of `frame`. ValueError when there is nothing to draw.
     """
@@ -108,7 +119,8 @@ def bars(ax: Axes, frame: pd.DataFrame, by: str = "method", value: str = "value"
         else:
             ax.barh(y, mean, color=colors[name], height=0.7, zorder=2)
         ax.plot([low, high], [y, y], color=colors[name] if zoom else "#222222", linewidth=2, zorder=4)
-        ax.plot(x, y + np.linspace(-0.18, 0.18, len(x)) if len(x) > 1 else [y], ".", color="#222222", alpha=0.55, markersize=5, zorder=5)
+        ax.plot(x, y + np.linspace(-0.18, 0.18, len(x)) if len(x) > 1 else [y], ".", color="#222222", alpha=0.55,
+                markersize=5, zorder=5)
     return _finish_bars(ax, order, frame, label)
 
 # %% ../nbs/plots.ipynb #a79e882d
@@ -128,9 +140,10 @@ def _value_label(frame: pd.DataFrame, label: str | None) -> str:
     return label if label is not None else metric_label(metrics[0]) if len(metrics) == 1 else "value"
 
 # %% ../nbs/plots.ipynb #b8258fc2
-def lines(ax: Axes, frame: pd.DataFrame, x: str, value: str = "value", by: str = "method", order: Sequence[str] | None = None,
-          label: str | None = None, xlabel: str | None = None) -> Axes:
-    """`frame[value]` against the numbers `frame[x]`, a line for each `frame[by]`: mean over equal `x`, its 95 % t-interval as a band.
+def lines(ax: Axes, frame: pd.DataFrame, x: str, value: str = "value", by: str = "method",
+          order: Sequence[str] | None = None, label: str | None = None, xlabel: str | None = None) -> Axes:
+    """`frame[value]` against the numbers `frame[x]`, a line for each `frame[by]`:
+    mean over equal `x`, its 95 % t-interval as a band.
 
     ValueError when `frame[x]` is not numeric.
     """
@@ -154,7 +167,9 @@ def lines(ax: Axes, frame: pd.DataFrame, x: str, value: str = "value", by: str =
 
 # %% ../nbs/plots.ipynb #f7adb61e
 def to_pictures(images: Any) -> np.ndarray:
-    """`(N, C, H, W)` or `(N, H, W)` images, uint8 or floats in [0, 1], as `(N, H, W, 3)` floats in [0, 1]. ValueError for another shape."""
+    """`(N, C, H, W)` or `(N, H, W)` images, uint8 or floats in [0, 1], as `(N, H, W, 3)` floats in [0, 1].
+    ValueError for another shape.
+    """
     x = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
     x = x[:, None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[1] not in (1, 3):
@@ -164,14 +179,16 @@ def to_pictures(images: Any) -> np.ndarray:
 
 # %% ../nbs/plots.ipynb #a5335c31
 def image_grid(images: Any, rows: int = 1, titles: Sequence[str] = (), size: float = 0.9) -> Figure:
-    """A figure of N images in `rows` rows, filled row by row, each `size` inches; `titles` name the rows (as many as rows) or the images (N).
+    """A figure of N images in `rows` rows, filled row by row, each `size` inches;
+    `titles` name the rows (as many as rows) or the images (N).
 
     `images` as in `to_pictures`. ValueError when the titles or rows do not fit the images.
     """
     pictures = to_pictures(images)
     columns = -(-len(pictures) // rows) if rows > 0 else 0
     if not len(pictures) or not columns or len(titles) not in (0, rows, len(pictures)):
-        raise ValueError(f"{len(pictures)} images, {rows} rows, {len(titles)} titles: expected rows >= 1, and titles per row, per image or none")
+        raise ValueError(f"{len(pictures)} images, {rows} rows, {len(titles)} titles: expected rows >= 1, and titles "
+                         f"per row, per image or none")
     fig, axes = plt.subplots(rows, columns, figsize=(size * columns + 0.8, size * rows + 0.2), squeeze=False)
     each = len(titles) == len(pictures) and len(titles) != rows
     for i, ax in enumerate(axes.flat):
@@ -186,11 +203,13 @@ def image_grid(images: Any, rows: int = 1, titles: Sequence[str] = (), size: flo
 
 # %% ../nbs/plots.ipynb #ed30d724
 def matrix_row(panels: Mapping[str, Any], label: str = "similarity", axis: str = "image") -> Figure:
-    """Matrices of one shape side by side as heat maps on one colour scale, each under its title; `label` names the scale.
+    """Matrices of one shape side by side as heat maps on one colour scale, each under its title;
+    `label` names the scale.
 
     ValueError unless all are matrices of one shape.
     """
-    arrays = {title: np.asarray(m.detach().cpu() if hasattr(m, "detach") else m, dtype=float) for title, m in panels.items()}
+    arrays = {title: np.asarray(m.detach().cpu() if hasattr(m, "detach") else m, dtype=float)
+              for title, m in panels.items()}
     shapes = {m.shape for m in arrays.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise ValueError(f"panels of shapes {sorted(shapes)}: expected matrices of one shape")
@@ -211,7 +230,9 @@ def matrix_pair(first: Any, second: Any, titles: Sequence[str] = ("teacher", "st
 
 # %% ../nbs/plots.ipynb #dc1440e0
 def project(features: Any, method: str = "pca", seed: int = 0) -> np.ndarray:
-    """`(N, D)` features as `(N, 2)` points by PCA or t-SNE, the same for the same `seed`. ValueError for an unknown method or N < 3."""
+    """`(N, D)` features as `(N, 2)` points by PCA or t-SNE, the same for the same `seed`.
+    ValueError for an unknown method or N < 3.
+    """
     x = np.asarray(features.detach().float().cpu() if hasattr(features, "detach") else features, dtype=np.float64)
     if x.ndim != 2 or len(x) < 3 or not np.isfinite(x).all():
         raise ValueError(f"features of shape {x.shape}: expected finite (N, D) with N >= 3")
@@ -227,9 +248,11 @@ def project(features: Any, method: str = "pca", seed: int = 0) -> np.ndarray:
     raise ValueError(f"method {method!r} is unknown; expected 'pca' or 'tsne'")
 
 # %% ../nbs/plots.ipynb #f4f0666e
-def embedding_map(features: Any, labels: Any, method: str = "pca", ax: Axes | None = None, classes: Sequence[str] | None = None,
-                  title: str = "", seed: int = 0) -> Axes:
-    """The `(N, D)` features in the plane, a colour and marker per label; `classes` are the labels' names for the legend."""
+def embedding_map(features: Any, labels: Any, method: str = "pca", ax: Axes | None = None,
+                  classes: Sequence[str] | None = None, title: str = "", seed: int = 0) -> Axes:
+    """The `(N, D)` features in the plane, a colour and marker per label;
+    `classes` are the labels' names for the legend.
+    """
     points, labels = project(features, method, seed), np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
     if len(labels) != len(points):
         raise ValueError(f"{len(points)} features with {len(labels)} labels: expected as many labels as features")

@@ -2,17 +2,18 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'KEYS', 'LABELS', 'PERCENT', 'SIGNS', 'LOWER_IS_BETTER', 'SOURCES', 'MISSING', 'HEAD', 'CELL', 'LINE',
-           'Side', 'VERDICTS', 'setting_text', 'parse_setting', 'row_problem', 'refuse_row', 'check_results', 'Results',
-           'write_results', 'read_results', 'select', 'interval', 'summarise', 'metric_label', 'is_percent',
-           'format_mean_std', 'reported', 'join_reported', 'compare', 'reported_table', 'to_html', 'show', 'Claim',
-           'differences', 'verdict', 'judge', 'ordering', 'claims_table', 'write_claims', 'read_claims']
+           'Side', 'KINDS', 'VERDICTS', 'JUDGED', 'setting_text', 'parse_setting', 'row_problem', 'refuse_row',
+           'check_results', 'Results', 'write_results', 'read_results', 'read_texts', 'select', 'column', 'interval',
+           'summarise', 'metric_label', 'is_percent', 'format_mean_std', 'reported', 'join_reported', 'compare',
+           'reported_table', 'to_html', 'show', 'Claim', 'differences', 'verdict', 'judge', 'ordering', 'claims_table',
+           'write_claims', 'read_claims']
 
 # %% ../nbs/results.ipynb #fa30c5bb
 import difflib
 import html
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -31,7 +32,8 @@ KEYS = ("table", "dataset", "setting", "method", "metric")
 def setting_text(setting: Mapping[str, Any] | str | None) -> str:
     """`{"res": "8x8", "order": 2}` as `"res=8x8;order=2"`; a text is checked and returned unchanged.
 
-    ValueError where a key or value would be ambiguous: it contains `;`, or the key contains `=` or is the name of a column.
+    ValueError where a key or value would be ambiguous:
+    it contains `;`, or the key contains `=` or is the name of a column.
     """
     if setting is None or isinstance(setting, str):
         parse_setting(setting or "")
@@ -39,7 +41,8 @@ def setting_text(setting: Mapping[str, Any] | str | None) -> str:
     parts = [(str(k), f"{v:g}" if isinstance(v, float) else str(v)) for k, v in setting.items()]
     for key, value in parts:
         if not key or not value or set(";=") & set(key) or ";" in value or key in COLUMNS:
-            raise ValueError(f"setting {key}={value!r}: neither may be empty or contain ';', nor the key contain '=' or be a column's name")
+            raise ValueError(f"setting {key}={value!r}: neither may be empty or contain ';', nor the key contain "
+                             f"'=' or be a column's name")
     return ";".join(f"{k}={v}" for k, v in parts)
 
 # %% ../nbs/results.ipynb #5c8cf201
@@ -65,7 +68,8 @@ def row_problem(row: Mapping[str, Any]) -> str:
         return f"the setting is no text of key=value pairs ({error})"
     if not isinstance(row["value"], float) or math.isnan(row["value"]):
         return "the value is not a number"
-    return "" if isinstance(row["seed"], int) and row["seed"] >= 0 else "the seed is not an integer >= 0"
+    fits = isinstance(row["seed"], int) and 0 <= row["seed"] < 2**63
+    return "" if fits else "the seed is not an integer >= 0"
 
 
 def refuse_row(row: Mapping[str, Any], where: str) -> None:
@@ -75,7 +79,9 @@ def refuse_row(row: Mapping[str, Any], where: str) -> None:
 
 # %% ../nbs/results.ipynb #4da8e673
 def check_results(frame: pd.DataFrame, where: str = "results") -> pd.DataFrame:
-    """`frame` with the columns `COLUMNS` and proper types; ValueError names `where`, the first bad row, and what is wrong with it."""
+    """`frame` with the columns `COLUMNS` and proper types;
+    ValueError names `where`, the first bad row, and what is wrong with it.
+    """
     missing = [name for name in COLUMNS if name not in frame]
     if missing:
         raise ValueError(f"{where}: the columns {', '.join(missing)} are missing; expected {','.join(COLUMNS)}")
@@ -114,17 +120,18 @@ class Results:
         for row in rows:
             self.add(**{k: v for k, v in row.items() if k not in ("paper", "profile")})
 
-# %% ../nbs/results.ipynb #531908ee
-def _frame(self: Results) -> pd.DataFrame:
-    """All rows so far, checked; columns `COLUMNS`."""
-    return check_results(pd.DataFrame(self.rows, columns=list(COLUMNS)), f"results of {self.paper}")
+    def frame(self) -> pd.DataFrame:
+        """All rows so far, checked once more as a whole, so that no number stands twice; columns `COLUMNS`."""
+        return check_results(pd.DataFrame(self.rows, columns=list(COLUMNS)), f"results of {self.paper}")
 
-Results.frame = _frame
-Results.__len__ = lambda self: len(self.rows)
+    def __len__(self) -> int:
+        return len(self.rows)
 
 # %% ../nbs/results.ipynb #1d88e25b
 def write_results(frame: pd.DataFrame | Results, path: str | Path) -> None:
-    """Check the results and write them to the CSV file `path` in one step: the old file stays until the new one is whole."""
+    """Check the results and write them to the CSV file `path` in one step:
+    the old file stays until the new one is whole.
+    """
     frame = frame.frame() if isinstance(frame, Results) else frame
     frame = check_results(frame, str(path))
     with atomic_write(path) as temporary:
@@ -132,22 +139,30 @@ def write_results(frame: pd.DataFrame | Results, path: str | Path) -> None:
 
 # %% ../nbs/results.ipynb #34be288a
 def read_results(path: str | Path) -> pd.DataFrame:
-    """The results in the CSV file `path`. FileNotFoundError when there is none, ValueError when it is not a table of results."""
-    return check_results(_read_csv(path), str(path))
+    """The results in the CSV file `path`.
+    FileNotFoundError when there is none, ValueError when it is not a table of results.
+    """
+    return check_results(read_texts(path), str(path))
 
 
-def _read_csv(path: str | Path) -> pd.DataFrame:
-    """A CSV as texts, nothing guessed: an empty cell is an empty text."""
+def read_texts(path: str | Path) -> pd.DataFrame:
+    """A CSV as texts, nothing guessed: an empty cell is an empty text. Errors as in `read_results`."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file; expected a CSV with results")
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        if not isinstance(frame.index, pd.RangeIndex):            # pandas takes a cell too many for a row's name
+            raise ValueError("a row has more cells than the head")
+        return frame
     except (ValueError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path}: not a readable CSV ({str(error).strip().splitlines()[0]}); run again to write it anew") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a readable CSV ({reason}); run again to write it anew") from error
 
 # %% ../nbs/results.ipynb #3902c195
 def _numbers(frame: pd.DataFrame, names: Iterable[str], where: str) -> pd.DataFrame:
-    """The text columns `names` as floats, NaN where empty; ValueError names `where` and the first text that is no number."""
+    """The text columns `names` as floats, NaN where empty;
+    ValueError names `where` and the first text that is no number.
+    """
     for name in names:
         numbers = pd.to_numeric(frame[name], errors="coerce").astype(float)
         wrong = frame[name][numbers.isna() & frame[name].ne("")]
@@ -176,6 +191,27 @@ def _values(frame: pd.DataFrame, name: str) -> pd.Series:
     settings = {text: parse_setting(text).get(name, "") for text in frame["setting"].unique()}
     return frame["setting"].map(settings).astype(str)
 
+# %% ../nbs/results.ipynb #b7569d22
+def column(frame: pd.DataFrame, key: str, kind: type = str) -> pd.Series:
+    """The column or setting key `key` of every row of `frame` as `kind`: `float`, `int` or `str`.
+
+    A row without the key has NaN as a float and `""` as a str. ValueError, which shows the first such row, where a
+    value is not of the kind or an int is lacking, and for a key that no row has.
+    """
+    if kind not in (float, int, str):
+        raise ValueError(f"column {key!r}: kind {kind!r} is unknown; expected float, int or str")
+    texts, values = _values(frame, key), {}
+    if len(frame) and (texts == "").all():
+        known = dict.fromkeys(name for text in frame["setting"].unique() for name in parse_setting(text))
+        raise ValueError(f"no row has the key {key!r}; the keys are {', '.join([*known, *COLUMNS])}")
+    for text in texts.unique():
+        try:
+            values[text] = math.nan if kind is float and not text else kind(text)
+        except ValueError:
+            row = ", ".join(f"{k}={v}" for k, v in frame[texts == text].iloc[0].items() if k in COLUMNS)
+            raise ValueError(f"{key} = {text!r} is not of the kind {kind.__name__}, in the row {row}") from None
+    return texts.map(values).astype(kind)
+
 # %% ../nbs/results.ipynb #b5d0b33a
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean of `values` and the ends of its t confidence interval; the ends are NaN for fewer than two values."""
@@ -187,7 +223,8 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 
 # %% ../nbs/results.ipynb #e2f5dd2b
 def summarise(frame: pd.DataFrame, by: Sequence[str] = KEYS) -> pd.DataFrame:
-    """Columns `by`, mean, std (n - 1), n, ci_low, ci_high of `value` over everything that `by` does not name (the seeds).
+    """Columns `by`, mean, std (n - 1), n, ci_low, ci_high of `value` over everything that `by` does not name (the
+    seeds).
 
     The order is that of first appearance; with one value std and the interval are NaN.
     """
@@ -198,11 +235,14 @@ def summarise(frame: pd.DataFrame, by: Sequence[str] = KEYS) -> pd.DataFrame:
     return table.assign(ci_low=table["mean"] - half, ci_high=table["mean"] + half)
 
 # %% ../nbs/results.ipynb #6947d005
-LABELS = {"fid": "FID", "inception_score": "Inception score", "epsilon": "ε", "auc": "AUC (%)", "equal_error_rate": "EER (%)", "mean_average_precision": "mAP (%)",
-          "peak_memory_mib": "peak memory (MiB)", "relative_seconds": "relative time", "seconds_per_step": "seconds per step"}
+LABELS = {"fid": "FID", "inception_score": "Inception score", "epsilon": "ε", "auc": "AUC (%)",
+          "equal_error_rate": "EER (%)", "mean_average_precision": "mAP (%)",
+          "peak_memory_mib": "peak memory (MiB)", "relative_seconds": "relative time",
+          "seconds_per_step": "seconds per step"}
 PERCENT = {"accuracy", "recall", "rate", "auc", "tar", "tpir20", "average", "pct"}
 SIGNS = {"recall_at_": "Recall@", "tar_at_far_": "TAR@FAR=", "tpir20_at_fpir_": "TPIR20@FPIR="}
-LOWER_IS_BETTER = {"fid", "epsilon", "loss", "error", "discrepancy", "divergence", "distance", "drop", "seconds", "parameters"}
+LOWER_IS_BETTER = {"fid", "epsilon", "loss", "error", "discrepancy", "divergence", "distance", "drop", "seconds",
+                   "parameters"}
 
 
 def metric_label(metric: str) -> str:
@@ -225,15 +265,19 @@ def _is_rank(metric: str) -> bool:
 
 # %% ../nbs/results.ipynb #2257015f
 def format_mean_std(mean: float, std: float = math.nan, digits: int | None = None) -> str:
-    """`"88.4 ± 0.7"`, or `"88.4"` without a std, or `"—"` without a mean; `digits` decimals, by default three significant digits."""
+    """`"88.4 ± 0.7"`, or `"88.4"` without a std, or `"—"` without a mean;
+    `digits` decimals, by default three significant digits.
+    """
     if mean is None or math.isnan(mean):
         return "—"
     if math.isinf(mean):
         return "∞" if mean > 0 else "−∞"
+    spread = math.nan if std is None else std
     if digits is None:
         digits = 0 if mean == 0 else min(6, max(0, 2 - math.floor(math.log10(abs(mean)))))
-    number = f"{mean:.{digits}f}".replace("-", "−")
-    return number if std is None or math.isnan(std) else f"{number} ± {std:.{digits}f}"
+    form = f".{digits}f" if abs(mean) < 1e12 and not spread >= 1e12 else ".2e"
+    number = f"{mean:{form}}".replace("-", "−")
+    return number if math.isnan(spread) else f"{number} ± {spread:{form}}"
 
 # %% ../nbs/results.ipynb #2ccab4ce
 SOURCES = {
@@ -248,10 +292,10 @@ SOURCES = {
 def reported(slug: str, path: str | Path | None = None) -> pd.DataFrame:
     """The numbers that the paper `slug` reports, from the package's CSV (or from `path`): the CSV's columns and
 
-    `printed` (value ± std as printed), `source` (a key of `SOURCES`), `detail` (the rest of the provenance), `context` (not the paper's own).
-    FileNotFoundError for an unknown slug, ValueError for an unreadable CSV.
+    `printed` (value ± std as printed), `source` (a key of `SOURCES`), `detail` (the rest of the provenance), `context`
+    (not the paper's own). FileNotFoundError for an unknown slug, ValueError for an unreadable CSV.
     """
-    frame = _read_csv(path or _reported_csv(slug))
+    frame = read_texts(path or _reported_csv(slug))
     missing = {"table", "dataset", "setting", "method", "metric", "value", "std", "provenance"} - set(frame)
     if missing:
         raise ValueError(f"reported numbers of {slug}: the columns {', '.join(sorted(missing))} are missing")
@@ -261,7 +305,8 @@ def reported(slug: str, path: str | Path | None = None) -> pd.DataFrame:
     frame = frame.assign(printed=frame["value"] + spread, source=[part[0].strip() for part in parts], detail=detail)
     unknown = set(frame["source"]) - set(SOURCES)
     if unknown:
-        raise ValueError(f"reported numbers of {slug}: unknown provenance {sorted(unknown)}; it begins with one of {', '.join(SOURCES)}")
+        raise ValueError(f"reported numbers of {slug}: unknown provenance {sorted(unknown)}; it begins with one "
+                         f"of {', '.join(SOURCES)}")
     frame = _numbers(frame, ["value", "std"], f"reported numbers of {slug}")
     return frame.assign(context=frame["table"].str.startswith("context"))
 
@@ -294,12 +339,14 @@ def _reported_rows(reported: pd.DataFrame, where: Mapping[str, Any], settings: S
     return best.set_index(list(KEYS[1:]))[["printed", "source", "detail"]]
 
 # %% ../nbs/results.ipynb #a812f645
-def join_reported(frame: pd.DataFrame, reported: pd.DataFrame | None, table: str, reported_table: str | Sequence[str] | None = None,
+def join_reported(frame: pd.DataFrame, reported: pd.DataFrame | None, table: str,
+                  reported_table: str | Sequence[str] | None = None,
                   settings: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """One row for every number of `table`, reproduced or reported: dataset, setting, method, metric; mean, std, n; printed, source, detail.
+    """One row for every number of `table`, reproduced or reported: dataset, setting, method, metric; mean, std, n;
+    printed, source, detail.
 
-    What one side lacks is NaN there. `reported_table` is the paper's name of the table (one or several) when it differs from ours.
-    ValueError when neither side knows the table.
+    What one side lacks is NaN there. `reported_table` is the paper's name of the table (one or several) when it differs
+    from ours. ValueError when neither side knows the table.
     """
     ours = _join_keys(select(frame, {**(where or {}), "table": table}), settings)
     ours = summarise(ours, KEYS[1:]).set_index(list(KEYS[1:]))[["mean", "std", "n"]]
@@ -320,7 +367,8 @@ def _print_cells(both: pd.DataFrame) -> pd.DataFrame:
     known = both["source"].notna()
     source, detail = both["source"].where(known, "paper"), both["detail"].where(known, "")
     mark = [SOURCES[s][0] or ("°" if d else "") for s, d in zip(source, detail)]
-    return both.assign(reproduced=reproduced, reported=(both["printed"].where(known, "—") + pd.Series(mark, index=both.index)))
+    return both.assign(reproduced=reproduced,
+                       reported=(both["printed"].where(known, "—") + pd.Series(mark, index=both.index)))
 
 # %% ../nbs/results.ipynb #41842973
 MISSING = "— no number"
@@ -346,16 +394,19 @@ def _spread_settings(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """`frame` with one column per setting key instead of `setting`, and the names of these columns."""
     pairs = [parse_setting(text) for text in frame["setting"]]
     keys = list(dict.fromkeys(key for setting in pairs for key in setting))
-    spread = pd.DataFrame([[setting.get(key, "") for key in keys] for setting in pairs], columns=keys, index=frame.index)
+    spread = pd.DataFrame([[setting.get(key, "") for key in keys] for setting in pairs], columns=keys,
+                          index=frame.index)
     return pd.concat([frame.drop(columns="setting"), spread], axis=1), keys
 
 # %% ../nbs/results.ipynb #0c36c782
 def compare(frame: pd.DataFrame, reported: pd.DataFrame | None, table: str, columns: str | Sequence[str] = "metric",
             repetitions: str = "seeds", **choice: Any) -> pd.DataFrame:
-    """A table of the paper, ready to print: texts "mean ± std" beside the reported number with its mark, "—" for a missing one.
+    """A table of the paper, ready to print: texts "mean ± std" beside the reported number with its mark, "—" for none.
 
-    `columns` are keys (metric, dataset, method or a setting key) whose values head the columns; the other keys that vary head the
-    rows. `repetitions`: what the column `seed` counts. `choice`: `reported_table`, `settings`, `where` of `join_reported`. The notes below the table are in `.attrs["notes"]`.
+    `columns` are keys (metric, dataset, method or a setting key) whose values head the columns; the other keys that
+    vary head the rows. `repetitions`: what the column `seed` counts. `choice`: `reported_table`, `settings`, `where` of
+    `join_reported`. In `.attrs`: `notes`, which stand below the table; `layout`, the arguments by which it is made
+    again; `numbers`, the columns of reproduced numbers, each with its method where it stands for one, else `""`.
     """
     columns = [columns] if isinstance(columns, str) else list(columns)
     joined = _print_cells(join_reported(frame, reported, table, **choice))
@@ -365,10 +416,18 @@ def compare(frame: pd.DataFrame, reported: pd.DataFrame | None, table: str, colu
     if unknown:
         raise ValueError(f"table {table!r} has no key {', '.join(sorted(unknown))}; its keys are {', '.join(keys)}")
     rows = [k for k in keys if k not in columns and (k == "method" or both[k].nunique() > 1)]
+    rows = rows or [k for k in ("metric", *keys) if k not in columns][:1]
+    if not rows:
+        raise ValueError(f"table {table!r}: every key heads a column; leave one of {', '.join(keys)} for the rows")
     constant = {k: both[k].iloc[0] for k in keys if k not in (*columns, *rows)}
     constant |= {"metric": metric_label(constant["metric"])} if "metric" in constant else {}
-    wide = _widen(both.assign(column=_headings(both, columns)), rows)
-    wide.attrs["notes"] = _notes(joined, constant, repetitions)
+    headings = _headings(both, columns)
+    wide = _widen(both.assign(column=headings), rows)
+    layout = {"table": table, "columns": columns, "repetitions": repetitions, "beside": reported is not None, **choice}
+    methods = both["method"] if "method" in columns else [""] * len(both)
+    sided = {name.removesuffix(f"{HEAD}reproduced"): name for name in wide if name not in (*rows, "reported")}
+    numbers = {sided[heading]: method for heading, method in zip(headings, methods)}
+    wide.attrs |= {"notes": _notes(joined, constant, repetitions), "layout": layout, "numbers": numbers}
     return wide
 
 # %% ../nbs/results.ipynb #51f8c0e6
@@ -392,15 +451,19 @@ def _widen(both: pd.DataFrame, rows: list[str]) -> pd.DataFrame:
     wide = wide.fillna("—")
     theirs = [name for name in wide if name.endswith(f"{HEAD}reported")]
     if len(theirs) > 1 and wide[theirs].eq("—").all(axis=None):
-        wide = wide.drop(columns=theirs).rename(columns=lambda name: name.removesuffix(f"{HEAD}reproduced")).assign(reported="—")
+        wide = wide.drop(columns=theirs).rename(columns=lambda name: name.removesuffix(f"{HEAD}reproduced"))
+        wide = wide.assign(reported="—")
     return wide.assign(metric=wide["metric"].map(metric_label)) if "metric" in rows else wide
 
 # %% ../nbs/results.ipynb #1c8ad8dc
 def reported_table(reported: pd.DataFrame, table: str, columns: str | Sequence[str] = "metric") -> pd.DataFrame:
-    """A table as the paper reports it, ready to print, laid out as `compare` does, with its marks explained in `.attrs["notes"]`."""
+    """A table as the paper reports it, ready to print, laid out as `compare` does,
+    with its marks explained in `.attrs["notes"]`.
+    """
     nothing = pd.DataFrame({name: pd.Series(dtype=float if name == "value" else object) for name in COLUMNS})
     both = compare(nothing, reported, table, columns)
-    alone = both[[name for name in both if not name.endswith(f"{HEAD}reproduced")]].rename(columns=lambda name: name.removesuffix(f"{HEAD}reported"))
+    alone = both[[name for name in both if not name.endswith(f"{HEAD}reproduced")]]
+    alone = alone.rename(columns=lambda name: name.removesuffix(f"{HEAD}reported"))
     alone.attrs["notes"] = [note for note in both.attrs["notes"] if note != MISSING or alone.eq("—").any(axis=None)]
     return alone
 
@@ -409,18 +472,22 @@ CELL = "padding:.25em .7em;border:0;"
 LINE = "border-bottom:1px solid #8886;white-space:nowrap;"
 
 
-def to_html(frame: pd.DataFrame, caption: str = "", notes: Iterable[str] | None = None) -> str:
-    """`frame` as an HTML table; columns named `a · b`, `a · c` are put side by side under a common head `a`. Texts are escaped.
+def to_html(frame: pd.DataFrame, caption: str = "", notes: Iterable[str] | None = None,
+            link: Callable[[Any, str], str] | None = None) -> str:
+    """`frame` as an HTML table; columns named `a · b`, `a · c` stand side by side under a common head `a`.
 
-    `notes` stand below it, by default `frame.attrs["notes"]`.
+    Texts are escaped. `notes` stand below the table, by default `frame.attrs["notes"]`. `link(row, column)`, given the
+    label of a row and the name of a column, is the address that the number there leads to, `""` for none.
     """
     notes = frame.attrs.get("notes", []) if notes is None else notes
     tops = [str(name).split(HEAD)[0] for name in frame]
     frame = frame.iloc[:, sorted(range(len(tops)), key=lambda i: tops.index(tops[i]))]
     rows = [[_text(value) for value in row] for row in frame.to_numpy(dtype=object)]
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    places = [[link(label, name) if link else "" for name in frame] for label in frame.index]
+    body = "".join(f"<tr>{''.join(map(_cell, row, place))}</tr>" for row, place in zip(rows, places))
     numeric = [any(_is_number(row[i]) for row in rows) for i in range(frame.shape[1])]
-    title = f"<div class='title' style='font-weight:600;margin:.8em 0 .3em'>{html.escape(caption)}</div>" if caption else ""
+    style = "font-weight:600;margin:.8em 0 .3em"
+    title = f"<div class='title' style='{style}'>{html.escape(caption)}</div>" if caption else ""
     foot = " · ".join(f"<span>{html.escape(note)}</span>" for note in notes)
     head = f"<thead>{_head(list(map(str, frame)), numeric)}</thead>"
     return (f"{title}<table class='results' style='border-collapse:collapse'>{head}<tbody>{body}</tbody></table>"
@@ -437,21 +504,27 @@ def _is_number(text: str) -> bool:
     return text[:1] in tuple("0123456789−-+±—∞[") and not any(c.isalpha() for c in text)
 
 
-def _cell(text: str) -> str:
-    """One body cell: numbers to the right, names to the left, and nothing broken but sentences."""
+def _cell(text: str, place: str = "") -> str:
+    """One body cell: numbers to the right, names to the left, only sentences broken; a number leads to `place`."""
     width = "min-width:16em" if len(text) > 40 else "white-space:nowrap"
-    return f"<td style='{CELL}text-align:{'right' if _is_number(text) else 'left'};{width}'>{html.escape(text)}</td>"
+    shown = html.escape(text)
+    if place and _is_number(text) and text != "—":
+        shown = f"<a href='{html.escape(place)}'>{shown}</a>"
+    return f"<td style='{CELL}text-align:{'right' if _is_number(text) else 'left'};{width}'>{shown}</td>"
 
 # %% ../nbs/results.ipynb #1af627da
 def _head(names: list[str], numeric: list[bool]) -> str:
-    """The head of a table: one row, or two when some names have two levels; over numbers to the right, else to the left."""
+    """The head of a table: one row, or two when some names have two levels;
+    over numbers to the right, else to the left.
+    """
     split = [name.split(HEAD, 1) for name in names]
     deep = any(len(parts) == 2 for parts in split)
     top = low = ""
     for i, parts in enumerate(split):
         side = "right" if numeric[i] else "left"
         if len(parts) == 1:
-            top += f"<th rowspan='{1 + deep}' style='{CELL}{LINE}text-align:{side};vertical-align:bottom'>{html.escape(parts[0])}</th>"
+            style = f"{CELL}{LINE}text-align:{side};vertical-align:bottom"
+            top += f"<th rowspan='{1 + deep}' style='{style}'>{html.escape(parts[0])}</th>"
             continue
         if i == 0 or split[i - 1][0] != parts[0]:
             same = sum(other[0] == parts[0] for other in split)
@@ -469,15 +542,18 @@ def show(frame: pd.DataFrame, caption: str = "", notes: Iterable[str] | None = N
 
 # %% ../nbs/results.ipynb #16ff0d23
 Side = str | Sequence[str] | Mapping[str, Any]
+KINDS = ("greater", "at least")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of a paper: `better` beats `worse` in `metric`, by more than `margin`, among the rows chosen by `where`.
+    """One claim of a paper:
+    `better` beats `worse` in `metric`, by more than `margin`, among the rows chosen by `where`.
 
-    A side is a method, a list of methods, or a filter as in `select`; several rows of a seed are averaged. With `kind="at least"` the
-    claim is that `better` loses by no more than `margin`. Where the metric is one of which less is better (`fid`, a loss;
-    or `lower=True`), differences are taken the other way round: positive always speaks for the claim.
+    A side is a method, a list of methods, or a filter as in `select`; several rows of a seed are averaged. With
+    `kind="at least"` the claim is that `better` loses by no more than `margin`. Where the metric is one of which less
+    is better (`fid`, a loss; or `lower=True`), differences are taken the other way round: positive always speaks for
+    the claim.
     """
     name: str
     text: str
@@ -490,15 +566,10 @@ class Claim:
     lower: bool | None = None
 
     def __post_init__(self):
-        _check_claim(self)
-
-# %% ../nbs/results.ipynb #1eafd7b0
-def _check_claim(claim: Claim) -> None:
-    """ValueError for an unknown kind or a negative margin."""
-    if claim.kind not in ("greater", "at least"):
-        raise ValueError(f"claim {claim.name!r}: kind {claim.kind!r} is unknown; expected 'greater' or 'at least'")
-    if not (math.isfinite(claim.margin) and claim.margin >= 0):
-        raise ValueError(f"claim {claim.name!r}: margin {claim.margin} must be a finite number >= 0")
+        if self.kind not in KINDS:
+            raise ValueError(f"claim {self.name!r}: kind {self.kind!r} is unknown; expected 'greater' or 'at least'")
+        if not (math.isfinite(self.margin) and self.margin >= 0):
+            raise ValueError(f"claim {self.name!r}: margin {self.margin} must be a finite number >= 0")
 
 # %% ../nbs/results.ipynb #f4d885d7
 def _by_seed(frame: pd.DataFrame, claim: Claim, side: Side) -> pd.Series:
@@ -518,6 +589,7 @@ def differences(frame: pd.DataFrame, claim: Claim) -> pd.Series:
 
 # %% ../nbs/results.ipynb #977a3ee2
 VERDICTS = ("supported", "not supported", "inconclusive")
+JUDGED = ("claim", "text", "difference", "ci_low", "ci_high", "n", "verdict", "metric", "margin", "kind")
 
 
 def verdict(claim: Claim, low: float, high: float, n: int) -> str:
@@ -539,17 +611,20 @@ def judge(claims: Iterable[Claim], frame: pd.DataFrame | Results) -> pd.DataFram
     for claim in claims:
         gaps = differences(frame, claim)
         mean, low, high = interval(gaps)
-        rows.append({"claim": claim.name, "text": claim.text, "difference": mean, "ci_low": low, "ci_high": high, "n": len(gaps),
-                     "verdict": verdict(claim, low, high, len(gaps)), "metric": claim.metric, "margin": claim.margin, "kind": claim.kind})
-    names = ["claim", "text", "difference", "ci_low", "ci_high", "n", "verdict", "metric", "margin", "kind"]
-    judged = pd.DataFrame(rows, columns=names)
+        rows.append({"claim": claim.name, "text": claim.text, "difference": mean, "ci_low": low, "ci_high": high,
+                     "n": len(gaps), "verdict": verdict(claim, low, high, len(gaps)), "metric": claim.metric,
+                     "margin": claim.margin, "kind": claim.kind})
+    judged = pd.DataFrame(rows, columns=list(JUDGED))
     if judged["claim"].duplicated().any():
-        raise ValueError(f"two claims have the name {judged['claim'][judged['claim'].duplicated()].iloc[0]!r}; give each its own")
+        twice = judged["claim"][judged["claim"].duplicated()].iloc[0]
+        raise ValueError(f"two claims have the name {twice!r}; give each its own")
     return judged
 
 # %% ../nbs/results.ipynb #d41acd6d
 def ordering(name: str, text: str, methods: Sequence[Side], metric: str = "accuracy", **common: Any) -> list[Claim]:
-    """The claims `methods[0]` > `methods[1]` > ... between neighbours, best first. `common`: the other fields of `Claim`."""
+    """The claims `methods[0]` > `methods[1]` > ... between neighbours, best first.
+    `common`: the other fields of `Claim`.
+    """
     if len(methods) < 2:
         raise ValueError(f"ordering {name!r}: expected at least two methods, got {len(methods)}")
     pairs = list(zip(methods, methods[1:]))
@@ -567,14 +642,18 @@ def _side_name(side: Side) -> str:
 
 # %% ../nbs/results.ipynb #14cc9622
 def claims_table(judged: pd.DataFrame) -> pd.DataFrame:
-    """`judge`'s table ready to print: claim, verdict, difference, 95 % interval, seeds and more; the notes in `.attrs["notes"]`."""
+    """`judge`'s table ready to print: claim, verdict, difference, 95 % interval, seeds and more;
+    the notes in `.attrs["notes"]`.
+    """
     def signed(value: float) -> str:
         return f"{value:+.2f}".replace("-", "−") if math.isfinite(value) else "—"
-    spans = [f"[{signed(a)}, {signed(b)}]" if math.isfinite(a) else "—" for a, b in zip(judged["ci_low"], judged["ci_high"])]
-    table = judged[["claim", "verdict"]].assign(difference=judged["difference"].map(signed), **{"95 % interval": spans, "seeds": judged["n"]})
+    spans = [f"[{signed(a)}, {signed(b)}]" if math.isfinite(a) else "—"
+             for a, b in zip(judged["ci_low"], judged["ci_high"])]
+    table = judged[["claim", "verdict"]].assign(difference=judged["difference"].map(signed),
+                                                **{"95 % interval": spans, "seeds": judged["n"]})
     table = table.assign(metric=judged["metric"].map(metric_label), **{"what the paper says": judged["text"]})
-    table.attrs["notes"] = ["difference: mean over paired seeds, positive in favour of the claim; a verdict takes three seeds and an interval "
-                            "that lies on one side of the margin"]
+    table.attrs["notes"] = ["difference: mean over paired seeds, positive in favour of the claim; a verdict takes "
+                            "three seeds and an interval that lies on one side of the margin"]
     return table
 
 # %% ../nbs/results.ipynb #2475b6b2
@@ -586,9 +665,13 @@ def write_claims(judged: pd.DataFrame, path: str | Path) -> None:
 
 def read_claims(path: str | Path) -> pd.DataFrame:
     """The table in the CSV file `path`, with numbers where `judge` has them. Errors as in `read_results`."""
-    frame = _read_csv(path)
-    missing = {"claim", "text", "difference", "ci_low", "ci_high", "n", "verdict", "metric", "margin", "kind"} - set(frame)
-    if missing or not set(frame["verdict"]) <= set(VERDICTS):
-        raise ValueError(f"{path}: not a table of claims ({'columns missing: ' + ', '.join(sorted(missing)) if missing else 'unknown verdict'})")
+    frame = read_texts(path)
+    if missing := [name for name in JUDGED if name not in frame]:
+        raise ValueError(f"{path}: not a table of claims (columns missing: {', '.join(missing)})")
+    for name, known in (("verdict", VERDICTS), ("kind", KINDS)):
+        if unknown := sorted(set(frame[name]) - set(known)):
+            raise ValueError(f"{path}: not a table of claims ({name} {unknown[0]!r} is none of {', '.join(known)})")
     frame = _numbers(frame, ["difference", "ci_low", "ci_high", "margin", "n"], str(path))
+    if not (frame["n"].between(0, 2**53) & (frame["n"] % 1 == 0)).all():
+        raise ValueError(f"{path}: not a table of claims (n must be a whole number >= 0)")
     return frame.astype({"n": int})

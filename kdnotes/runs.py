@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'REQUIRED', 'OPTIONAL', 'OWN', 'FRESH', 'run_id', 'runs_folder', 'package_versions', 'package_folder',
            'git_commit', 'code_fingerprint', 'environment', 'read_manifest', 'is_name', 'final_folder', 'beside',
-           'partial_folder', 'is_locked', 'heal', 'digest', 'state', 'find_runs', 'RunFolder', 'sign', 'add_files',
-           'read_captions', 'open_run', 'begin_afresh', 'outdated']
+           'partial_folder', 'is_locked', 'Lock', 'heal', 'digest', 'state', 'find_runs', 'RunFolder', 'sign',
+           'add_files', 'read_captions', 'open_run', 'begin_afresh', 'outdated']
 
 # %% ../nbs/runs.ipynb #c3b1945a
 import contextlib
@@ -27,7 +27,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 
 import kdnotes
 from .files import atomic_write, make_folder, write_json
@@ -198,26 +197,49 @@ def is_locked(path: str | Path) -> bool:
     except OSError:                                               # no lock file: nobody has ever worked on it
         return False
 
-# %% ../nbs/runs.ipynb #04660366
-def _take(place: Path, patience: float = 1.0) -> FileLock:
+# %% ../nbs/runs.ipynb #3e6c4f8a
+class Lock:
+    """The lock file `path`, held by this process until `release`; BlockingIOError when another one keeps it.
+
+    `patience` is for how many seconds to try, at least once.
+    """
+
+    def __init__(self, path: Path, patience: float = 1.0):
+        self.path, until = path, time.monotonic() + patience
+        while not self._is_taken():
+            if time.monotonic() >= until:
+                raise BlockingIOError(f"{path} is held by another process")
+            time.sleep(0.02)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let go, and remove the file."""
+        if not self.file.closed:
+            self.path.unlink(missing_ok=True)
+            self.file.close()
+
+    def _is_taken(self) -> bool:
+        self.file = self.path.open("ab")
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+                return True
+        self.file.close()
+        return False
+
+
+def _take(place: Path) -> Lock:
     """The lock of a run; ValueError when another process has it."""
-    lock = FileLock(beside(place, "lock"))
     try:
-        lock.acquire(timeout=patience, poll_interval=0.02)
-    except Timeout:
+        return Lock(beside(place, "lock"))
+    except BlockingIOError:
         advice = "wait for it to end, or give another folder with out=..."
         raise ValueError(f"{place} is being written by another process; {advice}") from None
-    return lock
-
-# %% ../nbs/runs.ipynb #0692cfd8
-@contextlib.contextmanager
-def _holding(place: Path, patience: float = 1.0) -> Iterator[None]:
-    """Hold the lock of a run for a moment; ValueError when another process has it."""
-    lock = _take(place, patience)
-    try:
-        yield
-    finally:
-        lock.release()
 
 # %% ../nbs/runs.ipynb #6c8e51f0
 OWN = re.compile(r"manifest\.json|results\.csv|claims\.csv|rows\.csv|stages\.json|log\.txt|notebook\.(ipynb|html)"
@@ -256,7 +278,7 @@ def _take_place(partial: Path, place: Path) -> None:
     if old.is_dir():
         _carry_over(old, place)
 
-# %% ../nbs/runs.ipynb #02c8ed86
+# %% ../nbs/runs.ipynb #eeb4eba7
 def _says_finished(folder: Path) -> bool:
     """Whether the manifest in `folder` says that the run is finished."""
     try:
@@ -280,7 +302,7 @@ def heal(path: str | Path) -> None:
     """Complete the change of places at a run folder that a killed process has left half done; else do nothing."""
     place = final_folder(path)
     if beside(place, "old").is_dir() or _says_finished(partial_folder(place)):
-        with contextlib.suppress(ValueError, OSError), _holding(place, patience=0):    # ValueError: it is being done
+        with contextlib.suppress(OSError), Lock(beside(place, "lock"), patience=0):    # else it is being done
             _settle(place)
 
 # %% ../nbs/runs.ipynb #5e7602b6
@@ -354,7 +376,7 @@ class RunFolder:
     and those of the paper's other runs, newest first.
     """
 
-    def __init__(self, place: Path, manifest: dict[str, Any], lock: FileLock):
+    def __init__(self, place: Path, manifest: dict[str, Any], lock: Lock):
         self.place, self.manifest, self.lock, self.log = place, manifest, lock, log
         self._stand_in(partial_folder(place))
         self.fresh = (self.path / FRESH).exists()
@@ -444,7 +466,7 @@ class RunFolder:
 
 _open: dict[Path, RunFolder] = {}                                 # the run that this process holds, by its place
 
-# %% ../nbs/runs.ipynb #80356645
+# %% ../nbs/runs.ipynb #107c9e1d
 def sign(folder: Path, manifest: dict[str, Any]) -> None:
     """Write `manifest` into `folder` with the status "finished" and the digest of every file there."""
     named = [(n, p) for n, p in _files_in(folder) if n != MANIFEST and not re.match(r"checkpoints/|\.|.*/\.", n)]
@@ -458,7 +480,7 @@ def add_files(path: str | Path, files: Mapping[str, Path], **more: Any) -> None:
     For what can only be there after the run: the executed notebook. ValueError if another process works on the run.
     """
     place = final_folder(path)
-    with _holding(place):
+    with _take(place):
         manifest = read_manifest(place)
         for name, file in files.items():
             manifest["files"][name] = digest(file)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from .data.batches import Epochs
 from .data.imageset import to_float
@@ -657,18 +657,17 @@ def to_device(batch: object, device: torch.device) -> object:
 
 # %% ../nbs/train.ipynb #cd7fb76b
 def content_of(data: object) -> object:
-    """What tells one set of data from another: its tensors, or the names and sizes of its files."""
+    """What tells one set of data from another: its content, else its kind and length."""
     if isinstance(data, TensorDataset):
         return data.tensors
     if isinstance(data, Subset):
         return [list(data.indices), content_of(data.dataset)]
     if hasattr(data, "fingerprint"):
-        return data.fingerprint()
-    if hasattr(data, "files"):
-        return [getattr(data, "labels", None), [(Path(f).name, Path(f).stat().st_size) for f in data.files]]
-    if isinstance(data, Dataset):
-        return f"{type(data).__qualname__} of {len(data)}" if hasattr(data, "__len__") else type(data).__qualname__
-    return data
+        return f"print {data.fingerprint()[:12]}"
+    try:
+        return f"print {fingerprint(data)[:12]}"
+    except TypeError:
+        return f"{type(data).__qualname__} of {len(data) if hasattr(data, '__len__') else 'unknown length'}"
 
 
 def batches_plan(batches: Iterable) -> dict[str, object]:
@@ -678,7 +677,7 @@ def batches_plan(batches: Iterable) -> dict[str, object]:
     if isinstance(batches, Epochs):
         order = {f.name.replace("_", " "): getattr(batches.order, f.name) for f in fields(batches.order)}
         order["order seed"] = order.pop("seed")
-        data = getattr(batches, "tensors", None) or content_of(getattr(batches, "pictures", None))
+        data = content_of(batches.tensors if hasattr(batches, "tensors") else batches.pictures)
         return order | {"transform": batches.transform, "data": data}
     if isinstance(batches, DataLoader):
         order = {"batch size": batches.batch_size, "drop last": batches.drop_last, "collate": batches.collate_fn}

@@ -1,4 +1,5 @@
 """The kdnotes command: light to start, strict about its usage, honest in its exit status."""
+
 import contextlib
 import dataclasses
 import io
@@ -36,40 +37,76 @@ def refused(capsys, *arguments) -> str:
     with pytest.raises(SystemExit) as end:
         main(arguments)
     out, err = capsys.readouterr()
-    assert end.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith("kdnotes") and "Traceback" not in err
+    assert (
+        end.value.code == 2
+        and out == ""
+        and err.count("\n") == 1
+        and err.startswith("kdnotes")
+        and "Traceback" not in err
+    )
     return err
 
 
 def test_help_is_quick_and_loads_nothing_heavy():
-    code = ("import sys; from kdnotes.cli import build_parser; build_parser().format_help(); "
-            "print(*{'torch', 'numpy', 'pandas', 'matplotlib', 'papermill', 'distributed'} & set(sys.modules))")
+    code = (
+        "import sys; from kdnotes.cli import build_parser; build_parser().format_help(); "
+        "print(*{'torch', 'numpy', 'pandas', 'matplotlib', 'papermill', 'distributed'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
     begun = time.process_time()
     build_parser().format_help()
     assert time.process_time() - begun < 0.5
-    help_text = subprocess.run([sys.executable, "-c", "from kdnotes.cli import main; main(['--help'])"], capture_output=True, text=True).stdout
-    assert all(name in help_text for name in ("run", "list", "show", "why", "verify", "report", "data", "bench", "results"))
+    help_text = subprocess.run(
+        [sys.executable, "-c", "from kdnotes.cli import main; main(['--help'])"], capture_output=True, text=True
+    ).stdout
+    assert all(
+        name in help_text for name in ("run", "list", "show", "why", "verify", "report", "data", "bench", "results")
+    )
 
 
-@pytest.mark.parametrize("arguments, expected", [
-    ([], "required: COMMAND"), (["rnu"], "invalid choice: 'rnu'"), (["run"], "--all"), (["run", "good", "--all"], "--all"),
-    (["run", "good", "--profle", "demo"], "did you mean --profile?"), (["run", "good", "--prof", "demo"], "unrecognized arguments: --prof"),
-    (["run", "good", "-p", "lr"], "expected 2 arguments"), (["run", "good", "--jobs", "0"], "'0' is not a whole number from 1 up"),
-    (["run", "good", "--gpus-per-run", "many"], "'many' is not a whole number"), (["run", "godo"], "did you mean 'good'"),
-    (["run", "good", "-p", "profil", "demo"], "did you mean 'profile'"), (["run", "good", "--profile", "demo", "-p", "profile", "demo"], "given twice"),
-    (["run", "good", "--seeds", "0,one"], "one"), (["run", "good", "--seeds", "3-1"], "3-1"), (["run", "good", "--device", "gpu"], "gpu"),
-    (["run", "good", "--precision", "fp1"], "fp1"), (["run", "good", "--out", "settings"], "--out"), (["run", "good", "--data-root", "gone"], "no folder gone"),
-    (["run", "good", "--notebooks", "gone"], "no folder gone"), (["list", "--notebooks", "gone"], "no folder gone"),
-    (["run", "good", "--scheduler", "host"], "expected tcp://host:port"), (["run", "good", "--gpus-per-run", "64"], "64 GPUs a run"),
-    (["data", "ad"], "invalid choice"), (["data", "add", "mine"], "required"), (["data", "add", "mine", "gone.npz", "gone.npz"], "gone.npz"),
-    (["data", "get", "mine"], "'mine' cannot be downloaded"), (["bench"], "benchmarks"),
-    (["show", "good"], "no paper of the package"), (["show", "godo"], "did you mean 'good'"), (["show"], "required: slug"),
-    (["why", "gone"], "no run 'gone'"), (["why", "empty"], "has no rows.csv"), (["verify", "gone"], "no run 'gone'"),
-    (["verify", "empty"], "no manifest"), (["run", "good", "-p", "overrides", '{"seeds": "0-9"}'], "'seeds' is a parameter of its own"),
-    (["run", "good", "-p", "overrides", '{"a": 1, "a": 2}'], "'a' is given twice"),
-    (["run", "good", "-p", "seeds", "1", "-p", "seeds", "2"], "'seeds' is given twice"),
-    (["run", "good", "-p", "profile_name", "paper"], "unknown parameter"),
-])
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ([], "required: COMMAND"),
+        (["rnu"], "invalid choice: 'rnu'"),
+        (["run"], "--all"),
+        (["run", "good", "--all"], "--all"),
+        (["run", "good", "--profle", "demo"], "did you mean --profile?"),
+        (["run", "good", "--prof", "demo"], "unrecognized arguments: --prof"),
+        (["run", "good", "-p", "lr"], "expected 2 arguments"),
+        (["run", "good", "--jobs", "0"], "'0' is not a whole number from 1 up"),
+        (["run", "good", "--gpus-per-run", "many"], "'many' is not a whole number"),
+        (["run", "godo"], "did you mean 'good'"),
+        (["run", "good", "-p", "profil", "demo"], "did you mean 'profile'"),
+        (["run", "good", "--profile", "demo", "-p", "profile", "demo"], "given twice"),
+        (["run", "good", "--seeds", "0,one"], "one"),
+        (["run", "good", "--seeds", "3-1"], "3-1"),
+        (["run", "good", "--device", "gpu"], "gpu"),
+        (["run", "good", "--precision", "fp1"], "fp1"),
+        (["run", "good", "--out", "settings"], "--out"),
+        (["run", "good", "--data-root", "gone"], "no folder gone"),
+        (["run", "good", "--notebooks", "gone"], "no folder gone"),
+        (["list", "--notebooks", "gone"], "no folder gone"),
+        (["run", "good", "--scheduler", "host"], "expected tcp://host:port"),
+        (["run", "good", "--gpus-per-run", "64"], "64 GPUs a run"),
+        (["data", "ad"], "invalid choice"),
+        (["data", "add", "mine"], "required"),
+        (["data", "add", "mine", "gone.npz", "gone.npz"], "gone.npz"),
+        (["data", "get", "mine"], "'mine' cannot be downloaded"),
+        (["bench"], "benchmarks"),
+        (["show", "good"], "no paper of the package"),
+        (["show", "godo"], "did you mean 'good'"),
+        (["show"], "required: slug"),
+        (["why", "gone"], "no run 'gone'"),
+        (["why", "empty"], "has no rows.csv"),
+        (["verify", "gone"], "no run 'gone'"),
+        (["verify", "empty"], "no manifest"),
+        (["run", "good", "-p", "overrides", '{"seeds": "0-9"}'], "'seeds' is a parameter of its own"),
+        (["run", "good", "-p", "overrides", '{"a": 1, "a": 2}'], "'a' is given twice"),
+        (["run", "good", "-p", "seeds", "1", "-p", "seeds", "2"], "'seeds' is given twice"),
+        (["run", "good", "-p", "profile_name", "paper"], "unknown parameter"),
+    ],
+)
 def test_wrong_usage_is_one_line_and_status_2(workplace, capsys, monkeypatch, arguments, expected):
     (workplace / "settings").write_text("a file")
     (workplace / "empty").mkdir()
@@ -86,7 +123,9 @@ def test_the_configuration_of_a_paper_is_checked_too(capsys, tmp_path):
     assert "expected int" in refused(capsys, "run", "horkd", "-p", "batch_size", "many", *to)
     assert "batch_size=0" in refused(capsys, "run", "horkd", "-p", "batch_size", "0", *to)
     assert "mnist5k" in refused(capsys, "run", "horkd", "--dataset", "mnist5", *to)
-    assert "cifar10" in refused(capsys, "run", "horkd", "--profile", "real", "--dataset", "cifar10", *to)  # known, but not there
+    assert "cifar10" in refused(
+        capsys, "run", "horkd", "--profile", "real", "--dataset", "cifar10", *to
+    )  # known, but not there
     assert not (tmp_path / "runs").exists()
 
 
@@ -94,7 +133,9 @@ def test_run_says_what_failed_and_skips_what_is_finished(workplace, capsys, ligh
     assert main(["run", "--all", "--jobs", "2", "-p", "profile", "smoke"]) == 1
     out, err = capsys.readouterr()
     assert re.search(r"odd smoke-default-\w+: failed in cell", out) and "RuntimeError: odd paper" in out
-    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith(("good  ", "odd  ", "paper  "))}
+    rows = {
+        line.split()[0]: line.split() for line in out.splitlines() if line.startswith(("good  ", "odd  ", "paper  "))
+    }
     assert rows["paper"][:4] == ["paper", "profile", "dataset", "status"]
     assert rows["good"][1:4] == ["smoke", "default", "finished"] and rows["odd"][3] == "failed"
     assert (workplace / rows["good"][-1] / "profile").read_text() == "smoke" and "starts" in err and "\x1b" not in err
@@ -131,6 +172,7 @@ def test_bench_runs_the_benchmarks_of_the_checkout(workplace, monkeypatch, capfd
 def test_a_ctrl_c_before_anything_runs_is_status_130(workplace, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(plan, "plan", interrupted)
     assert main(["run", "good"]) == 130
     assert capsys.readouterr().err == "kdnotes: interrupted\n"
@@ -140,12 +182,16 @@ def test_a_ctrl_c_before_anything_runs_is_status_130(workplace, monkeypatch, cap
 @pytest.mark.slow
 def test_a_ctrl_c_in_the_first_seconds_is_status_130(workplace):
     """Whenever it comes: while something is loaded, checked, or the worker is starting."""
-    code = ("import signal, sys; from kdnotes.cli import main; signal.signal(signal.SIGINT, signal.default_int_handler); "
-            "print('ready', flush=True); sys.exit(main(['run', 'good']))")
+    code = (
+        "import signal, sys; from kdnotes.cli import main; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "print('ready', flush=True); sys.exit(main(['run', 'good']))"
+    )
     for seconds in (0.0, 0.4, 2.5):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         assert process.stdout.readline() == "ready\n"
-        if seconds == 2.5:                                                 # as soon as it says that the run starts
+        if seconds == 2.5:  # as soon as it says that the run starts
             assert "starts" in process.stderr.readline()
         else:
             time.sleep(seconds)
@@ -155,6 +201,7 @@ def test_a_ctrl_c_in_the_first_seconds_is_status_130(workplace):
 
 
 # ---- show, why, verify
+
 
 @dataclasses.dataclass(frozen=True)
 class Faces:
@@ -173,8 +220,8 @@ NOTEBOOK = """from kdnotes.runs import open_run
 from kdnotes.results import Claim, Results, judge
 import os
 lr = overrides.get("lr", 0.1)
-run = open_run("good", {"profile": profile, "dataset": "digits", "seeds": [0, 1, 2], "device": device, "precision": "auto", "lr": lr}, out,
-               seeds=range(3), device="cpu")
+asked = {"profile": profile, "dataset": "digits", "seeds": [0, 1, 2], "device": device, "precision": "auto", "lr": lr}
+run = open_run("good", asked, out, seeds=range(3), device="cpu")
 book = Results("good", profile)
 for seed in range(3):
     book.add("recall", "digits", "CE", "accuracy", 80 + seed, seed)
@@ -190,12 +237,28 @@ def finished(place: Path) -> Path:
     os.environ.update(environment)
     exec(NOTEBOOK.rpartition("run.finish")[0], space)
     lines = ["table,dataset,setting,method,metric,seed,stage"]
-    lines += [f"recall,digits,,{method},accuracy,{seed},{method.lower()}{seed}" for seed in range(3) for method in ("CE", "KD")]
+    lines += [
+        f"recall,digits,,{method},accuracy,{seed},{method.lower()}{seed}"
+        for seed in range(3)
+        for method in ("CE", "KD")
+    ]
     (space["run"].path / "rows.csv").write_text("\n".join(lines) + "\n")
-    teacher = {"stage": "Teacher", "fields": {"seed": 0}, "parents": {}, "data": {"Images(name='digits')": "1a2b"}, "code": "7ea0",
-               "seconds": 9.5, "built": "2026-01-31T12:00:00+00:00", "device": "cpu"}
-    students = {f"{m}{s}": teacher | {"stage": "Student", "fields": {"seed": s, "recipe": {"loss": m}}, "parents": {"teacher": "t"}}
-                for m in ("ce", "kd") for s in range(3)}
+    teacher = {
+        "stage": "Teacher",
+        "fields": {"seed": 0},
+        "parents": {},
+        "data": {"Images(name='digits')": "1a2b"},
+        "code": "7ea0",
+        "seconds": 9.5,
+        "built": "2026-01-31T12:00:00+00:00",
+        "device": "cpu",
+    }
+    students = {
+        f"{m}{s}": teacher
+        | {"stage": "Student", "fields": {"seed": s, "recipe": {"loss": m}}, "parents": {"teacher": "t"}}
+        for m in ("ce", "kd")
+        for s in range(3)
+    }
     (space["run"].path / "stages.json").write_text(json.dumps(students | {"t": teacher}))
     return space["run"].finish(space["book"], judge([Claim("kd", "KD helps", "KD", "CE")], space["book"]), code="c0de")
 
@@ -207,7 +270,11 @@ def test_show_prints_every_setting_and_the_expected_time(workplace, capsys, monk
     out = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line}
     assert rows["setting"] == ["setting", "smoke", "demo", "range", "source", "meaning"]
-    assert rows["faces.steps"][:3] == ["faces.steps", "2", "170"] and "at least 1" in out and rows["lr"][3:] == ["above", "0", "paper", "learning", "rate"]
+    assert (
+        rows["faces.steps"][:3] == ["faces.steps", "2", "170"]
+        and "at least 1" in out
+        and rows["lr"][3:] == ["above", "0", "paper", "learning", "rate"]
+    )
     assert rows["smoke"][:3] == ["smoke", "digits", "-"] and rows["smoke"][4:6] == ["on", "cpu"]
     assert rows["demo"] == ["demo", "digits", "mnist5k", "not", "measured"]
 
@@ -218,7 +285,11 @@ def test_why_tells_the_chain_behind_a_number(workplace, capsys):
         assert main(["why", name, "--table", "recall", "--method", "KD", "--seed", "1"]) == 0
         out = capsys.readouterr().out
         assert "81.25" in out and "Student kd1: 9.5 s on cpu, built 2026-01-31T12:00:00+00:00, code 7ea0" in out
-        assert "recipe = (loss=kd)" in out and "teacher: Teacher t: 9.5 s" in out and "data Images(name='digits'): 1a2b" in out
+        assert (
+            "recipe = (loss=kd)" in out
+            and "teacher: Teacher t: 9.5 s" in out
+            and "data Images(name='digits'): 1a2b" in out
+        )
         assert "kd0" not in out and "ce1" not in out
     assert main(["why", str(place)]) == 0
     out = capsys.readouterr().out
@@ -248,7 +319,9 @@ def test_verify_compares_number_by_number(workplace, capsys, monkeypatch, write_
 
 def test_nobody_reads_the_list(workplace):
     code = "import sys; from kdnotes.cli import main; sys.exit(main(['list']))"
-    done = subprocess.run(["bash", "-c", f'{sys.executable} -c "{code}" | true; exit ${{PIPESTATUS[0]}}'], capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "{code}" | true; exit ${{PIPESTATUS[0]}}'], capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -256,6 +329,8 @@ def test_what_is_printed_when_nobody_reads(monkeypatch):
     class Closed(io.StringIO):
         def write(self, text):
             raise BrokenPipeError
+
         fileno = lambda self: os.dup(1)
+
     with contextlib.redirect_stdout(Closed()):
         cli.say("lost")

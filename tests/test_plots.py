@@ -25,16 +25,20 @@ def clean():
 
 def study(methods=("CE", "KD", "HORKD"), seeds=4, metric="accuracy"):
     rng = np.random.default_rng(0)
-    return pd.DataFrame([(m, metric, 80 + 3 * i + rng.normal(), s) for i, m in enumerate(methods) for s in range(seeds)],
+    return pd.DataFrame([(m, metric, 80 + 3 * i + rng.normal(), s) for i, m in enumerate(methods)
+                         for s in range(seeds)],
                         columns=["method", "metric", "value", "seed"])
 
 
 # ---- colours
 
 def luminance_distance(a, b, deficiency):
-    """Distance of two colours in linear RGB after Viénot's projection for protanopia or deuteranopia (Viénot, Brettel, Mollon 1999)."""
+    """Distance of two colours in linear RGB after Viénot's projection for protanopia or deuteranopia (Viénot, Brettel,
+    Mollon 1999).
+    """
     simulate = {"protan": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
-                "deutan": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]], "none": np.eye(3)}[deficiency]
+                "deutan": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+                "none": np.eye(3)}[deficiency]
     linear = [np.array(matplotlib.colors.to_rgb(c)) ** 2.2 for c in (a, b)]
     shown = [np.clip(np.array(simulate) @ c, 0, 1) ** (1 / 2.2) for c in linear]
     return np.linalg.norm(shown[0] - shown[1])
@@ -86,12 +90,14 @@ def test_bars_show_mean_interval_and_every_seed(zoom):
     frame = study()
     _, ax = plt.subplots()
     plots.bars(ax, frame, zoom=zoom)
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["CE", "KD", "HORKD"] and ax.get_xlabel() == "accuracy (%)" and ax.yaxis_inverted()
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["CE", "KD", "HORKD"] and ax.get_xlabel() == "accuracy (%)"
+    assert ax.yaxis_inverted()
     drawn = [sorted(line.get_xdata()) for line in ax.lines]
     for i, method in enumerate(["CE", "KD", "HORKD"]):
         x = frame.loc[frame["method"] == method, "value"]
         mean, low, high = interval(x)
-        assert any(np.allclose(d, sorted(x)) for d in drawn if len(d) == 4) and any(np.allclose(d, [low, high]) for d in drawn if len(d) == 2)
+        assert any(np.allclose(d, sorted(x)) for d in drawn if len(d) == 4)
+        assert any(np.allclose(d, [low, high]) for d in drawn if len(d) == 2)
         if not zoom:
             assert ax.patches[i].get_width() == pytest.approx(mean) and ax.patches[i].get_x() == 0
     assert (ax.get_xlim()[0] > 50) == zoom
@@ -109,7 +115,8 @@ def test_lines_show_mean_and_band():
     frame = pd.concat([study(("CE", "HORKD")).assign(K=k, value=lambda f, k=k: f["value"] + k) for k in (1, 2, 4)])
     _, ax = plt.subplots()
     plots.lines(ax, frame.assign(K=frame["K"].astype(str)), "K")           # settings are texts
-    assert [line.get_label() for line in ax.lines] == ["CE", "HORKD"] and ax.get_ylabel() == "accuracy (%)" and ax.get_xlabel() == "K"
+    assert [line.get_label() for line in ax.lines] == ["CE", "HORKD"] and ax.get_ylabel() == "accuracy (%)"
+    assert ax.get_xlabel() == "K"
     for line in ax.lines:
         means = frame[frame["method"] == line.get_label()].groupby("K")["value"].mean()
         assert np.allclose(line.get_xdata(), [1, 2, 4]) and np.allclose(line.get_ydata(), means)
@@ -120,7 +127,9 @@ def test_lines_show_mean_and_band():
 
 # ---- images, matrices, maps
 
-@pytest.mark.parametrize("images", [torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8), np.random.default_rng(0).random((6, 4, 4)), torch.rand(6, 1, 4, 4, requires_grad=True)])
+@pytest.mark.parametrize("images",
+                         [torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8),
+                          np.random.default_rng(0).random((6, 4, 4)), torch.rand(6, 1, 4, 4, requires_grad=True)])
 def test_image_grid_takes_what_networks_take(images):
     fig = plots.image_grid(images, rows=2, titles=["high", "low"])
     assert len(fig.axes) == 6 and fig.axes[0].get_ylabel() == "high" and fig.axes[3].get_ylabel() == "low"
@@ -140,7 +149,8 @@ def test_bad_pictures_are_refused():
 
 def test_matrices_share_one_scale():
     fig = plots.matrix_row({"a": torch.eye(4), "b": 3 * torch.eye(4), "c": -torch.eye(4)}, label="similarity")
-    assert {ax.images[0].get_clim() for ax in fig.axes[:3]} == {(-1.0, 3.0)} and [ax.get_title(loc="left") for ax in fig.axes[:3]] == ["a", "b", "c"]
+    assert {ax.images[0].get_clim() for ax in fig.axes[:3]} == {(-1.0, 3.0)}
+    assert [ax.get_title(loc="left") for ax in fig.axes[:3]] == ["a", "b", "c"]
     assert fig.axes[3].get_ylabel() == "similarity"
     with pytest.raises(ValueError, match="one shape"):
         plots.matrix_pair(np.eye(3), np.eye(4))
@@ -162,11 +172,13 @@ def test_pca_keeps_planar_distances_whatever_the_rotation_and_shift(seed):
 
 def test_embedding_maps():
     rng = np.random.default_rng(0)
-    features = torch.tensor(np.concatenate([rng.normal(size=(15, 8)), rng.normal(size=(15, 8)) + 9]), dtype=torch.bfloat16)
+    features = torch.tensor(np.concatenate([rng.normal(size=(15, 8)), rng.normal(size=(15, 8)) + 9]),
+                            dtype=torch.bfloat16)
     labels = torch.arange(30) // 15
     for method in ("pca", "tsne"):
         ax = plots.embedding_map(features, labels, method, classes=["zero", "one"], title=method)
-        assert [t.get_text() for t in ax.get_legend().get_texts()] == ["zero", "one"] and ax.get_title(loc="left") == method
+        assert [t.get_text() for t in ax.get_legend().get_texts()] == ["zero", "one"]
+        assert ax.get_title(loc="left") == method
     assert np.array_equal(plots.project(features, "tsne", seed=3), plots.project(features, "tsne", seed=3))
     assert plots.project(np.arange(5.0)[:, None]).shape == (5, 2)
     with pytest.raises(ValueError, match="'umap' is unknown"):

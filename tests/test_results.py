@@ -26,7 +26,8 @@ def study(better, worse, metric="accuracy"):
 
 
 def reported_rows(*rows):
-    frame = pd.DataFrame(rows, columns=["table", "dataset", "setting", "method", "metric", "printed", "source", "detail"])
+    frame = pd.DataFrame(rows,
+                         columns=["table", "dataset", "setting", "method", "metric", "printed", "source", "detail"])
     return frame
 
 
@@ -40,7 +41,8 @@ def test_setting_text_round_trips_and_keeps_the_order(setting):
     assert R.setting_text(text) == text
 
 
-@pytest.mark.parametrize("bad", [{"a;b": 1}, {"a": "x;y"}, {"a=b": 1}, {"": 1}, {"a": ""}, "a", "a=1;;b=2", "a=1;a=2", "=3"])
+@pytest.mark.parametrize("bad",
+                         [{"a;b": 1}, {"a": "x;y"}, {"a=b": 1}, {"": 1}, {"a": ""}, "a", "a=1;;b=2", "a=1;a=2", "=3"])
 def test_ambiguous_settings_are_refused(bad):
     with pytest.raises(ValueError, match="setting"):
         R.setting_text(bad)
@@ -71,7 +73,8 @@ def test_names_that_look_like_missing_values_stay_names(tmp_path):
 
 
 @pytest.mark.parametrize("change, says", [
-    ({"value": math.nan}, "not a number"), ({"method": ""}, "is empty"), ({"seed": -1}, "seed"), ({"seed": 0.5}, "seed"), ({"table": None}, "is empty"),
+    ({"value": math.nan}, "not a number"), ({"method": ""}, "is empty"), ({"seed": -1}, "seed"),
+    ({"seed": 0.5}, "seed"), ({"table": None}, "is empty"),
 ])
 def test_a_bad_number_is_refused_when_added(change, says):
     good = {"table": "T", "dataset": "d", "method": "m", "metric": "accuracy", "value": 1.0, "seed": 0}
@@ -119,6 +122,40 @@ def test_select_filters_columns_and_setting_keys():
     assert R.select(frame, nokey="x").empty and R.select(frame.head(0), method="B").empty
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(-10**6, 10**6), number, word), min_size=1, max_size=5))
+def test_column_gives_back_what_a_setting_was_made_of(values):
+    book = Results("toy", "demo")
+    for seed, (whole, real, name) in enumerate(values):
+        book.add("T", "d", "m", "accuracy", 1.0, seed, {"low": whole, "rate": real, "network": name})
+    frame = book.frame()
+    assert R.column(frame, "low", int).tolist() == [v[0] for v in values]
+    assert R.column(frame, "rate", float).tolist() == [float(f"{v[1]:g}") for v in values]
+    assert R.column(frame, "network").tolist() == [v[2] for v in values]
+    assert R.column(frame, "seed", int).tolist() == list(range(len(values)))
+    assert R.column(frame, "low", float).dtype == float and R.column(frame, "low", int).dtype == int
+
+
+def test_column_says_what_is_lacking_or_of_another_kind():
+    book = study([1, 2], [0, 1])
+    book.add("Table 2", "digits", "B", "accuracy", 5.0, 0, {"low": 8, "G": "R"})
+    frame = book.frame()
+    assert R.column(frame, "low", float).tolist()[-1] == 8 and R.column(frame, "low", float).isna().sum() == 4
+    assert R.column(frame, "low").tolist() == ["", "", "", "", "8"]
+    assert R.column(R.select(frame, table="Table 2"), "low", int).tolist() == [8]
+    for key, kind, says in (("low", int, r"^low = '' is not of the kind int, in the row paper=toy, table=Table 1"),
+                            ("G", float, r"^G = 'R' is not of the kind float, in the row .*table=Table 2"),
+                            ("res", int, "^res = '3x3'"),
+                            ("lo", int, "^no row has the key 'lo'; the keys are res, low, G, "),
+                            ("low", bool, "kind <class 'bool'> is unknown; expected float, int or str")):
+        with pytest.raises(ValueError, match=says) as refusal:
+            R.column(frame, key, kind)
+        assert "\n" not in str(refusal.value)
+    for kind in (int, float, str):
+        assert R.column(frame.head(0), "low", kind).empty
+    assert frame.equals(book.frame())                                     # nothing was changed
+
+
 # ---- statistics
 
 def test_interval_hand_case():
@@ -156,16 +193,20 @@ def test_judge_pairs_by_seed():
     book = study([51, 72, 91], [50, 70.9, 90.1])
     judged = R.judge([Claim("b", "B beats W", "B", "W")], book).iloc[0]
     mean, low, high = R.interval([1.0, 1.1, 0.9])
-    assert (judged["difference"], judged["ci_low"], judged["ci_high"], judged["n"]) == pytest.approx((mean, low, high, 3))
+    assert (judged["difference"], judged["ci_low"], judged["ci_high"],
+            judged["n"]) == pytest.approx((mean, low, high, 3))
     assert judged["verdict"] == "supported"
 
 
 @pytest.mark.parametrize("gaps, options, expected", [
-    ([1.0, 1.1, 0.9], {}, "supported"), ([-1.0, -1.1, -0.9], {}, "not supported"), ([1.0, -1.0, 0.5], {}, "inconclusive"),
+    ([1.0, 1.1, 0.9], {}, "supported"), ([-1.0, -1.1, -0.9], {}, "not supported"),
+    ([1.0, -1.0, 0.5], {}, "inconclusive"),
     ([1.0, 1.1, 0.9], {"margin": 2}, "not supported"), ([1.0, 1.1, 0.9], {"margin": 1}, "inconclusive"),
     ([9.0, 9.0], {}, "inconclusive"), ([9.0], {}, "inconclusive"), ([0.0, 0.0, 0.0], {}, "inconclusive"),
-    ([-0.1, 0.1, 0.0], {"kind": "at least", "margin": 1}, "supported"), ([-3.0, -3.1, -2.9], {"kind": "at least", "margin": 1}, "not supported"),
-    ([-1.0, -1.1, -0.9], {"kind": "at least", "margin": 1}, "inconclusive"), ([0.0, 0.0, 0.0], {"kind": "at least"}, "supported"),
+    ([-0.1, 0.1, 0.0], {"kind": "at least", "margin": 1}, "supported"),
+    ([-3.0, -3.1, -2.9], {"kind": "at least", "margin": 1}, "not supported"),
+    ([-1.0, -1.1, -0.9], {"kind": "at least", "margin": 1}, "inconclusive"),
+    ([0.0, 0.0, 0.0], {"kind": "at least"}, "supported"),
 ])
 def test_verdicts(gaps, options, expected):
     judged = R.judge([Claim("b", "", "B", "W", **options)], study([50 + g for g in gaps], [50] * len(gaps)))
@@ -184,7 +225,8 @@ def test_several_methods_are_averaged_and_incomplete_seeds_left_out():
         book.add("Table 1", "digits", "C", "accuracy", 30, seed)
     gaps = R.differences(book.frame(), Claim("avg", "", ["B", "C"], "W"))
     assert gaps.to_dict() == {0: 20, 1: 25, 2: 30}                        # seed 3 has no C
-    by_filter = R.differences(book.frame(), Claim("f", "", {"method": "B", "res": "3x3"}, {"method": "W"}, where={"dataset": "digits"}))
+    by_filter = R.differences(book.frame(), Claim("f", "", {"method": "B", "res": "3x3"}, {"method": "W"},
+                                                  where={"dataset": "digits"}))
     assert by_filter.to_dict() == {0: 10, 1: 20, 2: 30, 3: 40}
 
 
@@ -208,21 +250,25 @@ def test_bad_claims_are_refused():
 def test_ordering_makes_neighbouring_claims():
     claims = R.ordering("chain", "t", ["B", ["W", "V"], {"method": "U", "res": 8}], "recall_at_1", margin=0.5)
     assert [c.name for c in claims] == ["chain: B > W, V", "chain: W, V > U (res 8)"]
-    assert {(c.metric, c.margin) for c in claims} == {("recall_at_1", 0.5)} and claims[1].worse == {"method": "U", "res": 8}
+    assert {(c.metric, c.margin) for c in claims} == {("recall_at_1", 0.5)}
+    assert claims[1].worse == {"method": "U", "res": 8}
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-20, 20), min_size=3, max_size=7), st.floats(0, 5))
 def test_verdicts_do_not_depend_on_a_common_shift_and_turn_with_the_sides(gaps, shift):
     straight = R.judge([Claim("b", "", "B", "W")], study([50 + g for g in gaps], [50] * len(gaps))).iloc[0]
-    moved = R.judge([Claim("b", "", "B", "W")], study([50 + g + shift * i for i, g in enumerate(gaps)], [50 + shift * i for i in range(len(gaps))])).iloc[0]
+    moved = R.judge([Claim("b", "", "B", "W")], study([50 + g + shift * i for i, g in enumerate(gaps)],
+                                                      [50 + shift * i for i in range(len(gaps))])).iloc[0]
     turned = R.judge([Claim("b", "", "W", "B")], study([50 + g for g in gaps], [50] * len(gaps))).iloc[0]
     assert moved["ci_low"] == pytest.approx(straight["ci_low"], abs=1e-6)
-    assert turned["difference"] == pytest.approx(-straight["difference"], abs=1e-9) and turned["ci_high"] == pytest.approx(-straight["ci_low"], abs=1e-9)
+    assert turned["difference"] == pytest.approx(-straight["difference"], abs=1e-9)
+    assert turned["ci_high"] == pytest.approx(-straight["ci_low"], abs=1e-9)
 
 
 def test_claims_survive_the_file(tmp_path):
-    judged = R.judge([Claim("b", "B, of course; \"beats\" W", "B", "W"), Claim("gone", "", "nobody", "W")], study([1, 2, 4], [0, 1, 2]))
+    judged = R.judge([Claim("b", "B, of course; \"beats\" W", "B", "W"), Claim("gone", "", "nobody", "W")],
+                     study([1, 2, 4], [0, 1, 2]))
     R.write_claims(judged, tmp_path / "claims.csv")
     pd.testing.assert_frame_equal(R.read_claims(tmp_path / "claims.csv"), judged, check_dtype=False)
     (tmp_path / "claims.csv").write_text("claim,text\nx,y\n")
@@ -236,12 +282,14 @@ def test_reported_numbers_of_the_package_are_marked():
     frame = R.reported("horkd")
     assert len(frame) == 15 and set(frame["source"]) == {"note"} and frame["context"].sum() == 13
     own = frame[~frame["context"]].set_index("dataset")
-    assert own.loc["LFW", "printed"] == "90.03" and own.loc["LFW", "value"] == 90.03 and own.loc["UCCS", "detail"].startswith("quoted by")
+    assert own.loc["LFW", "printed"] == "90.03" and own.loc["LFW", "value"] == 90.03
+    assert own.loc["UCCS", "detail"].startswith("quoted by")
     with pytest.raises(FileNotFoundError, match="did you mean horkd"):
         R.reported("hork")
 
 
-@pytest.mark.skipif(not SHEETS.is_dir(), reason="the reported numbers beside the repository are absent (../shared/papers)")
+@pytest.mark.skipif(not SHEETS.is_dir(),
+                    reason="the reported numbers beside the repository are absent (../shared/papers)")
 def test_every_reported_csv_is_readable_and_the_package_has_the_same():
     package = Path(R.__file__).parent / "reported"
     sources = set()
@@ -257,7 +305,8 @@ def test_every_reported_csv_is_readable_and_the_package_has_the_same():
             alone = R.reported_table(frame, table)
             rows = frame[frame["table"] == table]
             cells = [c.rstrip("§†‡°") for c in alone.to_numpy().ravel()]
-            assert len(alone) <= len(rows) and set(rows["printed"]) <= set(cells) and not any("reproduced" in name for name in alone)
+            assert len(alone) <= len(rows) and set(rows["printed"]) <= set(cells)
+            assert not any("reproduced" in name for name in alone)
     assert sources == {"paper", "code", "note", "recalled"}
 
 
@@ -285,9 +334,11 @@ def test_compare_joins_marks_and_shows_what_is_missing():
     ours, theirs = "accuracy (%) · reproduced", "accuracy (%) · reported"
     assert list(table.index) == ["B", "W", "X", "Y", "Z", "C"]
     assert table.loc["B"].tolist() == ["82.0 ± 2.0", "83.10 ± 0.40"] and table.loc["W"].tolist() == ["71.0 ± 1.0", "—"]
-    assert table.loc[["X", "Y", "Z", "C"], theirs].tolist() == ["82.0†", "81.0‡", "80.0°", "79.0§"] and table.loc["X", ours] == "—"
+    assert table.loc[["X", "Y", "Z", "C"], theirs].tolist() == ["82.0†", "81.0‡", "80.0°", "79.0§"]
+    assert table.loc["X", ours] == "—"
     notes = "\n".join(table.attrs["notes"])
-    assert "digits, res 3x3" in notes and "over 3 seeds" in notes and "† second hand, not read in the paper: quoted by a survey" in notes
+    assert "digits, res 3x3" in notes and "over 3 seeds" in notes
+    assert "† second hand, not read in the paper: quoted by a survey" in notes
     assert "‡ from memory" in notes and "° read in the paper: read off a figure" in notes
 
 
@@ -297,7 +348,9 @@ def test_compare_ignores_the_order_of_settings_and_the_keys_that_do_not_count():
     theirs = reported_rows(("Table 9", "digits", "ipc=1;res=3x3", "B", "accuracy", "83.1", "recalled", ""),
                            ("Table 9", "digits", "res=3x3;ipc=1;source=2", "B", "accuracy", "83.3", "paper", ""))
     table = R.compare(book.frame(), theirs, "Table 1", reported_table="Table 9", settings=["res", "ipc"])
-    assert table.to_dict("records") == [{"method": "B", "accuracy (%) · reproduced": "80.0", "accuracy (%) · reported": "83.3"}]   # the better source wins
+    # the better source wins
+    assert table.to_dict("records") == [{"method": "B", "accuracy (%) · reproduced": "80.0",
+                                         "accuracy (%) · reported": "83.3"}]
 
 
 def test_compare_by_columns():
@@ -307,9 +360,11 @@ def test_compare_by_columns():
             for res in ("8x8", "16x16"):
                 book.add("T", "d", method, f"recall_at_{k}", base + k, 0, {"res": res})
     wide = R.compare(book.frame(), None, "T", columns="metric")
-    assert list(wide) == ["res", "method", "Recall@1 (%)", "Recall@2 (%)", "reported"] and (wide["reported"] == "—").all() and len(wide) == 4
+    assert list(wide) == ["res", "method", "Recall@1 (%)", "Recall@2 (%)", "reported"]
+    assert (wide["reported"] == "—").all() and len(wide) == 4
     tall = R.compare(book.frame(), None, "T", columns=["res"])
-    assert list(tall) == ["method", "metric", "res 8x8", "res 16x16", "reported"] and tall["metric"].tolist()[:2] == ["Recall@1 (%)", "Recall@2 (%)"]
+    assert list(tall) == ["method", "metric", "res 8x8", "res 16x16", "reported"]
+    assert tall["metric"].tolist()[:2] == ["Recall@1 (%)", "Recall@2 (%)"]
     with pytest.raises(ValueError, match="no key colour; its keys are dataset, res, method, metric"):
         R.compare(book.frame(), None, "T", columns="colour")
     with pytest.raises(ValueError, match="no numbers for table 'U'; the tables are: T"):
@@ -317,30 +372,90 @@ def test_compare_by_columns():
 
 
 def test_printed_numbers():
-    assert R.format_mean_std(math.nan, math.nan) == "—" and R.format_mean_std(math.inf) == "∞" and R.format_mean_std(-1.25, digits=1) == "−1.2"
+    assert R.format_mean_std(math.nan, math.nan) == "—" and R.format_mean_std(math.inf) == "∞"
+    assert R.format_mean_std(-1.25, digits=1) == "−1.2"
     assert R.format_mean_std(0) == "0" and R.format_mean_std(88.04, 0.0, 1) == "88.0 ± 0.0"
-    assert R.metric_label("recall_at_8") == "Recall@8 (%)" and R.metric_label("accuracy_drop_vs_teacher_pct") == "accuracy drop vs teacher (%)"
-    assert R.metric_label("logreg_accuracy") == "logreg accuracy (%)" and not R.is_percent("confidence") and not R.is_percent("ranking_loss")
+    assert R.metric_label("recall_at_8") == "Recall@8 (%)"
+    assert R.metric_label("accuracy_drop_vs_teacher_pct") == "accuracy drop vs teacher (%)"
+    assert R.metric_label("logreg_accuracy") == "logreg accuracy (%)" and not R.is_percent("confidence")
+    assert not R.is_percent("ranking_loss")
 
 
 def test_columns_of_one_head_stand_together():
-    table = pd.DataFrame([["M", "1", "2", "3", "4"]], columns=["method", "clean · none", "dark · none", "clean · FaceBN", "dark · FaceBN"])
+    table = pd.DataFrame([["M", "1", "2", "3", "4"]],
+                         columns=["method", "clean · none", "dark · none", "clean · FaceBN", "dark · FaceBN"])
     page = R.to_html(table)
     cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", page)
-    assert cells == ["method", "clean", "dark", "none", "FaceBN", "none", "FaceBN", "M", "1", "3", "2", "4"] and page.count("colspan='2'") == 2
+    assert cells == ["method", "clean", "dark", "none", "FaceBN", "none", "FaceBN", "M", "1", "3", "2", "4"]
+    assert page.count("colspan='2'") == 2
 
 
 def test_html_is_escaped_grouped_and_aligned():
-    frame = R.compare(study([80, 82, 84], [70, 71, 72]).frame(), PAPER.replace({"method": {"X": "<b>X</b> & co"}}), "Table 1")
+    frame = R.compare(study([80, 82, 84], [70, 71, 72]).frame(), PAPER.replace({"method": {"X": "<b>X</b> & co"}}),
+                      "Table 1")
     page = R.to_html(frame, caption="1 < 2")
     assert "&lt;b&gt;X&lt;/b&gt; &amp; co" in page and "1 &lt; 2" in page and "<b>X" not in page
     assert "colspan='2'" in page and ">reproduced</th>" in page and ">reported</th>" in page
-    assert re.search(r"text-align:right;white-space:nowrap'>82\.0 ± 2\.0<", page) and re.search(r"text-align:left;white-space:nowrap'>W<", page)
+    assert re.search(r"text-align:right;white-space:nowrap'>82\.0 ± 2\.0<", page)
+    assert re.search(r"text-align:left;white-space:nowrap'>W<", page)
     assert "† second hand" in page
 
 
 def test_claims_table_reads_well():
-    judged = R.judge([Claim("b", "B beats W", "B", "W"), Claim("gone", "", "nobody", "W")], study([51, 72, 91], [50, 70.9, 90.1]))
+    judged = R.judge([Claim("b", "B beats W", "B", "W"), Claim("gone", "", "nobody", "W")],
+                     study([51, 72, 91], [50, 70.9, 90.1]))
     table = R.claims_table(judged)
     assert table["difference"].tolist() == ["+1.00", "—"] and table["verdict"].tolist() == ["supported", "inconclusive"]
     assert table["95 % interval"].tolist() == ["[+0.75, +1.25]", "—"]
+
+
+# ---- what a printed table remembers
+
+def test_a_table_is_made_again_from_its_layout():
+    frame = study([3, 4, 5], [1, 2, 3]).frame()
+    ours = reported_rows(["Table 9", "digits", "res=3x3", "B", "accuracy", "4.2", "paper", ""])
+    for choice in ({}, {"columns": ["method"]}, {"columns": "dataset", "where": {"method": "B"}, "repetitions": "sets"},
+                   {"reported_table": "Table 9", "settings": ["res"]}):
+        table = R.compare(frame, ours, "Table 1", **choice)
+        layout = dict(table.attrs["layout"])
+        assert layout.pop("beside")
+        assert layout == {"columns": ["metric"], "repetitions": "seeds", "table": "Table 1"} | choice | (
+            {"columns": ["dataset"]} if choice.get("columns") == "dataset" else {})
+        again = R.compare(frame, ours, **layout)
+        assert again.equals(table) and again.attrs == table.attrs
+    assert R.compare(frame, None, "Table 1").attrs["layout"]["beside"] is False
+    with pytest.raises(ValueError, match="every key heads a column"):
+        R.compare(frame, None, "Table 1", ["dataset", "res", "method", "metric"])
+
+
+def test_the_numbers_of_a_table_lead_where_they_are_sent():
+    frame = study([3, 4], [1, 2]).frame()
+    ours = reported_rows(["Table 1", "digits", "res=3x3", "B", "accuracy", "4.2", "paper", ""])
+    table = R.compare(frame, ours, "Table 1")
+    assert table.attrs["numbers"] == {"accuracy (%) · reproduced": ""}
+    page = R.to_html(table,
+                     link=lambda row, name: f"#{table.at[row, 'method']}<" if name in table.attrs["numbers"] else "")
+    assert re.findall(r"<a href='([^']+)'>([^<]+)</a>", page) == [("#B&lt;", "3.5 ± 0.7"), ("#W&lt;", "1.5 ± 0.7")]
+    across = R.compare(frame, None, "Table 1", ["method"])
+    assert across.attrs["numbers"] == {"B": "B", "W": "W"} and "<a " not in R.to_html(across)
+
+
+@pytest.mark.parametrize("mean, std, text", [(1e308, math.nan, "1.00e+308"), (1e300, 1e299, "1.00e+300 ± 1.00e+299"),
+                                             (5.0, 1e13, "5.00e+00 ± 1.00e+13"),
+                                             (123456.0, math.nan, "123456"), (-math.inf, 1.0, "−∞")])
+def test_numbers_beyond_all_measure_stay_short(mean, std, text):
+    assert R.format_mean_std(mean, std) == text
+
+
+def test_claims_that_are_none_are_refused(tmp_path):
+    judged = R.judge([Claim("a", "", "B", "W")], study([3, 4, 6], [1, 2, 3]))
+    for column, value, says in (("kind", "lesser", "kind 'lesser' is none of greater, at least"),
+                                ("verdict", "maybe", "verdict 'maybe' is none of"),
+                                ("n", "2.5", "n must be a whole number"), ("n", "", "n must be"),
+                                ("ci_low", "x", "'x' in the column ci_low")):
+        judged.astype(object).assign(**{column: value}).to_csv(tmp_path / "claims.csv", index=False)
+        with pytest.raises(ValueError, match=f"claims.csv: .*{says}"):
+            R.read_claims(tmp_path / "claims.csv")
+    judged.drop(columns="n").to_csv(tmp_path / "claims.csv", index=False)
+    with pytest.raises(ValueError, match="columns missing: n"):
+        R.read_claims(tmp_path / "claims.csv")

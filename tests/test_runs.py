@@ -1,4 +1,5 @@
 """kdnotes.runs: ids, folders, manifests, states, interruption."""
+
 import itertools
 import json
 import logging
@@ -47,8 +48,12 @@ def closed():
 
 # ---- ids
 
+
 @settings(max_examples=25, deadline=None)
-@given(st.dictionaries(st.sampled_from("abcdef"), st.one_of(st.integers(), st.text(max_size=3), st.none()), max_size=5), st.randoms())
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.one_of(st.integers(), st.text(max_size=3), st.none()), max_size=5),
+    st.randoms(),
+)
 def test_the_id_depends_on_what_not_on_order_or_place(parameters, random):
     items = list(parameters.items())
     random.shuffle(items)
@@ -66,7 +71,7 @@ def test_the_id_is_readable_and_a_file_name():
 def test_runs_of_notebooks_lie_at_the_projects_root(tmp_path, monkeypatch):
     (tmp_path / "nbs" / "papers").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "nbs" / "papers")
-    assert runs.runs_folder() == Path("runs")                              # some folder that happens to be called nbs
+    assert runs.runs_folder() == Path("runs")  # some folder that happens to be called nbs
     (tmp_path / "settings.ini").write_text("")
     assert runs.runs_folder() == tmp_path / "runs" and runs.runs_folder("/else/where") == Path("/else/where")
     monkeypatch.chdir(tmp_path)
@@ -75,14 +80,22 @@ def test_runs_of_notebooks_lie_at_the_projects_root(tmp_path, monkeypatch):
 
 # ---- a run
 
+
 def test_a_finished_run_is_whole_and_signed(tmp_path):
     @dataclass(frozen=True)
     class Config:
         sizes: tuple = (1, 2)
         root: Path = Path("/secret/place/data")
 
-    run = runs.open_run("toy", {**WHAT, "out": str(tmp_path)}, base=tmp_path, config=Config(), seeds=(0, 1, 2), device="cpu",
-                        precision="32-true")
+    run = runs.open_run(
+        "toy",
+        {**WHAT, "out": str(tmp_path)},
+        base=tmp_path,
+        config=Config(),
+        seeds=(0, 1, 2),
+        device="cpu",
+        precision="32-true",
+    )
     assert run.place == (tmp_path / "toy" / runs.run_id("toy", "smoke", "digits", WHAT)).resolve()
     assert run.path == runs.partial_folder(run.place) and not run.place.exists()
     assert runs.state(run.path) == runs.state(run.place) == "running" and runs.find_runs(tmp_path) == [run.path]
@@ -93,7 +106,9 @@ def test_a_finished_run_is_whole_and_signed(tmp_path):
     folder = run.finish(book(), CLAIMS, data={"digits": "abc"}, code="0" * 16)
     logging.getLogger("kdnotes").info("not for this run")
     manifest = runs.read_manifest(folder)
-    assert folder == run.path == run.place and run.tables == folder / "tables" and not runs.partial_folder(folder).exists()
+    assert (
+        folder == run.path == run.place and run.tables == folder / "tables" and not runs.partial_folder(folder).exists()
+    )
     assert runs.state(folder) == "finished" and not runs.is_locked(folder) and runs.find_runs(tmp_path) == [folder]
     assert read_results(folder / "results.csv").equals(book().frame()) and len(read_claims(folder / "claims.csv")) == 1
     assert set(manifest["files"]) == {"results.csv", "claims.csv", "log.txt", "tables/t.csv", "tables/captions.json"}
@@ -101,7 +116,11 @@ def test_a_finished_run_is_whole_and_signed(tmp_path):
     assert (manifest["data"], manifest["code"], manifest["resumed"]) == ({"digits": "abc"}, "0" * 16, 0)
     assert manifest["stages"] == {"3f": {"stage": "Teacher"}}
     assert manifest["versions"]["torch"] and manifest["versions"]["python"] and manifest["device"]["type"] == "cpu"
-    assert manifest["wall_s"] >= 0 and manifest["peak_memory"]["host"] > 1e6 and manifest["started"] <= manifest["finished"]
+    assert (
+        manifest["wall_s"] >= 0
+        and manifest["peak_memory"]["host"] > 1e6
+        and manifest["started"] <= manifest["finished"]
+    )
     assert manifest["precision"] == "32-true" and manifest["threads"] >= 1
     assert "/" not in json.dumps(manifest | {"versions": {}, "files": {}}), "no path of this machine"
     log = (folder / "log.txt").read_text()
@@ -137,21 +156,40 @@ def write(name, text):
 
 def note(**entries):
     return lambda place: (place / "manifest.json").write_text(
-        json.dumps(json.loads((place / "manifest.json").read_text()) | entries))
+        json.dumps(json.loads((place / "manifest.json").read_text()) | entries)
+    )
 
 
-@pytest.mark.parametrize("damage", [
-    remove("results.csv"), write("results.csv", "paper,table"), remove("tables/t.csv"), write("tables/captions.json", "{}"),
-    write("log.txt", "?"), write("manifest.json", '{"slug": "toy", "status": "finis'), write("manifest.json", '["status"]'),
-    write("manifest.json", "[" * 100_000), remove("manifest.json"), note(files=["results.csv"]), note(files={}), note(files={"../r": "0"}),
-    note(files={"/etc/passwd": "0"}), note(dataset="../../up"), note(dataset=3), note(slug="a/b"), note(parameters=None),
-    note(wall_s="long"), note(data={"digits": {"files": {"a": 3}}}), note(status=None),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        remove("results.csv"),
+        write("results.csv", "paper,table"),
+        remove("tables/t.csv"),
+        write("tables/captions.json", "{}"),
+        write("log.txt", "?"),
+        write("manifest.json", '{"slug": "toy", "status": "finis'),
+        write("manifest.json", '["status"]'),
+        write("manifest.json", "[" * 100_000),
+        remove("manifest.json"),
+        note(files=["results.csv"]),
+        note(files={}),
+        note(files={"../r": "0"}),
+        note(files={"/etc/passwd": "0"}),
+        note(dataset="../../up"),
+        note(dataset=3),
+        note(slug="a/b"),
+        note(parameters=None),
+        note(wall_s="long"),
+        note(data={"digits": {"files": {"a": 3}}}),
+        note(status=None),
+    ],
+)
 def test_a_damaged_run_is_broken_and_nothing_worse(tmp_path, damage):
     place = finished(tmp_path / "toy" / "demo-digits-01234567")
     damage(place)
     assert runs.state(place) == "broken" and runs.find_runs(tmp_path) == [place]
-    again = finished(place, 81)                                            # and it is made anew without ado
+    again = finished(place, 81)  # and it is made anew without ado
     assert again == place and runs.state(place) == "finished"
 
 
@@ -183,6 +221,7 @@ def test_bad_results_leave_the_run_unfinished_and_the_old_one_in_place(tmp_path)
 
 # ---- beside the finished run
 
+
 def test_opening_a_finished_run_and_stopping_loses_nothing(tmp_path):
     place = finished(tmp_path / "r")
     before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
@@ -190,7 +229,11 @@ def test_opening_a_finished_run_and_stopping_loses_nothing(tmp_path):
         run = runs.open_run("toy", WHAT, out=place, fresh=fresh)
         run.save_table(book(1).frame(), "t")
         run.close()
-        assert runs.state(place) == "finished" and runs.state(run.path) == "interrupted" and runs.find_runs(tmp_path.parent)
+        assert (
+            runs.state(place) == "finished"
+            and runs.state(run.path) == "interrupted"
+            and runs.find_runs(tmp_path.parent)
+        )
         assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
 
 
@@ -206,7 +249,7 @@ def test_what_a_run_did_not_write_moves_over(tmp_path):
     fresh = runs.open_run("toy", WHAT, out=place, fresh=True)
     assert fresh.earlier == [fresh.checkpoints]
     fresh.close()
-    again = runs.open_run("toy", WHAT, out=place)                          # interrupted, it is still a fresh one
+    again = runs.open_run("toy", WHAT, out=place)  # interrupted, it is still a fresh one
     assert again.earlier == [again.checkpoints]
     again.finish(book(82), CLAIMS)
     assert not (place / "checkpoints" / "80.pt").exists() and runs.state(place) == "finished"
@@ -225,7 +268,7 @@ def test_earlier_checkpoints_the_nearest_first(tmp_path):
     for value, name in enumerate(("a", "b", "c")):
         place = finished(tmp_path / name, 80 + value)
         os.utime(place / "checkpoints", (value, value))
-    (tmp_path / "other" / "checkpoints").mkdir(parents=True)               # no run
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)  # no run
     note(slug="another")(finished(tmp_path / "d"))
     run = runs.open_run("toy", WHAT, out=tmp_path / "a")
     assert run.earlier == [run.checkpoints, *(tmp_path / n / "checkpoints" for n in "acb")]
@@ -240,6 +283,7 @@ def finish_and_be_killed(place: Path, after: int) -> None:
             if next(changes) == after:
                 os.kill(os.getpid(), signal.SIGKILL)
             return change(*args, **kwargs)
+
         return do
 
     for owner, name in ((Path, "rename"), (Path, "replace"), (os, "replace"), (shutil, "rmtree"), (os, "unlink")):
@@ -255,7 +299,7 @@ def test_killed_at_any_moment_there_is_a_finished_run(tmp_path):
     seen = []
     for after in range(40):
         place = finished(tmp_path / f"r{after}")
-        if (child := os.fork()) == 0:                                      # everything is loaded: a kill costs nothing
+        if (child := os.fork()) == 0:  # everything is loaded: a kill costs nothing
             status = 1
             try:
                 finish_and_be_killed(place, after)
@@ -282,6 +326,7 @@ def test_looking_disturbs_nobody(tmp_path):
     def look():
         while not stop.is_set():
             seen.add(runs.is_locked(place))
+
     lookers = [threading.Thread(target=look, daemon=True) for _ in range(2)]
     try:
         [looker.start() for looker in lookers]
@@ -297,6 +342,7 @@ def test_looking_disturbs_nobody(tmp_path):
 
 # ---- continuing
 
+
 def test_what_is_continued_and_what_starts_anew(tmp_path):
     def reopen(**more):
         run = runs.open_run("toy", WHAT, out=tmp_path / "r", **more)
@@ -309,16 +355,16 @@ def test_what_is_continued_and_what_starts_anew(tmp_path):
     assert not kept
     run.close()
     run, kept = reopen()
-    assert kept and run.manifest["resumed"] == 1                           # interrupted: continued
-    assert [p.name for p in run.tables.glob("*.csv")] == ["t1.csv"]        # tables are made anew
+    assert kept and run.manifest["resumed"] == 1  # interrupted: continued
+    assert [p.name for p in run.tables.glob("*.csv")] == ["t1.csv"]  # tables are made anew
     run, kept = reopen()
-    assert kept and run.manifest["resumed"] == 2                           # the cell was run again
+    assert kept and run.manifest["resumed"] == 2  # the cell was run again
     run.close()
     run, kept = reopen(fresh=True)
     assert not kept and run.manifest["resumed"] == 0
     run.finish(book(), CLAIMS)
     run, kept = reopen()
-    assert not kept and run.manifest["resumed"] == 0                       # finished: beside it
+    assert not kept and run.manifest["resumed"] == 0  # finished: beside it
     assert (run.place / "results.csv").exists()
 
 
@@ -357,7 +403,9 @@ def test_one_process_holds_one_run(tmp_path):
     second = runs.open_run("toy", {**WHAT, "seeds": "5"}, out=tmp_path / "b")
     second.log.info("only here")
     assert runs.state(first.path) == "interrupted" and runs.state(second.path) == "running"
-    assert "only here" not in (first.path / "log.txt").read_text() and "only here" in (second.path / "log.txt").read_text()
+    assert (
+        "only here" not in (first.path / "log.txt").read_text() and "only here" in (second.path / "log.txt").read_text()
+    )
 
 
 def test_an_unusable_folder_is_refused(tmp_path, monkeypatch):
@@ -368,7 +416,7 @@ def test_an_unusable_folder_is_refused(tmp_path, monkeypatch):
     assert "is no name" in refused(runs.open_run, "toy", {"profile": "smoke", "dataset": "../up"}, out=tmp_path / "r")
     (tmp_path / "here" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / "below")
-    for out in (".", "..", tmp_path):                                      # nobody's working folder is exchanged
+    for out in (".", "..", tmp_path):  # nobody's working folder is exchanged
         assert "give it a folder of its own" in refused(runs.open_run, "toy", WHAT, out=out)
 
 
@@ -376,25 +424,33 @@ def test_files_that_come_after_the_run_are_signed_too(tmp_path):
     place = finished(tmp_path / "r")
     (tmp_path / ".x.ipynb").write_text("{}")
     runs.add_files(place, {"notebook.ipynb": tmp_path / ".x.ipynb"}, code="0123")
-    assert runs.state(place) == "finished" and runs.read_manifest(place)["code"] == "0123" and not (tmp_path / ".x.ipynb").exists()
+    assert (
+        runs.state(place) == "finished"
+        and runs.read_manifest(place)["code"] == "0123"
+        and not (tmp_path / ".x.ipynb").exists()
+    )
     (place / "notebook.ipynb").write_text("")
     assert runs.state(place) == "broken"
 
 
 # ---- outdated
 
+
 def test_a_run_is_outdated_when_its_code_or_its_data_are_others(tmp_path, monkeypatch):
     data = tmp_path / "data"
     (data / "mine").mkdir(parents=True)
     (data / "mine" / "train.npz").write_bytes(b"pixels")
-    noted = {"mine": {"print": "p", "files": {"mine/train.npz": [6, runs.digest(data / "mine" / "train.npz")]}}, "digits": {"print": "q"}}
+    noted = {
+        "mine": {"print": "p", "files": {"mine/train.npz": [6, runs.digest(data / "mine" / "train.npz")]}},
+        "digits": {"print": "q"},
+    }
     place = runs.open_run("toy", WHAT, out=tmp_path / "r").finish(book(), CLAIMS, data=noted, code="c0de")
     assert runs.outdated(place, "c0de", data) == "" and runs.outdated(place) == ""
     assert runs.outdated(place, "other", data) == "the code has changed" == runs.outdated(place, "other")
-    (data / "mine" / "train.npz").write_bytes(b"pixels")                   # written again, the same
+    (data / "mine" / "train.npz").write_bytes(b"pixels")  # written again, the same
     assert runs.outdated(place, "c0de", data) == ""
     (data / "mine" / "train.npz").write_bytes(b"PIXELS")
-    os.utime(data / "mine" / "train.npz", (1, 1))                          # the same size, and an old date
+    os.utime(data / "mine" / "train.npz", (1, 1))  # the same size, and an old date
     assert runs.outdated(place, "c0de", data) == "the data of mine have changed: mine/train.npz is another"
     (data / "mine" / "train.npz").write_bytes(b"more")
     assert "is another" in runs.outdated(place, "c0de", data)
@@ -403,21 +459,29 @@ def test_a_run_is_outdated_when_its_code_or_its_data_are_others(tmp_path, monkey
     runs.add_files(place, {"notebook.ipynb": tmp_path / ".draft"}, notebook="b00c")
     assert runs.outdated(place, "c0de") == runs.outdated(place, "b00c") == "" != runs.outdated(place, "other")
     place = runs.open_run("toy", WHAT, out=tmp_path / "r").finish(book(), CLAIMS)
-    assert runs.outdated(place, "any") == ""                               # no print of its own: the package's sources
+    assert runs.outdated(place, "any") == ""  # no print of its own: the package's sources
     monkeypatch.setattr(runs, "code_fingerprint", lambda: "other")
     assert runs.outdated(place, "any") == "the code has changed"
 
 
 # ---- figures and tables
 
+
 def test_figures_and_tables_keep_their_captions_in_order(tmp_path):
     import matplotlib.pyplot as plt
+
     run = runs.open_run("toy", WHAT, out=tmp_path)
     fig, _ = plt.subplots(figsize=(1, 1))
     for name, caption in (("b", "second"), ("a", "first"), ("b", "again")):
         png = run.save_figure(fig, name, caption)
     plt.close(fig)
-    assert png == run.figures / "b.png" and {p.name for p in run.figures.iterdir()} == {"a.png", "a.svg", "b.png", "b.svg", "captions.json"}
+    assert png == run.figures / "b.png" and {p.name for p in run.figures.iterdir()} == {
+        "a.png",
+        "a.svg",
+        "b.png",
+        "b.svg",
+        "captions.json",
+    }
     assert list(runs.read_captions(run.figures).items()) == [("a", {"caption": "first"}), ("b", {"caption": "again"})]
     table = compare(book().frame(), None, "Table 1")
     path = run.save_table(table, "table_1", "Table 1")
@@ -434,23 +498,28 @@ def test_figures_and_tables_keep_their_captions_in_order(tmp_path):
 
 # ---- where it came from
 
+
 def test_versions_and_commit(monkeypatch, tmp_path):
     versions = runs.package_versions()
     assert versions["pandas"] == pd.__version__ and "pytest" not in versions
     commit = runs.git_commit()
     assert commit == "" or len(commit.removesuffix("+dirty")) == 40
     monkeypatch.setattr(runs, "package_folder", lambda: tmp_path)
-    assert runs.git_commit() == ""                                         # outside git
+    assert runs.git_commit() == ""  # outside git
     monkeypatch.setenv("PATH", "")
-    assert runs.git_commit() == ""                                         # without git
+    assert runs.git_commit() == ""  # without git
 
 
 def test_commit_says_dirty(monkeypatch, tmp_path):
-    git = lambda *a: subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@x.invalid", *a], check=True, capture_output=True)
+    git = lambda *a: subprocess.run(
+        ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@x.invalid", *a],
+        check=True,
+        capture_output=True,
+    )
     (tmp_path / "__init__.py").write_text("")
     git("init", "-q")
     monkeypatch.setattr(runs, "package_folder", lambda: tmp_path)
-    assert runs.git_commit() == ""                                         # in a repository, but not of it
+    assert runs.git_commit() == ""  # in a repository, but not of it
     git("add", "-A")
     git("commit", "-qm", "one")
     clean = runs.git_commit()

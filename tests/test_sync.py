@@ -15,7 +15,8 @@ FILES = ("settings.ini", "setup.py", "pyproject.toml", "README.md")
 
 def tree(root: Path) -> dict[str, bytes]:
     """Contents of every notebook, module and the README below `root`."""
-    paths = [p for name in TREES for p in (root / name).rglob("*") if p.suffix in {".py", ".ipynb"} and ".ipynb_checkpoints" not in p.parts]
+    paths = [p for name in TREES for p in (root / name).rglob("*") if p.suffix in {".py", ".ipynb"}
+             and ".ipynb_checkpoints" not in p.parts]
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in [*paths, root / "README.md"]}
 
 
@@ -28,7 +29,7 @@ def copy(tmp_path_factory) -> Path:
     for name in FILES:
         shutil.copy(ROOT / name, root / name)
     scripts = Path(sys.executable).parent
-    readme = [sys.executable, "-c", "from kdnotes.report import write_readme; write_readme()"]
+    readme = [sys.executable, "-c", "from kdnotes.report.publish import write_readme; write_readme()"]
     for command in ([str(scripts / "nbdev_export")], [str(scripts / "nbdev_clean")], readme):
         subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=300)
     return root
@@ -40,7 +41,8 @@ def test_export_clean_and_readme_leave_no_difference(copy):
     assert not changed, f"out of step with the notebooks (run `make export`): {', '.join(changed)}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").rglob("*.ipynb")),
+                         ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
 def test_notebooks_are_committed_without_outputs(path):
     if ".ipynb_checkpoints" in path.parts:
         pytest.skip("an editor's checkpoint")
@@ -51,6 +53,7 @@ def test_notebooks_are_committed_without_outputs(path):
 
 def test_every_module_has_its_notebook():
     modules = {p.relative_to(ROOT / "kdnotes").with_suffix("").as_posix() for p in (ROOT / "kdnotes").rglob("*.py")}
-    notebooks = {p.relative_to(ROOT / "nbs").with_suffix("").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
+    notebooks = {p.relative_to(ROOT / "nbs").with_suffix("").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")
+                 if ".ipynb_checkpoints" not in p.parts}
     modules = {name for name in modules if not name.rpartition("/")[2].startswith("_")}
     assert modules == notebooks - {"index"}

@@ -10,13 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdnotes.data.batches import Batches
+from kdnotes.data.batches import Batches, PictureBatches
+from kdnotes.data.pictures import ClassFolder
 from kdnotes.runtime import fingerprint, make_fabric, make_generator, seed_everything
-from kdnotes.train import History, Loop, SharedBatchNorm, constant, cosine, fit, multistep, one_cycle, predict
+from kdnotes.train import History, Loop, SharedBatchNorm, batches_plan, constant, cosine, fit, multistep, one_cycle, predict
 
 FABRIC = make_fabric("cpu", "fp32")
 
@@ -406,6 +408,13 @@ def test_batches_of_every_kind_are_told_apart(tmp_path):
                               (pairs(drop_last=True), "drop last: False in the file, True asked")]:
         with pytest.raises(ValueError, match=difference):
             train(step=step_of_pairs, data=other, checkpoint=path)
+    for name in ("one", "two"):
+        for label in ("a", "b"):
+            picture = tmp_path / name / label / "0.png"
+            picture.parent.mkdir(parents=True)
+            Image.new("RGB", (8, 8), "red" if name == "two" else "blue").save(picture)
+    one, again, two = (batches_plan(PictureBatches(ClassFolder(tmp_path / n, 8), 1, workers=0)) for n in ("one", "one", "two"))
+    assert one["data"] == again["data"] != two["data"]
     own = [(a, b) for a, b in zip(x.split(8), y.split(8))]
     train(step=step_of_pairs, data=own, checkpoint=tmp_path / "list.pt")
     with pytest.raises(ValueError, match="data: print"):
@@ -561,7 +570,7 @@ def test_a_damaged_checkpoint_is_said_and_replaced(content, tmp_path, caplog):
 KILLED = """
 import sys, time, torch
 from torch import nn
-from kdnotes.data.images import Batches
+from kdnotes.data.batches import Batches
 from kdnotes.runtime import fingerprint, make_fabric, make_generator, seed_everything
 from kdnotes.train import fit, one_cycle
 

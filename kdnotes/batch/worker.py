@@ -284,17 +284,15 @@ class Outcome:
 def claim(planned: PlannedRun) -> Iterator[None]:
     """Keep other batches off a run, and remove what a killed one has left of its drafts; make the run's folder.
 
-    filelock.Timeout if another batch has it, or a notebook that somebody has open. A forced run begins afresh.
+    BlockingIOError if another batch has it, or a notebook that somebody has open. A forced run begins afresh.
     """
-    from filelock import FileLock, Timeout
-
     from kdnotes import runs
 
     folder = folder_of(planned)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(runs.beside(folder, "claim"), timeout=0):
+    with runs.Lock(runs.beside(folder, "claim"), patience=0):
         if runs.is_locked(folder):
-            raise Timeout(runs.beside(folder, "lock"))
+            raise BlockingIOError(f"{folder} is held by another process")
         _remove_drafts(planned)
         runs.heal(folder)
         if planned.force:
@@ -344,8 +342,6 @@ def keep(planned: PlannedRun, said: dict[str, str]) -> tuple[dict[str, str], Pat
 # %% ../../nbs/batch/worker.ipynb #37729f9a
 def supervise(planned: PlannedRun) -> Outcome:
     """Do one run and say how it ended. Nothing but an error of our own is raised: a failing notebook is an outcome."""
-    from filelock import Timeout
-
     started, stop, notebook = time.monotonic(), Path(planned.stop), ""
     try:
         with (claim(planned), lease_gpus(planned.gpus, stop) as gpus,
@@ -356,7 +352,7 @@ def supervise(planned: PlannedRun) -> Outcome:
             attend(process, stop)
             said, place = keep(planned, said_by(process, reader, stop.exists(), log))
             notebook = os.path.relpath(place, planned.cwd) if place.is_relative_to(planned.cwd) else str(place)
-    except Timeout:
+    except BlockingIOError:
         said = {"status": "failed", "reason": "another process works on this run; wait for it or stop it"}
     except (OSError, ValueError) as error:
         said = {"status": "failed", "reason": f"cannot run: {reason_of(error, folder_of(planned).parent)}"}

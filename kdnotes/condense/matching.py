@@ -261,8 +261,8 @@ class Matching:
         networks = {f"networks of pass {k}": name_of(each.networks) for k, each in enumerate(self.passes)}
         losses = {f"loss of pass {k}": name_of(each.loss) for k, each in enumerate(self.passes)}
         settings = {name.replace("_", " "): value for name, value in asdict(self.settings).items()}
-        own = {"seed": self.seed, "factor": self.synthetic.factor, "real images": self.real.fingerprint()}
-        own["precision"] = self.precision
+        own = {"seed": self.seed, "factor": self.synthetic.factor, "precision": self.precision}
+        own["real images"] = f"print {self.real.fingerprint()[:12]}"
         return settings | own | networks | losses
 
     def code(self) -> tuple:

@@ -21,7 +21,7 @@ from .protocols import FaceSets, Search, split_identities
 from .sets.crowds import IMAGES
 from .sets.folders import folder_source
 from .source import Source, check_split, check_there, data_root, reading
-from ..profiles import unknown_name
+from ..config import unknown_name
 
 # %% ../../nbs/data/catalogue.ipynb #254166dd
 FAMILIES = [import_module(f"{sets.__name__}.{found.name}") for found in pkgutil.iter_modules(sets.__path__)]
@@ -90,7 +90,7 @@ def known(root: str | os.PathLike | None = None, *rooms: str) -> dict[str, Sourc
         found |= tables[room]
         if room == "images":
             with reading(folder, "give another folder"):
-                below = sorted(os.listdir(folder)) if folder.is_dir() else []
+                below = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
             for name in below:
                 if own := installed(name, folder):
                     found[name] = the_one(name, [SOURCES[name], *own] if name in SOURCES else own, folder)

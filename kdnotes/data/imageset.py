@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..profiles import unknown_name
+from ..config import unknown_name
 from ..runtime import encode, fingerprint, make_generator
 
 # %% ../../nbs/data/imageset.ipynb #2285f7ca

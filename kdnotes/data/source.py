@@ -45,10 +45,10 @@ def verified(path: Path, md5: str, remedy: str) -> Path:
 
     Where `path` ends in .gz and only its unpacked form is there, that.
     """
-    if not path.exists() and path.suffix == ".gz" and path.with_suffix("").is_file():
+    if not os.path.exists(path) and path.suffix == ".gz" and os.path.isfile(path.with_suffix("")):
         return path.with_suffix("")  # torchvision unpacks beside the archive; no sum is published for it
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is {'no file' if path.exists() else 'missing'}; {remedy}")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is {'no file' if os.path.exists(path) else 'missing'}; {remedy}")
     if md5:
         with reading(path, remedy), open(path, "rb") as file:
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
@@ -121,9 +121,7 @@ def check_there(source: Source, root: Path) -> None:
         raise FileNotFoundError(f"{missing[0]} is missing; {source.remedy}")
 
 # %% ../../nbs/data/source.ipynb #7b5a0d7d
-_listening: list[
-    tuple[str, dict[str, None]]
-] = []  # the folder and the files opened below it, for each open `files_read`
+_listening: list[tuple[str, dict[str, None]]] = []  # for each open `files_read` its folder, and the files opened below
 _hooked: list[bool] = []
 
 

@@ -18,19 +18,24 @@ from .relational import on_relations
 
 # %% ../../nbs/losses/contrastive.ipynb #5f2f37ae
 def cosine_table(student: Tensor, teacher: Tensor, temperature: float, where: str) -> Tensor:
-    """Cosines of every student row with every teacher row, divided by `temperature`: `(N, M)` from `(N, D)` and `(M, D)`."""
+    """Cosines of every student row with every teacher row, divided by `temperature`:
+    `(N, M)` from `(N, D)` and `(M, D)`.
+    """
     if student.shape[1] != teacher.shape[1]:
-        raise ValueError(f"{where}: student has dimension {student.shape[1]}, teacher {teacher.shape[1]}; map the student with a trained layer first")
+        raise ValueError(f"{where}: student has dimension {student.shape[1]}, teacher {teacher.shape[1]}; map the "
+                         f"student with a trained layer first")
     require_positive(where, temperature=temperature)
     return F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T / temperature
 
 # %% ../../nbs/losses/contrastive.ipynb #ad7d8640
 @on_relations
 def info_nce(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
-    """Instance discrimination across two views: cross-entropy of finding the own teacher row in the batch, mean over rows; a scalar in nats.
+    """Instance discrimination across two views:
+    cross-entropy of finding the own teacher row in the batch, mean over rows; a scalar in nats.
 
-    `student` and `teacher` are `(N, D)`, N >= 2, of any length (they are normalised); row i of both is the same sample; the teacher gets no gradient.
-    Raises ValueError on different N or D, NaN (host memory) and a temperature <= 0. Source: van den Oord, Li and Vinyals, 2018, eq. 4.
+    `student` and `teacher` are `(N, D)`, N >= 2, of any length (they are normalised); row i of both is the same sample;
+    the teacher gets no gradient. Raises ValueError on different N or D, NaN (host memory) and a temperature <= 0.
+    Source: van den Oord, Li and Vinyals, 2018, eq. 4.
     """
     table = cosine_table(student, teacher, temperature, "info_nce")
     return F.cross_entropy(table, torch.arange(len(table), device=table.device))
@@ -38,13 +43,17 @@ def info_nce(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tens
 # %% ../../nbs/losses/contrastive.ipynb #7886060d
 @on_relations
 def supervised_info_nce(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
-    """Cross-view supervised contrast: the mean log-probability of all teacher rows of one's own class, mean over rows, negated; a scalar in nats.
+    """Cross-view supervised contrast:
+    the mean log-probability of all teacher rows of one's own class, mean over rows, negated; a scalar in nats.
 
-    `student` and `teacher` are `(N, D)`, N >= 2, `labels` `(N,)` integers. With distinct labels it is `info_nce`. Raises ValueError as `info_nce`, and on unfit labels.
-    Source: Khosla et al., Supervised Contrastive Learning, NeurIPS 2020, eq. 2 (sum outside the logarithm), here with the student's rows against the teacher's columns.
+    `student` and `teacher` are `(N, D)`, N >= 2, `labels` `(N,)` integers. With distinct labels it is `info_nce`.
+    Raises ValueError as `info_nce`, and on unfit labels.
+    Source: Khosla et al., Supervised Contrastive Learning, NeurIPS 2020, eq. 2 (sum outside the logarithm),
+    here with the student's rows against the teacher's columns.
     """
     if labels.shape != student.shape[:1] or labels.is_floating_point():
-        raise ValueError(f"supervised_info_nce: labels are {labels.dtype} of shape {tuple(labels.shape)}; expected one integer per sample, ({len(student)},)")
+        raise ValueError(f"supervised_info_nce: labels are {labels.dtype} of shape {tuple(labels.shape)}; expected "
+                         f"one integer per sample, ({len(student)},)")
     log_p = F.log_softmax(cosine_table(student, teacher, temperature, "supervised_info_nce"), dim=1)
     positive = (labels[:, None] == labels).to(log_p.dtype)
     return -((positive * log_p).sum(1) / positive.sum(1)).mean()
@@ -57,10 +66,13 @@ def log_mean_exp(x: Tensor, valid: Tensor) -> Tensor:
 
 # %% ../../nbs/losses/contrastive.ipynb #c5a83fff
 class Critic(nn.Module):
-    """Posterior `h` that a pair of score s is a true one, and the noise-contrastive loss that fits it; `m` is the number of samples contrasted with.
+    """Posterior `h` that a pair of score s is a true one, and the noise-contrastive loss that fits it;
+    `m` is the number of samples contrasted with.
 
-    `norm="crd"`: Z is m times the mean of exp(s / temperature) over the first batch, then frozen (a buffer); `norm="none"`: Z = 1.
-    Source: Tian, Krishnan and Isola, Contrastive Representation Distillation (CRD), ICLR 2020, eq. 18, and their code for Z.
+    `norm="crd"`: Z is m times the mean of exp(s / temperature) over the first batch, then frozen (a buffer);
+    `norm="none"`: Z = 1.
+    Source:
+    Tian, Krishnan and Isola, Contrastive Representation Distillation (CRD), ICLR 2020, eq. 18, and their code for Z.
     """
     def __init__(self, m: int, temperature: float, norm: str = "crd"):
         super().__init__()
@@ -92,7 +104,8 @@ def settle(critic: Critic, positive: Tensor, negative: Tensor, valid: Tensor) ->
 class _ChanceTerm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scores: Tensor, temperature: float, shift: Tensor, valid: Tensor) -> Tensor:
-        """Sum over valid chance pairs of softplus(u), u = scores / temperature - shift; `(...)` from scores `(..., n)`."""
+        """Sum over valid chance pairs of softplus(u), u = scores / temperature - shift; `(...)` from scores `(..., n)`.
+        """
         u = (scores / temperature).sub_(shift).masked_fill_(~valid, -math.inf)
         loss = F.softplus(u).sum(-1)
         ctx.save_for_backward(u.sigmoid_().div_(temperature))
@@ -108,8 +121,9 @@ class _ChanceTerm(torch.autograd.Function):
 def noise_contrast(critic: Critic, positive: Tensor, negative: Tensor, valid: Tensor | None = None) -> Tensor:
     """-log h(positive) - sum of log(1 - h(negative)) for each true pair: `(...)` from scores `(...)` and `(..., n)`.
 
-    `valid`, a mask that broadcasts to `negative`, says which chance pairs count; their number is the n of the prior, whatever it is for a pair (0: no loss).
-    In float32 or wider, finite for any score. Source: CRD eq. 10 and 18; sum over the n chance pairs of a true one.
+    `valid`, a mask that broadcasts to `negative`, says which chance pairs count; their number is the n of the prior,
+    whatever it is for a pair (0: no loss). In float32 or wider, finite for any score. Source: CRD eq. 10 and 18; sum
+    over the n chance pairs of a true one.
     """
     with torch.autocast(positive.device.type, enabled=False):
         dtype = torch.promote_types(positive.dtype, torch.float32)
@@ -118,18 +132,21 @@ def noise_contrast(critic: Critic, positive: Tensor, negative: Tensor, valid: Te
         settle(critic, positive, negative, valid)
         n = valid.expand(*valid.shape[:-1], negative.shape[-1]).sum(-1)
         shift = -critic.log_odds(torch.zeros_like(positive), n)
-        return F.softplus(shift - positive / critic.temperature) + _ChanceTerm.apply(negative, critic.temperature, shift[..., None], valid)
+        true = F.softplus(shift - positive / critic.temperature)
+        return true + _ChanceTerm.apply(negative, critic.temperature, shift[..., None], valid)
 
 # %% ../../nbs/losses/contrastive.ipynb #bcbe87a8
 class Negatives(nn.Module):
-    """Draws, for samples with given keys, entries of a memory with other keys; `keys` `(m,)` are those of the memory, integers >= 0.
+    """Draws, for samples with given keys, entries of a memory with other keys;
+    `keys` `(m,)` are those of the memory, integers >= 0.
 
     Keys are class labels (supervised) or sample numbers (instance discrimination).
     """
     def __init__(self, keys: Tensor):
         super().__init__()
         if keys.ndim != 1 or keys.is_floating_point() or keys.unique().numel() < 2:
-            raise ValueError(f"Negatives: keys are {keys.dtype} of shape {tuple(keys.shape)} with {keys.unique().numel()} different values; expected integers (m,) with two or more")
+            raise ValueError(f"Negatives: keys are {keys.dtype} of shape {tuple(keys.shape)} with "
+                             f"{keys.unique().numel()} different values; expected integers (m,) with two or more")
         self.register_buffer("keys", keys, persistent=False)
         self.register_buffer("order", keys.argsort(stable=True), persistent=False)
         self.register_buffer("start", F.pad(keys.bincount().cumsum(0), (1, 0)), persistent=False)
@@ -137,18 +154,23 @@ class Negatives(nn.Module):
     def draw(self, keys: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`n` entries for each of `keys` `(B,)`, uniform over all others, with replacement: int64 `(B, n)`."""
         start, end = self.start[keys, None], self.start[keys + 1, None]
-        u = torch.randint(2**62, (len(keys), n), generator=generator, device=keys.device) % (len(self.order) - (end - start))
+        u = torch.randint(2**62, (len(keys), n), generator=generator, device=keys.device)
+        u = u % (len(self.order) - (end - start))
         return self.order[torch.where(u < start, u, u + end - start)]
 
 # %% ../../nbs/losses/contrastive.ipynb #198547dd
 def shared_size(n: int, commonest: float, length: int) -> int:
-    """How many entries to draw so that `n` of them have another key, where the commonest key has the share `commonest` of the memory: 4 sigma on the safe side."""
+    """How many entries to draw so that `n` of them have another key,
+    where the commonest key has the share `commonest` of the memory: 4 sigma on the safe side.
+    """
     wrong = 1 - commonest
     return min(length, math.ceil(n / wrong + 4 * math.sqrt(n * commonest) / wrong))
 
 
-def shared_negatives(keys: Tensor, memory: Tensor, n: int, size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """`size` different entries `(K,)` of a memory with keys `memory` `(m,)`, and a mask `(B, K)`: for each of `keys` `(B,)` the first `n` with another key.
+def shared_negatives(keys: Tensor, memory: Tensor, n: int, size: int,
+                     generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """`size` different entries `(K,)` of a memory with keys `memory` `(m,)`, and a mask `(B, K)`:
+    for each of `keys` `(B,)` the first `n` with another key.
 
     Entries of the memory with a key < 0 are empty and never count.
     """
@@ -169,7 +191,9 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: Tensor, keys: Tensor, index: Tensor | None = None) -> None:
-        """Remember `rows` `(B, dim)` with `keys` `(B,)`, in order; the oldest go. Which samples they are (`index`) is of no interest here."""
+        """Remember `rows` `(B, dim)` with `keys` `(B,)`, in order; the oldest go.
+        Which samples they are (`index`) is of no interest here.
+        """
         length = len(self.rows)
         slot = (self.pushed + torch.arange(len(rows), device=rows.device))[-length:] % length
         self.rows[slot], self.keys[slot] = rows[-length:].to(self.rows.dtype), keys[-length:]
@@ -177,7 +201,9 @@ class Queue(nn.Module):
 
 # %% ../../nbs/losses/contrastive.ipynb #9a2ed598
 class IndexBank(nn.Module):
-    """One row `(length, dim)` for each of `length` training samples; a new row replaces the old one, or moves it with `momentum`, on the unit sphere if `unit`."""
+    """One row `(length, dim)` for each of `length` training samples;
+    a new row replaces the old one, or moves it with `momentum`, on the unit sphere if `unit`.
+    """
 
     def __init__(self, length: int, dim: int, momentum: float = 0.0, unit: bool = False):
         super().__init__()
@@ -209,9 +235,12 @@ class Head(nn.Module):
 
 
 def scores_at(v: Tensor, rows: Tensor, k: Tensor) -> Tensor:
-    """Inner products of `v` `(B, p)` with its own entries `k` `(B, K)` of `rows` `(m, p)`: `(B, K)`, by the cheaper of two ways."""
+    """Inner products of `v` `(B, p)` with its own entries `k` `(B, K)` of `rows` `(m, p)`:
+    `(B, K)`, by the cheaper of two ways.
+    """
     if len(rows) <= 8 * k.shape[1]:
-        return (v @ rows.T.clone()).gather(1, k)              # the whole table, then what is needed; a clone, since the rows will move on
+        # the whole table, then what is needed; a clone, since the rows will move on
+        return (v @ rows.T.clone()).gather(1, k)
     return torch.einsum("bp,bkp->bk", v, rows[k])             # few of many rows: copy those
 
 # %% ../../nbs/losses/contrastive.ipynb #936159ce
@@ -224,11 +253,15 @@ def random_sphere(bank: IndexBank, keys: Tensor) -> IndexBank:
 
 # %% ../../nbs/losses/contrastive.ipynb #b74f00ec
 class CRDLoss(nn.Module):
-    """Contrastive representation distillation of embeddings `(B, d_s)` and `(B, d_t)`; trains its two heads with the student.
+    """Contrastive representation distillation of embeddings `(B, d_s)` and `(B, d_t)`;
+    trains its two heads with the student.
 
-    `keys` `(m,)`: label of every training sample ("exact" negatives, of other classes), or `torch.arange(m)` for all other samples. `n` negatives are
-    drawn anew for each sample. In training mode both banks follow with `momentum`. Source: Tian, Krishnan and Isola, ICLR 2020, and their code."""
-    def __init__(self, d_s: int, d_t: int, keys: Tensor, n: int = 16384, temperature: float = 0.07, p: int = 128, momentum: float = 0.5):
+    `keys` `(m,)`: label of every training sample ("exact" negatives, of other classes), or `torch.arange(m)` for all
+    other samples. `n` negatives are drawn anew for each sample. In training mode both banks follow with `momentum`.
+    Source: Tian, Krishnan and Isola, ICLR 2020, and their code.
+    """
+    def __init__(self, d_s: int, d_t: int, keys: Tensor, n: int = 16384, temperature: float = 0.07, p: int = 128,
+                 momentum: float = 0.5):
         super().__init__()
         require_positive("CRDLoss", n=n)
         self.n, self.negatives = n, Negatives(keys)
@@ -236,7 +269,8 @@ class CRDLoss(nn.Module):
         self.bank_s, self.bank_t = (random_sphere(IndexBank(len(keys), p, momentum, unit=True), keys) for _ in "st")
         self.critic_s, self.critic_t = (Critic(len(keys), temperature) for _ in "st")
 
-    def forward(self, student: Tensor, teacher: Tensor, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, index: Tensor,
+                generator: torch.Generator | None = None) -> Tensor:
         """A scalar, mean over the batch, sum over both sides; `index` `(B,)` says which training samples these are."""
         require_rows("CRDLoss", student, teacher)
         require_finite("CRDLoss", student=student, teacher=teacher)
@@ -250,11 +284,15 @@ class CRDLoss(nn.Module):
 
 # %% ../../nbs/losses/contrastive.ipynb #65020a7a
 def contrast(critic: Critic, v: Tensor, rows: Tensor, k: Tensor) -> Tensor:
-    """Noise contrast of `v` `(B, p)`: the true partner of each is entry `k[:, 0]` of `rows`, the chance partners are the others; mean over the batch."""
+    """Noise contrast of `v` `(B, p)`:
+    the true partner of each is entry `k[:, 0]` of `rows`, the chance partners are the others; mean over the batch.
+    """
     scores = scores_at(v, rows.to(v.dtype), k)
     return noise_contrast(critic, scores[:, 0], scores[:, 1:]).mean()
 
 # %% ../../nbs/losses/contrastive.ipynb #125a72a1
 def information_bound(loss: Tensor | float, n: int) -> Tensor | float:
-    """Lower bound on the mutual information of the contrasted pair, in nats, from the noise-contrastive `loss` of one side: log n - loss. A diagnostic."""
+    """Lower bound on the mutual information of the contrasted pair, in nats,
+    from the noise-contrastive `loss` of one side: log n - loss. A diagnostic.
+    """
     return math.log(n) - loss

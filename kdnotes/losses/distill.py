@@ -19,15 +19,20 @@ def require_rows(where: str, student: Tensor, teacher: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"{where}: {name} is a {type(x).__name__}; expected a torch.Tensor of shape (N, ...)")
         if not x.is_floating_point() or x.ndim < 2 or not x.numel():
-            raise ValueError(f"{where}: {name} has shape {tuple(x.shape)} and dtype {x.dtype}; expected floating-point rows, (N, ...) with no empty side")
+            raise ValueError(f"{where}: {name} has shape {tuple(x.shape)} and dtype {x.dtype}; expected "
+                             f"floating-point rows, (N, ...) with no empty side")
     if len(student) != len(teacher):
-        raise ValueError(f"{where}: student has {len(student)} rows, teacher {len(teacher)}; pass the same N samples to both, in the same order")
+        raise ValueError(f"{where}: student has {len(student)} rows, teacher {len(teacher)}; pass the same N samples "
+                         f"to both, in the same order")
     if student.device != teacher.device:
-        raise ValueError(f"{where}: student is on {student.device}, teacher on {teacher.device}; move one of them with .to(device)")
+        raise ValueError(f"{where}: student is on {student.device}, teacher on {teacher.device}; move one "
+                         f"of them with .to(device)")
 
 # %% ../../nbs/losses/distill.ipynb #37db6bab
 def require_finite(where: str, **tensors: Tensor) -> None:
-    """Refuse NaN and infinite entries with a ValueError that names tensor and row; looks at tensors in host memory only (see above)."""
+    """Refuse NaN and infinite entries with a ValueError that names tensor and row;
+    looks at tensors in host memory only (see above).
+    """
     for name, x in tensors.items():
         if x.device.type != "cpu" or x.isfinite().all():
             continue
@@ -48,13 +53,15 @@ def require_positive(where: str, **numbers: float) -> None:
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0, form: str = "kl") -> Tensor:
     """Soft-label loss, scaled by the squared temperature, mean over the batch; a scalar in nats.
 
-    Both logits are `(N, classes)`; the teacher gets no gradient; half precision is computed in float32. `form` "kl", or "ce": cross-entropy with the soft
-    labels, larger by the teacher's entropy. ValueError on different shapes, NaN (host memory), a temperature <= 0, another form.
+    Both logits are `(N, classes)`; the teacher gets no gradient; half precision is computed in float32. `form` "kl", or
+    "ce": cross-entropy with the soft labels, larger by the teacher's entropy. ValueError on different shapes, NaN (host
+    memory), a temperature <= 0, another form.
     Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, section 2.
     """
     require_rows("kd_loss", student_logits, teacher_logits)
     if student_logits.shape != teacher_logits.shape:
-        raise ValueError(f"kd_loss: student has {tuple(student_logits.shape)} logits, teacher {tuple(teacher_logits.shape)}; both need the same classes")
+        raise ValueError(f"kd_loss: student has {tuple(student_logits.shape)} logits, teacher "
+                         f"{tuple(teacher_logits.shape)}; both need the same classes")
     require_positive("kd_loss", temperature=temperature)
     require_finite("kd_loss", student=student_logits, teacher=teacher_logits)
     if form not in ("kl", "ce"):
@@ -68,16 +75,19 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 
 # %% ../../nbs/losses/distill.ipynb #a9ec5816
 def hint_loss(student: Tensor, teacher: Tensor, normalize: bool = False, scale: float | Tensor | None = None) -> Tensor:
-    """Mean squared difference of two features over all their entries; a scalar, unitless if `scale` has the teacher's unit.
+    """Mean squared difference of two features over all their entries;
+    a scalar, unitless if `scale` has the teacher's unit.
 
-    `student` and `teacher` have one shape, `(N, d)` or `(N, channels, height, width)`. `normalize` first scales each row to Euclidean length 1.
-    `scale` divides the difference: the standard deviation of the teacher's feature, a number or a tensor that broadcasts; None is 1.
-    The teacher gets no gradient; half precision is computed in float32. Raises ValueError on different shapes, NaN (host memory) and `scale` <= 0.
+    `student` and `teacher` have one shape, `(N, d)` or `(N, channels, height, width)`. `normalize` first scales each
+    row to Euclidean length 1. `scale` divides the difference: the standard deviation of the teacher's feature, a number
+    or a tensor that broadcasts; None is 1. The teacher gets no gradient; half precision is computed in float32. Raises
+    ValueError on different shapes, NaN (host memory) and `scale` <= 0.
     Source: Romero et al., FitNets, ICLR 2015, eq. 3, there summed over the entries and halved.
     """
     require_rows("hint_loss", student, teacher)
     if student.shape != teacher.shape:
-        raise ValueError(f"hint_loss: student is {tuple(student.shape)}, teacher {tuple(teacher.shape)}; map the student with a trained layer first")
+        raise ValueError(f"hint_loss: student is {tuple(student.shape)}, teacher {tuple(teacher.shape)}; map the "
+                         f"student with a trained layer first")
     require_finite("hint_loss", student=student, teacher=teacher)
     if isinstance(scale, (int, float)):
         require_positive("hint_loss", scale=scale)
@@ -90,29 +100,36 @@ def hint_loss(student: Tensor, teacher: Tensor, normalize: bool = False, scale: 
 
 # %% ../../nbs/losses/distill.ipynb #5a702df0
 def attention_map(features: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """Where the channels of `(N, C, h, w)` have their energy: the mean square over channels, pooled to `size`, each map of Euclidean length 1; `(N, h * w)`."""
+    """Where the channels of `(N, C, h, w)` have their energy:
+    the mean square over channels, pooled to `size`, each map of Euclidean length 1; `(N, h * w)`.
+    """
     energy = features.to(torch.promote_types(features.dtype, torch.float32)).square().mean(1)
     return F.normalize((energy if size is None else F.adaptive_avg_pool2d(energy, size)).flatten(1), dim=1)
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Attention transfer: mean squared difference of the attention maps of `(N, C_s, h_s, w_s)` and `(N, C_t, h_t, w_t)`, at the smaller size; a scalar.
+    """Attention transfer: mean squared difference of the attention maps of `(N, C_s, h_s, w_s)` and `(N, C_t, h_t,
+    w_t)`, at the smaller size; a scalar.
 
-    The teacher gets no gradient. ValueError for other than feature maps, different N and NaN (host memory). Source: Zagoruyko and Komodakis, ICLR 2017,
-    in the form of the CRD benchmark (maps pooled to the smaller size, mean over all places).
+    The teacher gets no gradient. ValueError for other than feature maps, different N and NaN (host memory). Source:
+    Zagoruyko and Komodakis, ICLR 2017, in the form of the CRD benchmark (maps pooled to the smaller size, mean over all
+    places).
     """
     require_rows("attention_loss", student, teacher)
     if student.ndim != 4 or teacher.ndim != 4:
-        raise ValueError(f"attention_loss: student is {tuple(student.shape)}, teacher {tuple(teacher.shape)}; expected feature maps (N, C, h, w)")
+        raise ValueError(f"attention_loss: student is {tuple(student.shape)}, teacher {tuple(teacher.shape)}; "
+                         f"expected feature maps (N, C, h, w)")
     require_finite("attention_loss", student=student, teacher=teacher)
     size = tuple(min(pair) for pair in zip(student.shape[2:], teacher.shape[2:]))
     return (attention_map(student, size) - attention_map(teacher.detach(), size)).square().mean()
 
 # %% ../../nbs/losses/distill.ipynb #bbd40093
 class VIDLoss(nn.Module):
-    """Gaussian negative log-likelihood (without its constant) of the teacher's features `(N, d_t)` given the student's `(N, d_s)`; a scalar, trained with the student.
+    """Gaussian negative log-likelihood (without its constant) of the teacher's features `(N, d_t)` given the student's
+    `(N, d_s)`; a scalar, trained with the student.
 
-    Source: Ahn et al., Variational Information Distillation, CVPR 2019, eq. 5 and 6; three layers and the starting variance 5 as in the CRD benchmark.
+    Source: Ahn et al., Variational Information Distillation, CVPR 2019, eq. 5 and 6;
+    three layers and the starting variance 5 as in the CRD benchmark.
     """
     def __init__(self, d_s: int, d_t: int, variance: float = 5.0, least: float = 1e-5):
         super().__init__()

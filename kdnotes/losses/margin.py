@@ -14,9 +14,12 @@ from .distill import require_finite, require_positive
 
 # %% ../../nbs/losses/margin.ipynb #63ab77d3
 def cosine_logits(features: Tensor, weight: Tensor) -> Tensor:
-    """Cosines `(N, classes)` of the angles between `features` `(N, D)` and the rows of `weight` `(classes, D)`; at least float32, also under autocast."""
+    """Cosines `(N, classes)` of the angles between `features` `(N, D)` and the rows of `weight` `(classes, D)`;
+    at least float32, also under autocast.
+    """
     if features.ndim != 2 or features.shape[1:] != weight.shape[1:] or not features.is_floating_point():
-        raise ValueError(f"features are {features.dtype} of shape {tuple(features.shape)}; expected floating point (N, {weight.shape[1]})")
+        raise ValueError(f"features are {features.dtype} of shape {tuple(features.shape)}; expected floating "
+                         f"point (N, {weight.shape[1]})")
     require_finite("cosine_logits", features=features)
     with torch.autocast(features.device.type, enabled=False):
         half = features.dtype in (torch.float16, torch.bfloat16)
@@ -25,26 +28,35 @@ def cosine_logits(features: Tensor, weight: Tensor) -> Tensor:
 
 # %% ../../nbs/losses/margin.ipynb #76cb98ea
 def true_class(cosines: Tensor, labels: Tensor) -> Tensor:
-    """The column of each row's own class, `(N, 1)`, from `cosines` `(N, classes)`; ValueError for labels that do not fit."""
+    """The column of each row's own class, `(N, 1)`, from `cosines` `(N, classes)`;
+    ValueError for labels that do not fit.
+    """
     if cosines.ndim != 2 or labels.shape != cosines.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)} for cosines {tuple(cosines.shape)}; expected int64 (N,) and (N, classes)")
-    if labels.device.type == "cpu" and len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < cosines.shape[1]):
-        raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0..{cosines.shape[1] - 1}")
+        raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)} for cosines {tuple(cosines.shape)}; "
+                         f"expected int64 (N,) and (N, classes)")
+    on_host = labels.device.type == "cpu" and len(labels)           # elsewhere a look would wait for the device
+    if on_host and not (0 <= int(labels.min()) and int(labels.max()) < cosines.shape[1]):
+        raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}; expected "
+                         f"0..{cosines.shape[1] - 1}")
     return cosines.gather(1, labels[:, None])
 
 
 def cos_margin(cosines: Tensor, labels: Tensor, margin: float = 0.35) -> Tensor:
-    """`cosines` `(N, classes)` with cos(theta) - `margin` at each row's label. Source: CosFace, Wang et al., CVPR 2018, eq. 4."""
+    """`cosines` `(N, classes)` with cos(theta) - `margin` at each row's label.
+    Source: CosFace, Wang et al., CVPR 2018, eq. 4.
+    """
     return cosines.scatter(1, labels[:, None], true_class(cosines, labels) - margin)
 
 # %% ../../nbs/losses/margin.ipynb #1d174baf
 def arc_margin(cosines: Tensor, labels: Tensor, margin: float = 0.5) -> Tensor:
-    """`cosines` `(N, classes)` with cos(theta + `margin`) at each row's label, or cos(theta) - margin sin(margin) where theta + margin > pi.
+    """`cosines` `(N, classes)` with cos(theta + `margin`) at each row's label,
+    or cos(theta) - margin sin(margin) where theta + margin > pi.
 
     Source: ArcFace, Deng et al., CVPR 2019, eq. 3; the guard is that of the authors' code.
     """
     c = true_class(cosines, labels)
-    tiny = torch.finfo(c.dtype).eps                             # the slope of sin(theta) is infinite at theta = 0; there it counts as flat
+    # the slope of sin(theta) is infinite at theta = 0; there it counts as flat
+    tiny = torch.finfo(c.dtype).eps
     sine = (1 - c.square()).clamp_min(tiny).sqrt()
     turned = c * math.cos(margin) - sine * math.sin(margin)
     psi = torch.where(c > -math.cos(margin), turned, c - margin * math.sin(margin))
@@ -52,11 +64,14 @@ def arc_margin(cosines: Tensor, labels: Tensor, margin: float = 0.5) -> Tensor:
 
 # %% ../../nbs/losses/margin.ipynb #4c3d3af8
 class CosineHead(nn.Module):
-    """Class vectors `weight` `(classes, feature_dim)`, the `scale` of their cosines and a `margin` in radians or as a difference of cosines."""
+    """Class vectors `weight` `(classes, feature_dim)`,
+    the `scale` of their cosines and a `margin` in radians or as a difference of cosines.
+    """
     def __init__(self, feature_dim: int, classes: int, scale: float = 64.0, margin: float = 0.0) -> None:
         super().__init__()
         if feature_dim < 1 or classes < 2:
-            raise ValueError(f"feature_dim is {feature_dim}, classes is {classes}; expected at least 1 feature and 2 classes")
+            raise ValueError(f"feature_dim is {feature_dim}, classes is {classes}; expected at least "
+                             f"1 feature and 2 classes")
         require_positive(type(self).__name__, scale=scale)
         if not 0 <= margin < math.pi / 2:
             raise ValueError(f"{type(self).__name__}: margin is {margin}; expected at least 0 and less than pi / 2")
@@ -69,7 +84,9 @@ class CosineHead(nn.Module):
 
 # %% ../../nbs/losses/margin.ipynb #4e0f362e
 class MarginHead(CosineHead):
-    """A `CosineHead` that answers: `head(features, labels)` is the loss, a scalar. A subclass says what `psi(cosines, labels)` its margin makes of the cosines."""
+    """A `CosineHead` that answers: `head(features, labels)` is the loss, a scalar.
+    A subclass says what `psi(cosines, labels)` its margin makes of the cosines.
+    """
 
     def psi(self, cosines: Tensor, labels: Tensor) -> Tensor:
         """The cosines `(N, classes)` with the margin at each row's label."""
@@ -80,7 +97,9 @@ class MarginHead(CosineHead):
         return cosine_logits(features, self.weight)
 
     def logits(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Scaled cosines `(N, classes)`, without a margin; with it at each row's label where `labels` int64 `(N,)` are given."""
+        """Scaled cosines `(N, classes)`, without a margin;
+        with it at each row's label where `labels` int64 `(N,)` are given.
+        """
         cosines = self.cosines(features)
         return self.scale * (cosines if labels is None else self.psi(cosines, labels))
 
@@ -89,14 +108,18 @@ class MarginHead(CosineHead):
 
 # %% ../../nbs/losses/margin.ipynb #5c114a9a
 class CosFace(MarginHead):
-    """Softmax loss with cos(theta) - margin for the true class. Wang et al., CVPR 2018: scale 64, margin 0.35; with few identities take a scale of 16 to 30."""
+    """Softmax loss with cos(theta) - margin for the true class. Wang et al., CVPR 2018: scale 64, margin 0.35;
+    with few identities take a scale of 16 to 30.
+    """
 
     def __init__(self, feature_dim: int, classes: int, scale: float = 64.0, margin: float = 0.35) -> None:
         super().__init__(feature_dim, classes, scale, margin)
 
 
 class ArcFace(MarginHead):
-    """Softmax loss with cos(theta + margin) for the true class. Deng et al., CVPR 2019: scale 64, margin 0.5; with few identities take a scale of 16 to 30."""
+    """Softmax loss with cos(theta + margin) for the true class. Deng et al., CVPR 2019: scale 64, margin 0.5;
+    with few identities take a scale of 16 to 30.
+    """
 
     def __init__(self, feature_dim: int, classes: int, scale: float = 64.0, margin: float = 0.5) -> None:
         super().__init__(feature_dim, classes, scale, margin)

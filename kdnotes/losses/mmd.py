@@ -15,17 +15,22 @@ from .distill import require_finite, require_positive
 
 # %% ../../nbs/losses/mmd.ipynb #2d98a544
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Squared Euclidean distances of the rows of `a` `(..., n, d)` and `b` `(..., m, d)`: `(..., n, m)`, >= 0, with an exact zero diagonal if `a is b`."""
+    """Squared Euclidean distances of the rows of `a` `(..., n, d)` and `b` `(..., m, d)`:
+    `(..., n, m)`, >= 0, with an exact zero diagonal if `a is b`.
+    """
     squares = [z.square().sum(-1) for z in (a, b)]
     D = (squares[0][..., :, None] + squares[1][..., None, :] - 2 * a @ b.mT).clamp_min(0)
     return D.masked_fill(torch.eye(D.shape[-1], dtype=torch.bool, device=D.device), 0) if a is b else D
 
 # %% ../../nbs/losses/mmd.ipynb #0a0f5cae
 def mean_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared distance over all ordered pairs of different points of `x` `(..., n, d)` and `y` `(..., m, d)` together: `(...)`, > 0, without gradient."""
+    """Mean squared distance over all ordered pairs of different points of `x` `(..., n, d)` and `y` `(..., m, d)`
+    together: `(...)`, > 0, without gradient.
+    """
     z = torch.cat([x, y], dim=-2).detach()
     spread = (z - z.mean(-2, keepdim=True)).square().sum((-2, -1))
-    return (2 * spread / (z.shape[-2] - 1)).clamp_min(torch.finfo(z.dtype).tiny ** 0.5)     # its inverse times a small number must not overflow
+    # its inverse times a small number must not overflow
+    return (2 * spread / (z.shape[-2] - 1)).clamp_min(torch.finfo(z.dtype).tiny ** 0.5)
 
 # %% ../../nbs/losses/mmd.ipynb #6b09d0de
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -45,8 +50,10 @@ GAMMAS = (0.1, 1.0, 5.0)
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
-def make_kernel(name: str, x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None, unit: Tensor | float | None = None) -> Kernel:
-    """The kernel called `name`, as a function of `(..., n, d)` and `(..., m, d)`; `x` and `y` set its unit of length."""
+def make_kernel(name: str, x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None,
+                unit: Tensor | float | None = None) -> Kernel:
+    """The kernel called `name`, as a function of `(..., n, d)` and `(..., m, d)`; `x` and `y` set its unit of length.
+    """
     if name == "gaussian":
         b, widths = mean_distance(x, y) if unit is None else unit, bandwidths or WIDTHS
         return lambda u, v: radial(squared_distances(u, v), b, widths)
@@ -77,8 +84,10 @@ def check_samples(x: Tensor, y: Tensor, kernel: str, biased: bool) -> None:
     if kernel not in KERNELS:
         raise ValueError(f"mmd2: unknown kernel {kernel!r}; known: {', '.join(KERNELS)}")
     shapes = f"x has shape {tuple(x.shape)}, y {tuple(y.shape)}"
-    if min(x.ndim, y.ndim) < 2 or x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1] or not x.numel() or not y.numel():
-        raise ValueError(f"mmd2: {shapes}; expected (..., n, d) and (..., m, d) with the same leading sides and the same d, nothing empty")
+    fit = min(x.ndim, y.ndim) >= 2 and x.shape[:-2] == y.shape[:-2] and x.shape[-1] == y.shape[-1]
+    if not fit or not x.numel() or not y.numel():
+        raise ValueError(f"mmd2: {shapes}; expected (..., n, d) and (..., m, d) with the same leading sides and "
+                         f"the same d, nothing empty")
     if not x.is_floating_point() or not y.is_floating_point():
         raise ValueError(f"mmd2: x is {x.dtype}, y {y.dtype}; expected floating point")
     if not biased and min(x.shape[-2], y.shape[-2]) < 2:
@@ -87,11 +96,13 @@ def check_samples(x: Tensor, y: Tensor, kernel: str, biased: bool) -> None:
 # %% ../../nbs/losses/mmd.ipynb #11ca5a66
 def mmd2(x: Tensor, y: Tensor, kernel: str = "gaussian", bandwidths: Sequence[float] | None = None, biased: bool = True,
          unit: Tensor | float | None = None) -> Tensor:
-    """Squared maximum mean discrepancy of samples `x` `(..., n, d)` and `y` `(..., m, d)`: one number for each leading index, `(...)`.
+    """Squared maximum mean discrepancy of samples `x` `(..., n, d)` and `y` `(..., m, d)`:
+    one number for each leading index, `(...)`.
 
-    `kernel`: "gaussian", "linear" (then the squared distance of the means), "polynomial" or "laplace" (see above). `bandwidths` are those of the
-    sum, in multiples of `unit`; `unit` None is the mean squared distance of the pooled sample, without gradient ("laplace": squared lengths).
-    Raises ValueError for an unknown kernel, shapes that do not fit, NaN (host memory), widths <= 0, or fewer than 2 points without `biased`.
+    `kernel`: "gaussian", "linear" (then the squared distance of the means), "polynomial" or "laplace" (see above).
+    `bandwidths` are those of the sum, in multiples of `unit`; `unit` None is the mean squared distance of the pooled
+    sample, without gradient ("laplace": squared lengths). Raises ValueError for an unknown kernel, shapes that do not
+    fit, NaN (host memory), widths <= 0, or fewer than 2 points without `biased`.
     Source: Zhang et al., M3D, AAAI 2024; Gretton et al., JMLR 2012, lemma 6.
     """
     check_samples(x, y, kernel, biased)

@@ -14,14 +14,17 @@ from .distill import require_finite, require_positive, require_rows
 
 # %% ../../nbs/losses/relation_contrast.ipynb #e719bd45
 class FeatureRelation(nn.Module):
-    """F(e_i, e_j) = out(relu(in_i(e_i) - in_j(e_j))): relation vectors `(..., p)` of embeddings `(..., d_i)` and `(..., d_j)` that broadcast.
+    """F(e_i, e_j) = out(relu(in_i(e_i) - in_j(e_j))):
+    relation vectors `(..., p)` of embeddings `(..., d_i)` and `(..., d_j)` that broadcast.
 
-    `share_in` uses one inner map for both members (d_i = d_j): its bias cancels, and a sample's relation to itself is constant. Source: CRRCD, eq. 1 and 2.
+    `share_in` uses one inner map for both members (d_i = d_j):
+    its bias cancels, and a sample's relation to itself is constant. Source: CRRCD, eq. 1 and 2.
     """
     def __init__(self, d_i: int, d_j: int, p: int = 128, share_in: bool = False):
         super().__init__()
         if share_in and d_i != d_j:
-            raise ValueError(f"FeatureRelation: share_in needs one dimension for both members, got {d_i} and {d_j}; use share_in=False")
+            raise ValueError(f"FeatureRelation: share_in needs one dimension for both members, got {d_i} and "
+                             f"{d_j}; use share_in=False")
         self.in_i = nn.Linear(d_i, p)
         self.in_j = self.in_i if share_in else nn.Linear(d_j, p)
         self.out = nn.Linear(p, p)
@@ -34,7 +37,9 @@ class FeatureRelation(nn.Module):
 
 # %% ../../nbs/losses/relation_contrast.ipynb #d3bb6b84
 class RelationHead(nn.Module):
-    """Unit relation vectors `(..., p)`: a `FeatureRelation`, then the linear map `h`, then Euclidean length 1. The two outer maps are folded into one."""
+    """Unit relation vectors `(..., p)`: a `FeatureRelation`, then the linear map `h`, then Euclidean length 1.
+    The two outer maps are folded into one.
+    """
 
     def __init__(self, d_i: int, d_j: int, p: int = 128, share_in: bool = False):
         super().__init__()
@@ -48,7 +53,9 @@ class RelationHead(nn.Module):
 
 # %% ../../nbs/losses/relation_contrast.ipynb #8f41b111
 class Difference(nn.Module):
-    """CRCD's relation: unit vectors `(..., p)` along g_j(e_j) - g_i(e_i), of two heads onto the unit sphere. Source: Zhu et al., CVPR 2021, eq. 3, their code."""
+    """CRCD's relation: unit vectors `(..., p)` along g_j(e_j) - g_i(e_i), of two heads onto the unit sphere.
+    Source: Zhu et al., CVPR 2021, eq. 3, their code.
+    """
 
     def __init__(self, g_i: Head, g_j: Head):
         super().__init__()
@@ -58,8 +65,11 @@ class Difference(nn.Module):
         return F.normalize(self.g_j(e_j) - self.g_i(e_i), dim=-1)
 
 # %% ../../nbs/losses/relation_contrast.ipynb #40c9a2cf
-def relation_pair(kind: str, d_s: int, d_t: int, p: int, tie: bool = False, share_in: bool = False) -> tuple[nn.Module, nn.Module]:
-    """The relation in the teacher's space and the cross relation: `kind` "module" (CRRCD) or "difference" (CRCD, whose teacher head is always shared)."""
+def relation_pair(kind: str, d_s: int, d_t: int, p: int, tie: bool = False,
+                  share_in: bool = False) -> tuple[nn.Module, nn.Module]:
+    """The relation in the teacher's space and the cross relation:
+    `kind` "module" (CRRCD) or "difference" (CRCD, whose teacher head is always shared).
+    """
     if kind == "difference":
         g_t = Head(d_t, p)
         return Difference(g_t, g_t), Difference(g_t, Head(d_s, p))
@@ -71,11 +81,13 @@ def relation_pair(kind: str, d_s: int, d_t: int, p: int, tie: bool = False, shar
     return within, across
 
 # %% ../../nbs/losses/relation_contrast.ipynb #578965ac
-def relation_contrast(critic: Critic, fixed: Tensor, partner: Tensor, chance: Tensor, valid: Tensor, different: Tensor) -> Tensor:
+def relation_contrast(critic: Critic, fixed: Tensor, partner: Tensor, chance: Tensor, valid: Tensor,
+                      different: Tensor) -> Tensor:
     """One side of the loss, mean over the true pairs; a scalar.
 
-    `fixed`, `partner` `(A, B, p)`: the relation vectors of the true pairs; `chance` `(A, K, p)`: the partners in chance pairs, for each anchor;
-    `valid` `(B, K)`: which of them count for image j; `different` `(A, B)`: true where j is not the anchor itself.
+    `fixed`, `partner` `(A, B, p)`: the relation vectors of the true pairs; `chance` `(A, K, p)`: the partners in chance
+    pairs, for each anchor; `valid` `(B, K)`: which of them count for image j; `different` `(A, B)`: true where j is not
+    the anchor itself.
     """
     positive = (fixed * partner).sum(-1)
     each = noise_contrast(critic, positive, fixed @ chance.mT, valid)
@@ -83,10 +95,13 @@ def relation_contrast(critic: Critic, fixed: Tensor, partner: Tensor, chance: Te
 
 # %% ../../nbs/losses/relation_contrast.ipynb #3265dc74
 def memory(bank: str, keys: Tensor, length: int | None, dim: int, n: int) -> Queue | IndexBank:
-    """An empty memory of embeddings `(dim,)` for a training set with `keys` `(m,)`: a "queue" of `length` (None: 16 n, at most m), or an "index" bank."""
+    """An empty memory of embeddings `(dim,)` for a training set with `keys` `(m,)`:
+    a "queue" of `length` (None: 16 n, at most m), or an "index" bank.
+    """
     require_positive("RelationContrast", n=n, length=1 if length is None else length)
     if keys.ndim != 1 or keys.is_floating_point() or keys.unique().numel() < 2:
-        raise ValueError(f"RelationContrast: keys are {keys.dtype} of shape {tuple(keys.shape)}; expected integer labels (m,) of two classes or more")
+        raise ValueError(f"RelationContrast: keys are {keys.dtype} of shape {tuple(keys.shape)}; expected integer "
+                         f"labels (m,) of two classes or more")
     if bank == "index":
         return IndexBank(len(keys), dim)
     if bank != "queue":
@@ -114,14 +129,16 @@ SIDES = {"teacher": ("teacher",), "student": ("student",), "both": ("teacher", "
 class Contrasted(nn.Module):
     """The trained relation modules and the sides of a relational contrast; see `RelationContrast` for the arguments."""
 
-    def __init__(self, d_s: int, d_t: int, keys: Tensor, n: int = 512, temperature: float = 0.1, p: int = 128, sides: str = "teacher", norm: str = "crd",
-                 bank: str = "queue", length: int | None = None, anchors: int | None = None, relation: str = "module", tie: bool = False, share_in: bool = False):
+    def __init__(self, d_s: int, d_t: int, keys: Tensor, n: int = 512, temperature: float = 0.1, p: int = 128,
+                 sides: str = "teacher", norm: str = "crd", bank: str = "queue", length: int | None = None,
+                 anchors: int | None = None, relation: str = "module", tie: bool = False, share_in: bool = False):
         super().__init__()
         if sides not in SIDES:
             raise ValueError(f"RelationContrast: sides is {sides!r}; expected one of {', '.join(map(repr, SIDES))}")
         self.within, self.across = relation_pair(relation, d_s, d_t, p, tie, share_in)
         dims, self.anchors = {"teacher": d_t, "student": d_s}, anchors
-        self.sides = nn.ModuleDict({side: Side(memory(bank, keys, length, dims[side], n), keys, n, temperature, norm) for side in SIDES[sides]})
+        self.sides = nn.ModuleDict({side: Side(memory(bank, keys, length, dims[side], n), keys, n, temperature, norm)
+                                    for side in SIDES[sides]})
         self.register_buffer("keys", keys, persistent=False)
 
     def fill(self, rows: Tensor, side: str = "teacher") -> None:
@@ -130,19 +147,27 @@ class Contrasted(nn.Module):
 
     def draw_anchors(self, B: int, generator: torch.Generator | None) -> Tensor:
         device = self.keys.device
-        return torch.arange(B, device=device) if self.anchors is None else torch.randperm(B, generator=generator, device=device)[: self.anchors]
+        if self.anchors is None:
+            return torch.arange(B, device=device)
+        return torch.randperm(B, generator=generator, device=device)[: self.anchors]
 
 # %% ../../nbs/losses/relation_contrast.ipynb #59f90a47
 class RelationContrast(Contrasted):
     """Relational contrastive distillation; its parameters are trained with the student and thrown away afterwards.
 
-    `keys` `(m,)`: label of every training sample, so that chance pairs are wrong ones (`torch.arange(m)`: only the sample itself is excluded).
-    `n` chance pairs to a true one from memories that are a "queue" of `length` or an "index" `bank`; `sides`: which memory gives them, "teacher", "student",
-    "both". `norm`: see `Critic`; `anchors`: a random subset of the batch, None for all; `relation`, `tie`, `share_in`: see `relation_pair`.
-    Source: CRRCD (Zhang et al., TCSVT 2023), eq. 1 to 11, reduced as CRD does: sum over chance pairs, mean over true ones."""
+    `keys` `(m,)`: label of every training sample, so that chance pairs are wrong ones (`torch.arange(m)`: only the
+    sample itself is excluded). `n` chance pairs to a true one from memories that are a "queue" of `length` or an
+    "index" `bank`; `sides`: which memory gives them, "teacher", "student", "both". `norm`: see `Critic`; `anchors`: a
+    random subset of the batch, None for all; `relation`, `tie`, `share_in`: see `relation_pair`.
+    Source: CRRCD (Zhang et al., TCSVT 2023), eq. 1 to 11, reduced as CRD does:
+    sum over chance pairs, mean over true ones.
+    """
 
-    def forward(self, student: Tensor, teacher: Tensor, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Sum over sides for embeddings `(B, d_s)`, `(B, d_t)` of the training samples `index` `(B,)`; a scalar. Remembers them in training mode."""
+    def forward(self, student: Tensor, teacher: Tensor, index: Tensor,
+                generator: torch.Generator | None = None) -> Tensor:
+        """Sum over sides for embeddings `(B, d_s)`, `(B, d_t)` of the training samples `index` `(B,)`; a scalar.
+        Remembers them in training mode.
+        """
         require_rows("RelationContrast", student, teacher)
         require_finite("RelationContrast", student=student, teacher=teacher)
         teacher, keys, i = teacher.detach(), self.keys[index], self.draw_anchors(len(student), generator)
@@ -150,9 +175,11 @@ class RelationContrast(Contrasted):
         v_t, v_ts = self.within(anchor, teacher), self.across(anchor, student)
         loss = student.new_zeros(())
         for name, side in self.sides.items():
-            rows, module, fixed, partner = (teacher, self.within, v_ts, v_t) if name == "teacher" else (student, self.across, v_t, v_ts)
+            within = (teacher, self.within, v_ts, v_t)
+            rows, module, fixed, partner = within if name == "teacher" else (student, self.across, v_t, v_ts)
             if self.training:
                 side.bank.push(rows, keys, index)
             remembered, valid = side.draw(keys, generator)
-            loss = loss + relation_contrast(side.critic, fixed, partner, module(anchor, remembered.to(rows.dtype)), valid, different)
+            loss = loss + relation_contrast(side.critic, fixed, partner, module(anchor, remembered.to(rows.dtype)),
+                                            valid, different)
         return loss

@@ -19,14 +19,17 @@ from .distill import hint_loss, require_finite, require_positive, require_rows
 
 # %% ../../nbs/losses/relational.ipynb #8d04632f
 def on_relations(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Make `loss(s, t, ...)` check its embeddings `(N, D_s)` and `(N, D_t)`, N >= 2, detach the teacher and run in float32 or float64, autocast or not."""
+    """Make `loss(s, t, ...)` check its embeddings `(N, D_s)` and `(N, D_t)`, N >= 2,
+    detach the teacher and run in float32 or float64, autocast or not.
+    """
 
     @functools.wraps(loss)
     def checked(student: Tensor, teacher: Tensor, *args, **options) -> Tensor:
         require_rows(loss.__name__, student, teacher)
         for name, x in (("student", student), ("teacher", teacher)):
             if x.ndim != 2:
-                raise ValueError(f"{loss.__name__}: {name} has shape {tuple(x.shape)}; expected embeddings (N, D): pool or flatten feature maps first")
+                raise ValueError(f"{loss.__name__}: {name} has shape {tuple(x.shape)}; expected embeddings (N, D): "
+                                 f"pool or flatten feature maps first")
         if len(student) < 2:
             raise ValueError(f"{loss.__name__}: the batch holds one sample; a relation needs at least 2")
         require_finite(loss.__name__, student=student, teacher=teacher)
@@ -37,17 +40,20 @@ def on_relations(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return checked
 
 # %% ../../nbs/losses/relational.ipynb #9a0a4228
-def point_loss(student: Tensor, teacher: Tensor, project: nn.Module | None = None, normalize: bool = False, scale: float | Tensor | None = None) -> Tensor:
+def point_loss(student: Tensor, teacher: Tensor, project: nn.Module | None = None, normalize: bool = False,
+               scale: float | Tensor | None = None) -> Tensor:
     """First order: mean squared difference of `(N, D_s)` and `(N, D_t)` embeddings over all N x D_t entries; a scalar.
 
-    `project` is the layer `r`, trained with the student and then discarded, needed where D_s and D_t differ; `normalize` and `scale` as in `hint_loss`.
+    `project` is the layer `r`, trained with the student and then discarded, needed where D_s and D_t differ;
+    `normalize` and `scale` as in `hint_loss`.
     Source: individual order of HORKD (Ge et al., AAAI 2020), in the form of FitNets (Romero et al., ICLR 2015).
     """
     return hint_loss(student if project is None else project(student), teacher, normalize=normalize, scale=scale)
 
 # %% ../../nbs/losses/relational.ipynb #79da2397
 def _inverse(d: Tensor) -> Tensor:
-    """Elementwise 1/d, and 0 where d is 0: what divides by the distance of coincident points drops out. NaN stays NaN."""
+    """Elementwise 1/d, and 0 where d is 0: what divides by the distance of coincident points drops out. NaN stays NaN.
+    """
     return torch.where(d == 0, 0, 1 / torch.where(d == 0, 1, d))
 
 
@@ -68,7 +74,8 @@ class _Distances(torch.autograd.Function):
 
 # %% ../../nbs/losses/relational.ipynb #3b278350
 def pair_distances(t: Tensor) -> Tensor:
-    """Euclidean distances `(N, N)` of the rows of `t`, `(N, D)`, in the unit of `t`; equal rows are exactly 0 apart and get gradient 0 from each other.
+    """Euclidean distances `(N, N)` of the rows of `t`, `(N, D)`, in the unit of `t`;
+    equal rows are exactly 0 apart and get gradient 0 from each other.
 
     Time O(N^2 D); memory O(N^2 + N D), forward and backward.
     """
@@ -76,7 +83,8 @@ def pair_distances(t: Tensor) -> Tensor:
 
 # %% ../../nbs/losses/relational.ipynb #99eec1e3
 def pair_potentials(t: Tensor) -> Tensor:
-    """Distances `(N, N)` of the rows of `t`, `(N, D)`, in units of their mean over all pairs that do not coincide; the gradient flows through the mean.
+    """Distances `(N, N)` of the rows of `t`, `(N, D)`, in units of their mean over all pairs that do not coincide;
+    the gradient flows through the mean.
 
     Source: Park et al., Relational Knowledge Distillation, CVPR 2019, eq. 3 and 4.
     """
@@ -88,10 +96,11 @@ def pair_potentials(t: Tensor) -> Tensor:
 # %% ../../nbs/losses/relational.ipynb #2bda53b5
 @on_relations
 def pair_loss(student: Tensor, teacher: Tensor, delta: float = 1.0) -> Tensor:
-    """Second order: Huber difference of the pair potentials of `(N, D_s)` and `(N, D_t)`, mean over all N^2 pairs, the diagonal included; a scalar.
+    """Second order: Huber difference of the pair potentials of `(N, D_s)` and `(N, D_t)`, mean over all N^2 pairs,
+    the diagonal included; a scalar.
 
-    Unchanged by moving, rotating, mirroring and scaling either side. `delta` > 0 is where the penalty turns from square to linear.
-    Raises ValueError on N < 2, different N, other than two dimensions, and NaN (host memory).
+    Unchanged by moving, rotating, mirroring and scaling either side. `delta` > 0 is where the penalty turns from square
+    to linear. Raises ValueError on N < 2, different N, other than two dimensions, and NaN (host memory).
     Source: pair order of HORKD (Ge et al., AAAI 2020), in the form of RKD-D (Park et al., CVPR 2019, eq. 5).
     """
     require_positive("pair_loss", delta=delta)
@@ -112,7 +121,9 @@ def triplet_cosines(t: Tensor) -> Tensor:
 
 # %% ../../nbs/losses/relational.ipynb #aab51eb5
 def _cosines_at(d: Tensor, e: Tensor, d2: Tensor, out: Tensor) -> Tensor:
-    """`triplet_cosines` at the `m` vertices whose distances and inverse distances are `d` and `e`, `(m, N)`, written to `out`, `(m, N, N)`."""
+    """`triplet_cosines` at the `m` vertices whose distances and inverse distances are `d` and `e`, `(m, N)`,
+    written to `out`, `(m, N, N)`.
+    """
     ji, jk = d[:, :, None], d[:, None, :]
     e_ji, e_jk = e[:, :, None], e[:, None, :]
     torch.mul(d2, -0.5 * e_ji, out=out)
@@ -127,7 +138,9 @@ def _huber_(W: Tensor, delta: float, V: Tensor) -> Tensor:
 
 # %% ../../nbs/losses/relational.ipynb #794ae83f
 def _sides_(V: Tensor, psi: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient `(m, N)` by the sides at `m` vertices, and the sum `R`, `(N, N)`, for the sides across; destroys `V` and `psi`, both `(m, N, N)`."""
+    """Gradient `(m, N)` by the sides at `m` vertices, and the sum `R`, `(N, N)`, for the sides across;
+    destroys `V` and `psi`, both `(m, N, N)`.
+    """
     V_psi = psi.mul_(V).sum(2)
     V_e = V.mul_(e[:, None, :])
     at_vertex = 2 * (V_e.sum(2) - e * V_psi)
@@ -135,8 +148,11 @@ def _sides_(V: Tensor, psi: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
     return at_vertex, R
 
 # %% ../../nbs/losses/relational.ipynb #be1bb889
-def _triplet_huber(d_s: Tensor, d_t: Tensor, j: Tensor, delta: float, chunk: int, backward: bool) -> tuple[Tensor, Tensor | None]:
-    """Mean Huber difference of the cosines at the vertices `j` from the distances `(N, N)` of both sides, and its gradient by `d_s` if `backward`."""
+def _triplet_huber(d_s: Tensor, d_t: Tensor, j: Tensor, delta: float, chunk: int,
+                   backward: bool) -> tuple[Tensor, Tensor | None]:
+    """Mean Huber difference of the cosines at the vertices `j` from the distances `(N, N)` of both sides,
+    and its gradient by `d_s` if `backward`.
+    """
     N = len(d_s)
     e_s, e_t, d2_s, d2_t = _inverse(d_s), _inverse(d_t), d_s**2, d_t**2
     loss, gradient, R = d_s.new_zeros(()), torch.zeros_like(d_s), torch.zeros_like(d_s)
@@ -177,20 +193,24 @@ def _draw_vertices(N: int, M: int | None, generator: torch.Generator | None, dev
     if M is None:
         return torch.arange(N, device=device)
     if isinstance(M, bool) or not isinstance(M, int) or not 1 <= M <= N:
-        raise ValueError(f"triplet_loss: vertices is {M!r}; expected a whole number from 1 to the batch size, {N}, or None for all")
+        raise ValueError(f"triplet_loss: vertices is {M!r}; expected a whole number from 1 to the batch "
+                         f"size, {N}, or None for all")
     return torch.randperm(N, generator=generator, device=generator.device if generator else device)[:M].to(device)
 
 # %% ../../nbs/losses/relational.ipynb #bc77455d
 @on_relations
 def triplet_loss(
-    student: Tensor, teacher: Tensor, delta: float = 1.0, vertices: int | None = None, generator: torch.Generator | None = None, chunk: int | None = None
+    student: Tensor, teacher: Tensor, delta: float = 1.0, vertices: int | None = None,
+    generator: torch.Generator | None = None, chunk: int | None = None
 ) -> Tensor:
-    """Third order: Huber difference of the angles' cosines of `(N, D_s)` and `(N, D_t)`, mean over all N^3 triplets; a scalar.
+    """Third order: Huber difference of the angles' cosines of `(N, D_s)` and `(N, D_t)`, mean over all N^3 triplets;
+    a scalar.
 
-    Unchanged by moving, rotating, mirroring and scaling either side. Triplets whose vertex is also i or k agree on both sides and are counted in the mean.
-    `vertices=M` looks from M random vertices only (`generator`): an unbiased estimate. `chunk` vertices are held at once (default: by the device).
-    Time O(N^2 (D_s + D_t) + M N^2), memory O(chunk N^2 + N D); differentiable once.
-    Raises ValueError on N < 2, different N, other than two dimensions, NaN (host memory), `vertices` outside 1..N and `chunk` < 1.
+    Unchanged by moving, rotating, mirroring and scaling either side. Triplets whose vertex is also i or k agree on both
+    sides and are counted in the mean. `vertices=M` looks from M random vertices only (`generator`): an unbiased
+    estimate. `chunk` vertices are held at once (default: by the device). Time O(N^2 (D_s + D_t) + M N^2), memory
+    O(chunk N^2 + N D); differentiable once. Raises ValueError on N < 2, different N, other than two dimensions, NaN
+    (host memory), `vertices` outside 1..N and `chunk` < 1.
     Source: triplet order of HORKD (Ge et al., AAAI 2020), in the form of RKD-A (Park et al., CVPR 2019, eq. 6 and 7).
     """
     N, device = len(student), student.device
@@ -201,7 +221,8 @@ def triplet_loss(
 
 # %% ../../nbs/losses/relational.ipynb #86b7c13a
 def similarity_matrix(t: Tensor) -> Tensor:
-    """Inner products `(N, N)` of the rows of `t`, `(N, D)`, each row scaled to Euclidean length 1 (a zero row stays zero).
+    """Inner products `(N, N)` of the rows of `t`, `(N, D)`,
+    each row scaled to Euclidean length 1 (a zero row stays zero).
 
     Source: Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, eq. 1 to 3.
     """
@@ -209,7 +230,8 @@ def similarity_matrix(t: Tensor) -> Tensor:
 
 # %% ../../nbs/losses/relational.ipynb #bb6451c7
 def class_centroids(t: Tensor, labels: Tensor) -> Tensor:
-    """Mean row `(classes present, D)` of each class in `t`, `(N, D)`, by `labels`, `(N,)`; in the order of the labels."""
+    """Mean row `(classes present, D)` of each class in `t`, `(N, D)`, by `labels`, `(N,)`; in the order of the labels.
+    """
     classes, index = labels.unique(return_inverse=True)
     members = F.one_hot(index, len(classes)).T.to(t.dtype)
     return members @ t / members.sum(1, keepdim=True)
@@ -219,9 +241,10 @@ def class_centroids(t: Tensor, labels: Tensor) -> Tensor:
 def group_loss(student: Tensor, teacher: Tensor, labels: Tensor | None = None, kind: str = "similarity") -> Tensor:
     """Group order of `(N, D_s)` and `(N, D_t)` embeddings; a scalar.
 
-    `kind="similarity"`: squared difference of the similarity matrices, mean over N^2 (Tung and Mori, ICCV 2019, eq. 4); unchanged by rotation and scale, not by translation.
-    `kind="centroid"`: `pair_loss + 2 triplet_loss` of the class centroids, `labels` `(N,)` of two classes or more; a reconstruction, no published form is known.
-    Raises ValueError on N < 2, different N, NaN (host memory), an unknown kind and missing or unfit labels.
+    `kind="similarity"`: squared difference of the similarity matrices, mean over N^2 (Tung and Mori, ICCV 2019, eq. 4);
+    unchanged by rotation and scale, not by translation. `kind="centroid"`: `pair_loss + 2 triplet_loss` of the class
+    centroids, `labels` `(N,)` of two classes or more; a reconstruction, no published form is known. Raises ValueError
+    on N < 2, different N, NaN (host memory), an unknown kind and missing or unfit labels.
     """
     if kind == "similarity":
         return (similarity_matrix(student) - similarity_matrix(teacher)).square().mean()
@@ -229,15 +252,19 @@ def group_loss(student: Tensor, teacher: Tensor, labels: Tensor | None = None, k
         raise ValueError(f"group_loss: kind is {kind!r}; expected 'similarity' or 'centroid'")
     if labels is None or labels.shape != student.shape[:1]:
         given = "missing" if labels is None else f"of shape {tuple(labels.shape)}"
-        raise ValueError(f"group_loss: labels are {given}; kind 'centroid' needs one class per sample, shape ({len(student)},)")
+        raise ValueError(f"group_loss: labels are {given}; kind 'centroid' needs one class per sample, "
+                         f"shape ({len(student)},)")
     s, t = class_centroids(student, labels), class_centroids(teacher, labels)
     if len(s) < 2:
-        raise ValueError("group_loss: the batch holds one class; kind 'centroid' needs two or more, so draw several classes per batch")
+        raise ValueError("group_loss: the batch holds one class; kind 'centroid' needs two or more, so draw "
+                         "several classes per batch")
     return pair_loss(s, t) + 2 * triplet_loss(s, t)
 
 # %% ../../nbs/losses/relational.ipynb #e3611f67
 def neighbour_probabilities(t: Tensor) -> Tensor:
-    """Probabilities `(N, N)` of choosing j as neighbour of i by the cosines of `t`, `(N, D)`, moved to [0, 1]; each row sums to 1."""
+    """Probabilities `(N, N)` of choosing j as neighbour of i by the cosines of `t`, `(N, D)`, moved to [0, 1];
+    each row sums to 1.
+    """
     e = F.normalize(t, dim=1)
     K = (1 + e @ e.T) / 2
     return K / K.sum(1, keepdim=True)
@@ -245,9 +272,11 @@ def neighbour_probabilities(t: Tensor) -> Tensor:
 
 @on_relations
 def pkt_loss(student: Tensor, teacher: Tensor, least: float = 1e-7) -> Tensor:
-    """Probabilistic knowledge transfer: divergence of the neighbour probabilities of `(N, D_s)` and `(N, D_t)`, mean over N^2; a scalar. `least` keeps logarithms finite.
+    """Probabilistic knowledge transfer: divergence of the neighbour probabilities of `(N, D_s)` and `(N, D_t)`,
+    mean over N^2; a scalar. `least` keeps logarithms finite.
 
-    Source: Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018, eq. 5 to 7; the mean as in the CRD benchmark.
+    Source: Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018,
+    eq. 5 to 7; the mean as in the CRD benchmark.
     """
     p_s, p_t = neighbour_probabilities(student), neighbour_probabilities(teacher)
     return (p_t * ((p_t + least) / (p_s + least)).log()).mean()
@@ -263,7 +292,8 @@ def correlation_kernel(t: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
 def correlation_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
     """Correlation congruence: squared difference of the kernels of `(N, D_s)` and `(N, D_t)`, mean over N^2; a scalar.
 
-    Source: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, eq. 8 to 10, gamma 0.4 and order 2 as there.
+    Source: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, eq. 8 to 10,
+    gamma 0.4 and order 2 as there.
     """
     require_positive("correlation_loss", gamma=gamma)
     return (correlation_kernel(student, gamma, order) - correlation_kernel(teacher, gamma, order)).square().mean()

@@ -15,17 +15,24 @@ __all__ = ['majority_vote', 'DawidSkene', 'dawid_skene']
 
 # %% ../../nbs/metrics/aggregate.ipynb #c123ecd9
 def majority_vote(votes: Tensor, ties: str = "random", generator: torch.Generator | None = None) -> Tensor:
-    """The class with the most votes: `votes` `(N, C)` counts, result `(N,)`; `ties` are broken at "random" or go to the "lowest" class."""
+    """The class with the most votes: `votes` `(N, C)` counts, result `(N,)`;
+    `ties` are broken at "random" or go to the "lowest" class.
+    """
     if votes.ndim != 2 or ties not in ("random", "lowest"):
-        raise ValueError(f"need an N x C table of votes and ties 'random' or 'lowest', not shape {tuple(votes.shape)} and {ties!r}")
+        raise ValueError(f"need an N x C table of votes and ties 'random' or 'lowest', not shape "
+                         f"{tuple(votes.shape)} and {ties!r}")
     if ties == "lowest":
         return votes.argmax(1)
-    lottery = torch.rand(votes.shape, generator=generator, device=votes.device if generator is None else generator.device)
-    return (votes + 0.5 * lottery.to(votes.device)).argmax(1)  # counts differ by whole votes: half a vote only decides ties
+    lottery = torch.rand(votes.shape, generator=generator,
+                         device=votes.device if generator is None else generator.device)
+    # counts differ by whole votes: half a vote only decides ties
+    return (votes + 0.5 * lottery.to(votes.device)).argmax(1)
 
 # %% ../../nbs/metrics/aggregate.ipynb #e54aed4f
 class DawidSkene(NamedTuple):
-    """Belief `posterior` `(N, C)`, `confusions` `(R, C, C)` (rows: true class), class shares `prior` `(C,)`, and the log-likelihood after each step."""
+    """Belief `posterior` `(N, C)`, `confusions` `(R, C, C)` (rows: true class), class shares `prior` `(C,)`,
+    and the log-likelihood after each step.
+    """
 
     posterior: Tensor
     confusions: Tensor
@@ -40,10 +47,12 @@ def _counts(item: Tensor, annotator: Tensor, label: Tensor, shape: tuple[int, in
     n, r, c = shape
     item, annotator, label = (torch.as_tensor(v).cpu().numpy() for v in (item, annotator, label))
     if not len(item) == len(annotator) == len(label) > 0:
-        raise ValueError(f"item, annotator and label need one length > 0, not {len(item)}, {len(annotator)}, {len(label)}")
+        raise ValueError(f"item, annotator and label need one length > 0, not {len(item)}, "
+                         f"{len(annotator)}, {len(label)}")
     if min(item.min(), annotator.min(), label.min()) < 0 or item.max() >= n or annotator.max() >= r or label.max() >= c:
         raise ValueError(f"annotations outside {n} items, {r} annotators, {c} classes")
-    return csr_matrix((np.ones(len(item)), (item, annotator.astype(np.int64) * c + label)), shape=(n, r * c))  # repeats add up
+    # repeats add up
+    return csr_matrix((np.ones(len(item)), (item, annotator.astype(np.int64) * c + label)), shape=(n, r * c))
 
 # %% ../../nbs/metrics/aggregate.ipynb #94e56199
 def _maximise(counts_t, mu: np.ndarray, smoothing: float, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,12 +60,15 @@ def _maximise(counts_t, mu: np.ndarray, smoothing: float, floor: float) -> tuple
     c = mu.shape[1]
     theta = np.asarray(counts_t @ mu).reshape(-1, c, c) + smoothing
     total = theta.sum(1, keepdims=True)
-    theta = np.divide(theta, total, out=np.full_like(theta, 1 / c), where=total > 0)  # an annotator who never met class c: uniform
+    # an annotator who never met class c: uniform
+    theta = np.divide(theta, total, out=np.full_like(theta, 1 / c), where=total > 0)
     return mu.mean(0), theta, np.log(np.maximum(theta, floor)).reshape(-1, c)
 
 
 def _expect(counts, prior: np.ndarray, log_theta: np.ndarray, floor: float) -> tuple[np.ndarray, float]:
-    """The E-step: beliefs `(N, C)`, and the log-likelihood of the annotations under the parameters; one table of N x C, worked on in place."""
+    """The E-step: beliefs `(N, C)`, and the log-likelihood of the annotations under the parameters;
+    one table of N x C, worked on in place.
+    """
     mu = counts @ log_theta
     mu += np.log(np.maximum(prior, floor))
     top = reduce(np.maximum, mu.T)  # column by column: NumPy is slow at reducing over few columns
@@ -76,10 +88,13 @@ def _vote_shares(counts, shape: tuple[int, int, int]) -> np.ndarray:
 
 # %% ../../nbs/metrics/aggregate.ipynb #647c329e
 def dawid_skene(item: Tensor, annotator: Tensor, label: Tensor, items: int | None = None, annotators: int | None = None,
-                classes: int | None = None, iterations: int = 200, tolerance: float = 1e-7, smoothing: float = 0.0) -> DawidSkene:
-    """EM of Dawid & Skene (1979) from annotation triples `(L,)`, started from each item's vote shares, in float64 on the CPU.
+                classes: int | None = None, iterations: int = 200, tolerance: float = 1e-7,
+                smoothing: float = 0.0) -> DawidSkene:
+    """EM of Dawid & Skene (1979) from annotation triples `(L,)`, started from each item's vote shares,
+    in float64 on the CPU.
 
-    Stops at a relative change of the log-likelihood below `tolerance`; `smoothing` is added to all counts of the M-step. Repeated pairs count as often as they occur.
+    Stops at a relative change of the log-likelihood below `tolerance`;
+    `smoothing` is added to all counts of the M-step. Repeated pairs count as often as they occur.
     """
     shape = tuple(int(torch.as_tensor(v).max()) + 1 if given is None else given
                   for v, given in zip((item, annotator, label), (items, annotators, classes)))
@@ -91,4 +106,5 @@ def dawid_skene(item: Tensor, annotator: Tensor, label: Tensor, items: int | Non
         history.append(likelihood)
         if len(history) > 1 and abs(history[-1] - history[-2]) <= tolerance * abs(history[-2]):
             break
-    return DawidSkene(torch.from_numpy(mu), torch.from_numpy(theta.transpose(0, 2, 1).copy()), torch.from_numpy(prior), tuple(history))
+    return DawidSkene(torch.from_numpy(mu), torch.from_numpy(theta.transpose(0, 2, 1).copy()), torch.from_numpy(prior),
+                      tuple(history))

@@ -9,51 +9,64 @@ from torch import Tensor
 
 # %% ../../nbs/metrics/classify.ipynb #255010d8
 def _checked(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores `(N, C)` or classes `(N,)`, and labels `(N,)`, on one device; ValueError where they do not fit each other."""
+    """Scores `(N, C)` or classes `(N,)`, and labels `(N,)`, on one device; ValueError where they do not fit each other.
+    """
     predictions = torch.as_tensor(predictions)
     labels = torch.as_tensor(labels, device=predictions.device)
     if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point() or labels.min() < 0:
-        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected whole numbers from 0 on, (N,) with N >= 1")
+        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected whole numbers "
+                         f"from 0 on, (N,) with N >= 1")
     if predictions.ndim not in (1, 2) or len(predictions) != len(labels):
         raise ValueError(f"predictions have shape {tuple(predictions.shape)} for {len(labels)} labels; "
                          f"expected scores ({len(labels)}, C) or classes ({len(labels)},)")
     if predictions.ndim == 1 and predictions.is_floating_point():
-        raise ValueError(f"predicted classes are {predictions.dtype}; expected whole numbers, or scores of shape (N, C)")
+        raise ValueError(f"predicted classes are {predictions.dtype}; "
+                         "expected whole numbers, or scores of shape (N, C)")
     if predictions.ndim == 2 and predictions.isnan().any():
-        raise ValueError(f"{int(predictions.isnan().any(1).sum())} of {len(predictions)} rows of scores hold NaN; expected numbers")
+        raise ValueError(f"{int(predictions.isnan().any(1).sum())} of {len(predictions)} rows of scores "
+                         f"hold NaN; expected numbers")
     if predictions.ndim == 2 and labels.max() >= predictions.shape[1]:
         raise ValueError(f"label {int(labels.max())} has no column among the {predictions.shape[1]} columns of scores")
     return predictions, labels.long()
 
 # %% ../../nbs/metrics/classify.ipynb #63593dd3
 def class_place(scores: Tensor, labels: Tensor) -> Tensor:
-    """Number of classes in front of the true one, `(N,)`, from `scores` `(N, C)`; 0 is a right answer, ties go by class order."""
+    """Number of classes in front of the true one, `(N,)`, from `scores` `(N, C)`;
+    0 is a right answer, ties go by class order.
+    """
     scores, labels = _checked(scores, labels)
     if scores.ndim != 2:
-        raise ValueError(f"predictions are classes of shape {tuple(scores.shape)}; the place of a class needs scores (N, C)")
+        raise ValueError(f"predictions are classes of shape {tuple(scores.shape)}; the place of a "
+                         f"class needs scores (N, C)")
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return ((scores > own) | ((scores == own) & earlier)).sum(1)
 
 # %% ../../nbs/metrics/classify.ipynb #226e4e7a
 def accuracy(predictions: Tensor, labels: Tensor, topk: int = 1) -> float:
-    """Fraction of labels that are among the `topk` highest scores; `predictions` are scores `(N, C)` or, for topk = 1, classes `(N,)`."""
+    """Fraction of labels that are among the `topk` highest scores;
+    `predictions` are scores `(N, C)` or, for topk = 1, classes `(N,)`.
+    """
     predictions, labels = _checked(predictions, labels)
     if topk < 1 or (predictions.ndim == 1 and topk > 1):
-        raise ValueError(f"topk is {topk}; expected at least 1, and 1 where predictions are classes and not scores (N, C)")
+        raise ValueError(f"topk is {topk}; expected at least 1, and 1 where predictions are "
+                         f"classes and not scores (N, C)")
     right = predictions == labels if predictions.ndim == 1 else class_place(predictions, labels) < topk
     return right.double().mean().item()
 
 # %% ../../nbs/metrics/classify.ipynb #a8d69047
 def confusion_matrix(predictions: Tensor, labels: Tensor, classes: int | None = None) -> Tensor:
-    """Counts `(classes, classes)`, true class by predicted class; `classes` defaults to the columns of the scores, else to the largest seen."""
+    """Counts `(classes, classes)`, true class by predicted class;
+    `classes` defaults to the columns of the scores, else to the largest seen.
+    """
     predictions, labels = _checked(predictions, labels)
     if predictions.ndim == 2:
         classes, predictions = classes or predictions.shape[1], predictions.argmax(1)
     seen = int(torch.maximum(predictions.max(), labels.max())) + 1
     classes = classes or seen
     if seen > classes or predictions.min() < 0:
-        raise ValueError(f"classes go from {int(predictions.min())} to {seen - 1}; expected 0 to {classes - 1} for classes={classes}")
+        raise ValueError(f"classes go from {int(predictions.min())} to {seen - 1}; expected 0 to "
+                         f"{classes - 1} for classes={classes}")
     return torch.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
 
 

@@ -26,17 +26,23 @@ def check_embeddings(embeddings: Tensor, name: str = "embeddings") -> Tensor:
 
 
 def check_labels(labels: Tensor, embeddings: Tensor, name: str = "labels") -> Tensor:
-    """`labels` as whole numbers `(N,)` beside `embeddings` `(N, D)`; ValueError that calls them `name` for anything else."""
+    """`labels` as whole numbers `(N,)` beside `embeddings` `(N, D)`;
+    ValueError that calls them `name` for anything else.
+    """
     labels = torch.as_tensor(labels, device=embeddings.device)
     if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
-        raise ValueError(f"{name} are {labels.dtype} of shape {tuple(labels.shape)}; expected whole numbers of shape ({len(embeddings)},)")
+        raise ValueError(f"{name} are {labels.dtype} of shape {tuple(labels.shape)}; expected whole numbers of "
+                         f"shape ({len(embeddings)},)")
     return labels
 
 # %% ../../nbs/metrics/retrieve.ipynb #7af02aba
 def inner_form(queries: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor]:
-    """`q`, `g`, `b` such that `q @ g.T + b` `(Q, M)` orders the gallery for each query, nearest highest; `metric` euclidean or cosine."""
+    """`q`, `g`, `b` such that `q @ g.T + b` `(Q, M)` orders the gallery for each query, nearest highest;
+    `metric` euclidean or cosine.
+    """
     if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"queries have {queries.shape[1]} features and the gallery {gallery.shape[1]}; expected the same number")
+        raise ValueError(f"queries have {queries.shape[1]} features and the gallery {gallery.shape[1]}; "
+                         f"expected the same number")
     if metric == "euclidean":
         centre = gallery.mean(0)
         queries, gallery = queries - centre, gallery - centre
@@ -50,15 +56,19 @@ NEVER = torch.iinfo(torch.int64).max    # the rank of what is not there
 
 
 def first_right(s: Tensor, right: Tensor, tie: float = 0.0) -> Tensor:
-    """Rank from 1 of the highest `right` entry in each row of `s` `(Q, M)`, behind all wrong ones down to `tie` below it; NEVER without one."""
+    """Rank from 1 of the highest `right` entry in each row of `s` `(Q, M)`,
+    behind all wrong ones down to `tie` below it; NEVER without one.
+    """
     best = s.where(right, -torch.inf).amax(1, keepdim=True)
     rank = 1 + ((s >= best - tie) & ~right).sum(1)
     return rank.where(best[:, 0] > -torch.inf, NEVER)
 
 # %% ../../nbs/metrics/retrieve.ipynb #aa31b175
-def score_blocks(queries: Tensor, query_labels: Tensor, gallery: Tensor | None, gallery_labels: Tensor | None, metric: str,
-                 chunk: int | None) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """The scores `s` `(q, M)` of a block of queries, where the class is right `(q, M)`, and how far apart two scores may be and still count as equal."""
+def score_blocks(queries: Tensor, query_labels: Tensor, gallery: Tensor | None, gallery_labels: Tensor | None,
+                 metric: str, chunk: int | None) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """The scores `s` `(q, M)` of a block of queries, where the class is right `(q, M)`,
+    and how far apart two scores may be and still count as equal.
+    """
     alone = gallery is None
     queries = check_embeddings(queries, "embeddings" if alone else "queries")
     query_labels = check_labels(query_labels, queries)
@@ -73,12 +83,13 @@ def score_blocks(queries: Tensor, query_labels: Tensor, gallery: Tensor | None, 
         yield s, right, tie
 
 # %% ../../nbs/metrics/retrieve.ipynb #ba2c5e16
-def match_rank(queries: Tensor, query_labels: Tensor, gallery: Tensor | None = None, gallery_labels: Tensor | None = None,
-               metric: str = "euclidean", chunk: int | None = None) -> Tensor:
-    """Rank from 1 of the nearest gallery sample of each query's class, `(Q,)`; NEVER (2^63 - 1) where the gallery has none.
+def match_rank(queries: Tensor, query_labels: Tensor, gallery: Tensor | None = None,
+               gallery_labels: Tensor | None = None, metric: str = "euclidean", chunk: int | None = None) -> Tensor:
+    """Rank from 1 of the nearest gallery sample of each query's class, `(Q,)`;
+    NEVER (2^63 - 1) where the gallery has none.
 
-    `queries` `(Q, D)` with labels `(Q,)`, `gallery` `(M, D)` with labels `(M,)`, or None: the queries themselves, self excluded.
-    Blocks of `chunk` queries (by default 64 MiB a block) bound the memory and do not change the result.
+    `queries` `(Q, D)` with labels `(Q,)`, `gallery` `(M, D)` with labels `(M,)`, or None: the queries themselves, self
+    excluded. Blocks of `chunk` queries (by default 64 MiB a block) bound the memory and do not change the result.
     """
     blocks = score_blocks(queries, query_labels, gallery, gallery_labels, metric, chunk)
     return torch.cat([first_right(s, right, tie) for s, right, tie in blocks])
@@ -96,7 +107,8 @@ def recall_at_k(embeddings: Tensor, labels: Tensor, ks: int | Iterable[int] = (1
                 metric: str = "euclidean", chunk: int | None = None) -> dict[int, float]:
     """Recall@K: fraction of samples with one of their own class among their K nearest others, `{K: rate}`.
 
-    `embeddings` `(N, D)`, N >= 2, `labels` `(N,)`. A sample that is alone in its class is a miss. ValueError for bad input.
+    `embeddings` `(N, D)`, N >= 2, `labels` `(N,)`. A sample that is alone in its class is a miss.
+    ValueError for bad input.
     Source: Oh Song et al., CVPR 2016; Euclidean distance and query excluded as in RKD (Park et al., CVPR 2019).
     """
     if len(embeddings) < 2:
@@ -105,7 +117,8 @@ def recall_at_k(embeddings: Tensor, labels: Tensor, ks: int | Iterable[int] = (1
 
 # %% ../../nbs/metrics/retrieve.ipynb #aa53ad17
 def average_precision(s: Tensor, right: Tensor, tie: float) -> Tensor:
-    """Average precision `(Q,)` of the order of `s` `(Q, M)`, highest first, where `right` `(Q, M)` is what is looked for; NaN in a row without any.
+    """Average precision `(Q,)` of the order of `s` `(Q, M)`, highest first,
+    where `right` `(Q, M)` is what is looked for; NaN in a row without any.
 
     What lies within `tie` of a right one comes before it.
     """
@@ -114,14 +127,17 @@ def average_precision(s: Tensor, right: Tensor, tie: float) -> Tensor:
     return (precision * found).sum(1) / found.sum(1)
 
 
-def mean_average_precision(queries: Tensor, query_labels: Tensor, gallery: Tensor | None = None, gallery_labels: Tensor | None = None,
-                           metric: str = "cosine", chunk: int | None = None) -> float:
-    """Mean over the queries of the average precision with which the gallery's images of their class are found; arguments as for `match_rank`.
+def mean_average_precision(queries: Tensor, query_labels: Tensor, gallery: Tensor | None = None,
+                           gallery_labels: Tensor | None = None, metric: str = "cosine",
+                           chunk: int | None = None) -> float:
+    """Mean over the queries of the average precision with which the gallery's images of their class are found;
+    arguments as for `match_rank`.
 
     ValueError where a query has nothing to find. Source: the protocol of TinyFace (Cheng, Zhu and Gong, ACCV 2018).
     """
     blocks = score_blocks(queries, query_labels, gallery, gallery_labels, metric, chunk)
     found = torch.cat([average_precision(s, right, tie) for s, right, tie in blocks])
     if found.isnan().any():
-        raise ValueError(f"{int(found.isnan().sum())} of {len(found)} queries have no image of their class to find; drop them or add its images")
+        raise ValueError(f"{int(found.isnan().sum())} of {len(found)} queries have no image of their class to find; "
+                         f"drop them or add its images")
     return found.mean().item()

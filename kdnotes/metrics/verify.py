@@ -27,7 +27,9 @@ from kdnotes.metrics.retrieve import (
 
 # %% ../../nbs/metrics/verify.ipynb #8d8b6489
 def pair_scores(a: Tensor, b: Tensor, metric: str = "cosine") -> Tensor:
-    """Similarity of row i of `a` and row i of `b`, both `(N, D)`, as `(N,)` float64: `cosine`, or minus the `euclidean` distance."""
+    """Similarity of row i of `a` and row i of `b`, both `(N, D)`, as `(N,)` float64:
+    `cosine`, or minus the `euclidean` distance.
+    """
     a, b = check_embeddings(a, "first embeddings"), check_embeddings(b, "second embeddings")
     if a.shape != b.shape:
         raise ValueError(f"pairs of shapes {tuple(a.shape)} and {tuple(b.shape)}; expected one row each per pair")
@@ -44,7 +46,8 @@ def _checked(scores: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     scores = check_embeddings(scores[:, None], "scores")[:, 0]
     same = torch.as_tensor(same, device=scores.device)
     if same.shape != scores.shape or not ((same == 0) | (same == 1)).all():
-        raise ValueError(f"`same` is {same.dtype} of shape {tuple(same.shape)}; expected a boolean (or 0, 1) for each of {len(scores)} scores")
+        raise ValueError(f"`same` is {same.dtype} of shape {tuple(same.shape)}; expected a boolean (or 0, 1) for each "
+                         f"of {len(scores)} scores")
     same = same.bool()
     if same.all() or not same.any():
         raise ValueError(f"all {len(same)} pairs are {'genuine' if same[0] else 'impostors'}; expected both kinds")
@@ -52,7 +55,8 @@ def _checked(scores: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/metrics/verify.ipynb #e23e9001
 class Cuts(NamedTuple):
-    """What each cut accepts, from none to all: pairs with score >= `threshold`; `(M + 1,)` each for M distinct scores."""
+    """What each cut accepts, from none to all: pairs with score >= `threshold`; `(M + 1,)` each for M distinct scores.
+    """
     threshold: Tensor
     genuine: Tensor
     impostors: Tensor
@@ -70,7 +74,9 @@ def cuts(scores: Tensor, same: Tensor) -> Cuts:
 
 # %% ../../nbs/metrics/verify.ipynb #03669d11
 def best_threshold(scores: Tensor, same: Tensor) -> float:
-    """Threshold t with the most right decisions "same if score >= t" on `scores` `(N,)`, `same` `(N,)`; +-inf where all get one answer."""
+    """Threshold t with the most right decisions "same if score >= t" on `scores` `(N,)`, `same` `(N,)`;
+    +-inf where all get one answer.
+    """
     threshold, genuine, impostors = cuts(*_checked(scores, same))
     right = genuine - impostors
     m = int((right == right.max()).nonzero()[0])
@@ -79,19 +85,25 @@ def best_threshold(scores: Tensor, same: Tensor) -> float:
 
 # %% ../../nbs/metrics/verify.ipynb #73de4f99
 def fold_numbers(same: Tensor, folds: int = 10) -> Tensor:
-    """Fold 0 .. `folds` - 1 of each pair, `(N,)`: consecutive pairs stay together, genuine and impostors spread evenly over the folds."""
+    """Fold 0 .. `folds` - 1 of each pair, `(N,)`:
+    consecutive pairs stay together, genuine and impostors spread evenly over the folds.
+    """
     counts = torch.stack([(~same).sum(), same.sum()])
     if folds < 2 or counts.min() < folds:
-        raise ValueError(f"{folds} folds for {counts[1]} genuine and {counts[0]} impostor pairs; expected from 2 to {counts.min()} folds")
+        raise ValueError(f"{folds} folds for {counts[1]} genuine and {counts[0]} impostor pairs; expected from 2 "
+                         f"to {counts.min()} folds")
     place = torch.where(same, same.cumsum(0), (~same).cumsum(0)) - 1
     return place * folds // counts[same.long()]
 
 # %% ../../nbs/metrics/verify.ipynb #9c1ab74d
 def given_folds(fold: Tensor, same: Tensor) -> Tensor:
-    """`fold` `(N,)` after a check that it numbers at least two folds 0, 1, ... beside `same` `(N,)`, none of them empty."""
+    """`fold` `(N,)` after a check that it numbers at least two folds 0, 1, ...
+    beside `same` `(N,)`, none of them empty.
+    """
     fold = fold.to(same.device)
-    if fold.shape != same.shape or fold.is_floating_point() or len(fold.unique()) < 2 or fold.unique().tolist() != list(range(len(fold.unique()))):
-        raise ValueError(f"folds are {fold.dtype} of shape {tuple(fold.shape)} with values {fold.unique().tolist()[:5]}; "
+    found = fold.unique().tolist()
+    if fold.shape != same.shape or fold.is_floating_point() or len(found) < 2 or found != list(range(len(found))):
+        raise ValueError(f"folds are {fold.dtype} of shape {tuple(fold.shape)} with values {found[:5]}; "
                          f"expected whole numbers 0, 1, ... for each of {len(same)} pairs, at least two folds")
     return fold
 
@@ -103,20 +115,23 @@ class Folds(NamedTuple):
 
 
 def judge_folds(scores: Tensor, same: Tensor, folds: int | Tensor = 10) -> Folds:
-    """Accuracy of verification, fold by fold, from `scores` `(N,)` and `same` `(N,)`; a fold never takes part in choosing its threshold.
+    """Accuracy of verification, fold by fold, from `scores` `(N,)` and `same` `(N,)`;
+    a fold never takes part in choosing its threshold.
 
     `folds`: how many, shared out by `fold_numbers`; or the fold 0 .. K-1 of each pair, int64 `(N,)`.
     """
     scores, same = _checked(scores, same)
     fold = given_folds(folds, same) if isinstance(folds, Tensor) else fold_numbers(same, folds)
     K = int(fold.max()) + 1
-    threshold = torch.tensor([best_threshold(scores[fold != k], same[fold != k]) for k in range(K)], dtype=scores.dtype, device=scores.device)
+    threshold = torch.tensor([best_threshold(scores[fold != k], same[fold != k]) for k in range(K)],
+                             dtype=scores.dtype, device=scores.device)
     right = ((scores >= threshold[fold]) == same).double()
     return Folds(torch.stack([right[fold == k].mean() for k in range(K)]), threshold)
 
 # %% ../../nbs/metrics/verify.ipynb #74f802b1
 def kfold_accuracy(a: Tensor, b: Tensor, same: Tensor, folds: int = 10, metric: str = "cosine") -> float:
-    """Verification accuracy: the mean over `folds` of the fraction of pairs judged rightly at the other folds' best threshold.
+    """Verification accuracy:
+    the mean over `folds` of the fraction of pairs judged rightly at the other folds' best threshold.
 
     `a`, `b` `(N, D)` are the embeddings of N pairs, `same` `(N,)` says which are genuine. ValueError for bad input.
     Source: Huang et al., Labeled Faces in the Wild, 2007, view 2.
@@ -125,14 +140,18 @@ def kfold_accuracy(a: Tensor, b: Tensor, same: Tensor, folds: int = 10, metric: 
 
 # %% ../../nbs/metrics/verify.ipynb #3cbc23aa
 class Roc(NamedTuple):
-    """Rates of false and true accepts at each `threshold` (accept if score >= threshold), from none to all; `(M + 1,)` each."""
+    """Rates of false and true accepts at each `threshold` (accept if score >= threshold), from none to all;
+    `(M + 1,)` each.
+    """
     far: Tensor
     tar: Tensor
     threshold: Tensor
 
 
 def roc(scores: Tensor, same: Tensor) -> Roc:
-    """Receiver operating characteristic of `scores` `(N,)` for pairs that are genuine where `same` `(N,)`; one point per distinct score."""
+    """Receiver operating characteristic of `scores` `(N,)` for pairs that are genuine where `same` `(N,)`;
+    one point per distinct score.
+    """
     threshold, genuine, impostors = cuts(*_checked(scores, same))
     return Roc(impostors.double() / impostors[-1], genuine.double() / genuine[-1], threshold)
 
@@ -146,7 +165,9 @@ def check_rates(rates: float | Iterable[float]) -> list[float]:
 
 
 def tar_at_far(scores: Tensor, same: Tensor, fars: float | Iterable[float]) -> dict[float, float]:
-    """`{far: tar}`: the largest rate of true accepts whose rate of false accepts is at most `far`, for each of `fars` in [0, 1]."""
+    """`{far: tar}`:
+    the largest rate of true accepts whose rate of false accepts is at most `far`, for each of `fars` in [0, 1].
+    """
     fars = check_rates(fars)
     curve = roc(scores, same)
     wanted = torch.tensor(fars, dtype=curve.far.dtype, device=curve.far.device)
@@ -155,7 +176,9 @@ def tar_at_far(scores: Tensor, same: Tensor, fars: float | Iterable[float]) -> d
 
 # %% ../../nbs/metrics/verify.ipynb #01a6823b
 def equal_error_rate(scores: Tensor, same: Tensor) -> float:
-    """Rate at which false accepts equal false rejects, on the line between the two neighbouring points of the ROC curve."""
+    """Rate at which false accepts equal false rejects,
+    on the line between the two neighbouring points of the ROC curve.
+    """
     far, tar, _ = roc(scores, same)
     excess = far - (1 - tar)                                   # from -1 (accept none) to 1 (accept all), never falling
     i = int((excess >= 0).nonzero()[0])
@@ -164,22 +187,28 @@ def equal_error_rate(scores: Tensor, same: Tensor) -> float:
 
 # %% ../../nbs/metrics/verify.ipynb #c6a0c13c
 def identification_rate(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_ids: Tensor,
-                        ranks: int | Iterable[int] = (1, 5, 10), metric: str = "cosine", chunk: int | None = None) -> dict[int, float]:
-    """Closed-set identification, `{k: fraction of probes with an image of their identity among the k most similar in the gallery}`.
+                        ranks: int | Iterable[int] = (1, 5, 10), metric: str = "cosine",
+                        chunk: int | None = None) -> dict[int, float]:
+    """Closed-set identification, `{k:
+    fraction of probes with an image of their identity among the k most similar in the gallery}`.
 
-    `gallery` `(M, D)` with `gallery_ids` `(M,)`, which may hold other identities too (distractors); `probe` `(Q, D)` with `probe_ids` `(Q,)`.
-    Ties count against the probe. ValueError where a probe's identity is not in the gallery, and for other bad input.
-    To count identities instead of images, give one `templates` row an identity, or see `identity_ranks`.
+    `gallery` `(M, D)` with `gallery_ids` `(M,)`, which may hold other identities too (distractors); `probe` `(Q, D)`
+    with `probe_ids` `(Q,)`. Ties count against the probe. ValueError where a probe's identity is not in the gallery,
+    and for other bad input. To count identities instead of images, give one `templates` row an identity, or see
+    `identity_ranks`.
     """
     places = match_rank(probe, probe_ids, gallery, gallery_ids, metric=metric, chunk=chunk)
     strangers = int((places == NEVER).sum())
     if strangers:
-        raise ValueError(f"{strangers} of {len(places)} probes show an identity that the gallery does not hold; drop them or add their images")
+        raise ValueError(f"{strangers} of {len(places)} probes show an identity that the gallery does not hold; drop "
+                         f"them or add their images")
     return hit_rates(places, ranks)
 
 # %% ../../nbs/metrics/verify.ipynb #66d73d0b
 def templates(embeddings: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """One unit row for each identity, `(T, D)` in float64, and the identities `(T,)` in ascending order, from `embeddings` `(M, D)` with `ids` `(M,)`."""
+    """One unit row for each identity, `(T, D)` in float64, and the identities `(T,)` in ascending order,
+    from `embeddings` `(M, D)` with `ids` `(M,)`.
+    """
     embeddings = check_embeddings(embeddings, "gallery")
     known, which = check_labels(ids, embeddings, "gallery labels").unique(return_inverse=True)
     sums = embeddings.new_zeros(len(known), embeddings.shape[1]).index_add_(0, which, normalize(embeddings))
@@ -187,21 +216,29 @@ def templates(embeddings: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/metrics/verify.ipynb #71e6d54a
 class IdentityRanks(NamedTuple):
-    """For each probe `(Q,)`: the `rank` from 1 of its own identity (NEVER where the gallery lacks it), the `own` score, and that of the best other identity."""
+    """For each probe `(Q,)`: the `rank` from 1 of its own identity (NEVER where the gallery lacks it),
+    the `own` score, and that of the best other identity.
+    """
     rank: Tensor
     own: Tensor
     other: Tensor
 
 
 def best_of_each(scores: Tensor, which: Tensor, identities: int) -> Tensor:
-    """The highest of `scores` `(Q, M)` among the images of each identity, `(Q, identities)`; `which` `(M,)` numbers the images' identities from 0."""
-    if identities == len(which):                                          # one image each: only the order is to be changed
+    """The highest of `scores` `(Q, M)` among the images of each identity, `(Q, identities)`;
+    `which` `(M,)` numbers the images' identities from 0.
+    """
+    # one image each: only the order is to be changed
+    if identities == len(which):
         return scores[:, which.argsort()]
-    return scores.new_full((len(scores), identities), -torch.inf).scatter_reduce_(1, which.expand(len(scores), -1), scores, "amax")
+    return scores.new_full((len(scores), identities),
+                           -torch.inf).scatter_reduce_(1, which.expand(len(scores), -1), scores, "amax")
 
 # %% ../../nbs/metrics/verify.ipynb #ab8134e4
-def identity_ranks(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_ids: Tensor, chunk: int | None = None) -> IdentityRanks:
-    """Ranks and scores of `probe` `(Q, D)` among the identities of `gallery` `(M, D)`, by the cosine of the nearest image; ties count against the probe.
+def identity_ranks(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_ids: Tensor,
+                   chunk: int | None = None) -> IdentityRanks:
+    """Ranks and scores of `probe` `(Q, D)` among the identities of `gallery` `(M, D)`,
+    by the cosine of the nearest image; ties count against the probe.
 
     Blocks of `chunk` probes (by default 64 MiB of scores a block) bound the memory and do not change the result.
     """
@@ -211,15 +248,19 @@ def identity_ranks(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_id
     truth, parts = check_labels(probe_ids, q, "probe labels"), []
     for rows in torch.arange(len(q), device=q.device).split(chunk or max(1, 2**23 // len(g))):
         best, own = best_of_each(q[rows] @ g.T, which, len(known)), truth[rows, None] == known
-        parts.append(IdentityRanks(first_right(best, own, 1e-12), *(best.where(mask, -torch.inf).amax(1) for mask in (own, ~own))))
+        parts.append(IdentityRanks(first_right(best, own, 1e-12),
+                                   *(best.where(mask, -torch.inf).amax(1) for mask in (own, ~own))))
     return IdentityRanks(*(torch.cat(part) for part in zip(*parts)))
 
 # %% ../../nbs/metrics/verify.ipynb #009326e5
 def tpir_at_fpir(ranks: IdentityRanks, fpirs: float | Iterable[float], rank: int = 1) -> dict[float, float]:
-    """`{fpir: tpir}` from the `identity_ranks` of mated and of non-mated probes; a mated one must come within `rank`. ValueError where either kind lacks."""
+    """`{fpir: tpir}` from the `identity_ranks` of mated and of non-mated probes; a mated one must come within `rank`.
+    ValueError where either kind lacks.
+    """
     limits, mated = check_rates(fpirs), ranks.rank != NEVER
     if mated.all() or not mated.any():
-        raise ValueError(f"{int(mated.sum())} of {len(mated)} probes show somebody of the gallery; expected some, and some strangers")
+        raise ValueError(f"{int(mated.sum())} of {len(mated)} probes show somebody of the gallery; expected "
+                         f"some, and some strangers")
     strangers = torch.cat([ranks.other[~mated].sort(descending=True).values, ranks.other.new_full((1,), -torch.inf)])
     allowed = (torch.tensor(limits, dtype=torch.float64) * int((~mated).sum()) + 1e-9).floor().long()
     hit = (ranks.rank[mated] <= rank) & (ranks.own[mated] > strangers[allowed.to(strangers.device), None])
@@ -228,10 +269,13 @@ def tpir_at_fpir(ranks: IdentityRanks, fpirs: float | Iterable[float], rank: int
 # %% ../../nbs/metrics/verify.ipynb #26b733ff
 def open_set_rate(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_ids: Tensor,
                   fpirs: float | Iterable[float] = (0.01, 0.1, 0.3), rank: int = 1) -> dict[float, float]:
-    """`{fpir: tpir}` for `probe` `(Q, D)` against `gallery` `(M, D)`; a probe is mated if its identity is in the gallery, and must come within `rank`.
+    """`{fpir: tpir}` for `probe` `(Q, D)` against `gallery` `(M, D)`;
+    a probe is mated if its identity is in the gallery, and must come within `rank`.
 
-    Score: cosine to the nearest image of an identity. ValueError without mated or without non-mated probes, and for other bad input.
-    Source: Grother and Ngan, Face Recognition Vendor Test, 2014; with `rank` 20 the TPIR20 of QMUL-SurvFace (Cheng et al., 2018).
+    Score: cosine to the nearest image of an identity.
+    ValueError without mated or without non-mated probes, and for other bad input.
+    Source: Grother and Ngan, Face Recognition Vendor Test, 2014;
+    with `rank` 20 the TPIR20 of QMUL-SurvFace (Cheng et al., 2018).
     """
     return tpir_at_fpir(identity_ranks(gallery, gallery_ids, probe, probe_ids), check_rates(fpirs), rank)
 

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['BATCHWISE', 'MODES', 'channel_moments', 'mix', 'weight_of', 'Pooled', 'normalisation_layers', 'Adaptation',
-           'as_batches', 'device_of', 'FaceBN', 'running_order', 'check_pass', 'entropy', 'Tent']
+           'as_batches', 'device_of', 'running_order', 'FaceBN', 'check_pass', 'entropy', 'Tent']
 
 # %% ../../nbs/models/adapt.ipynb #c25abb63
 from collections.abc import Callable, Collection, Iterable
@@ -18,7 +18,9 @@ MODES = ("plain", *BATCHWISE, "adabn")
 
 
 def channel_moments(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance `(c,)` of each channel of `u`, `(N, c, ...)`, over images and places; half precision is computed in float32."""
+    """Mean and biased variance `(c,)` of each channel of `u`, `(N, c, ...)`, over images and places;
+    half precision is computed in float32.
+    """
     u = u.to(torch.promote_types(u.dtype, torch.float32))
     var, mean = torch.var_mean(u, [0, *range(2, u.dim())], correction=0)
     return mean, var
@@ -30,7 +32,9 @@ def mix(reference: tuple, seen: tuple, a: float) -> tuple:
 
 # %% ../../nbs/models/adapt.ipynb #ff0fc13c
 def weight_of(mode: str, a: float, prior: float, rho: float) -> Callable[[int], float]:
-    """The weight of what was seen as a function of the number of images seen; ValueError for an unknown mode or a number out of range."""
+    """The weight of what was seen as a function of the number of images seen;
+    ValueError for an unknown mode or a number out of range.
+    """
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; expected one of {', '.join(MODES)}")
     for name, value in {"a": a, "rho": rho}.items():
@@ -60,26 +64,34 @@ class Pooled:
         self.mean = self.mean + w * gap
 
 # %% ../../nbs/models/adapt.ipynb #cd06b8e7
-def normalisation_layers(model: nn.Module, layers: str | Callable[[str, nn.Module], bool] = "all") -> dict[str, _BatchNorm]:
-    """The BatchNorm layers of `model` by name: "all", "conv" (of feature maps), "vector" (`BatchNorm1d`), or where `layers(name, layer)` holds.
+def normalisation_layers(model: nn.Module,
+                         layers: str | Callable[[str, nn.Module], bool] = "all") -> dict[str, _BatchNorm]:
+    """The BatchNorm layers of `model` by name:
+    "all", "conv" (of feature maps), "vector" (`BatchNorm1d`), or where `layers(name, layer)` holds.
 
     ValueError where there is none, or one of them keeps no running statistics.
     """
-    kinds = {"all": lambda n, m: True, "conv": lambda n, m: not isinstance(m, nn.BatchNorm1d), "vector": lambda n, m: isinstance(m, nn.BatchNorm1d)}
+    kinds = {"all": lambda n, m: True, "conv": lambda n, m: not isinstance(m, nn.BatchNorm1d),
+             "vector": lambda n, m: isinstance(m, nn.BatchNorm1d)}
     if not callable(layers) and layers not in kinds:
         raise ValueError(f"layers is {layers!r}; expected one of {', '.join(kinds)} or a function of name and layer")
     wanted = layers if callable(layers) else kinds[layers]
     found = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and wanted(name, m)}
     if not found:
-        raise ValueError(f"no BatchNorm layer to adapt in {type(model).__name__} (layers={layers!r}); choose a model or layers with BatchNorm")
+        raise ValueError(f"no BatchNorm layer to adapt in {type(model).__name__} (layers={layers!r}); choose a model "
+                         f"or layers with BatchNorm")
     for name, m in found.items():
         if m.running_mean is None:
-            raise ValueError(f"layer {name or type(m).__name__} keeps no running statistics; build it with track_running_stats=True")
+            raise ValueError(f"layer {name or type(m).__name__} keeps no running statistics; build it with "
+                             f"track_running_stats=True")
     return found
 
 # %% ../../nbs/models/adapt.ipynb #2831f0b5
 class Adaptation:
-    """A model that is adapted inside `with`, and outside exactly what it was. `layers`: its BatchNorm layers by name; `source`: their own statistics."""
+    """A model that is adapted inside `with`, and outside exactly what it was.
+
+    `layers`: its BatchNorm layers by name; `source`: their own statistics.
+    """
 
     def __init__(self, model: nn.Module, layers: str | Callable = "all"):
         self.model, self.layers = model, normalisation_layers(model, layers)
@@ -100,14 +112,10 @@ class Adaptation:
             module.training = training
         self.source = {}
 
-# %% ../../nbs/models/adapt.ipynb #37cbc5a8
-def _restore_statistics(self: Adaptation) -> None:
-    """Give every layer its source statistics back."""
-    for name, (mean, var) in self.source.items():
-        self.layers[name].running_mean, self.layers[name].running_var = mean, var
-
-
-Adaptation.restore_statistics = _restore_statistics
+    def restore_statistics(self) -> None:
+        """Give every layer its source statistics back."""
+        for name, (mean, var) in self.source.items():
+            self.layers[name].running_mean, self.layers[name].running_var = mean, var
 
 # %% ../../nbs/models/adapt.ipynb #f37817f0
 def as_batches(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterable[Tensor]:
@@ -118,61 +126,6 @@ def as_batches(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterable[T
 def device_of(model: nn.Module) -> torch.device:
     """Where the weights of `model` are."""
     return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-
-# %% ../../nbs/models/adapt.ipynb #c4c10973
-class FaceBN(Adaptation):
-    """Adapt the BatchNorm statistics of any `model` to test images: `with FaceBN(model) as face: face.adapt(images); model(images)`.
-
-    `mode` is one of `MODES`, with `a` (mixture), `prior` (pseudo-count, in images) and `rho` (ema); `layers` as in `normalisation_layers`.
-    "adabn" waits for `adapt`; the batchwise modes change the statistics at every forward pass until `freeze`. Works under `inference_mode`.
-    ValueError for bad arguments. Source: AIRD (Shi et al., IJCNN 2024); its update could not be read, so the frame covers the published ones.
-    """
-
-    def __init__(self, model: nn.Module, mode: str = "adabn", *, a: float = 0.5, prior: float = 16.0, rho: float = 0.1,
-                 layers: str | Callable[[str, nn.Module], bool] = "all"):
-        super().__init__(model, layers)
-        self.mode, self.weight, self._hooks = mode, weight_of(mode, a, prior, rho), []
-
-    def begin(self) -> None:
-        if self.mode in BATCHWISE:
-            self.listen()
-
-    def freeze(self) -> None:
-        """Keep the statistics as they are now."""
-        while self._hooks:
-            self._hooks.pop().remove()
-
-# %% ../../nbs/models/adapt.ipynb #deeabd07
-def _listen(self: FaceBN) -> None:
-    """From now on every forward pass changes the statistics, until `freeze`."""
-    self._hooks = [layer.register_forward_pre_hook(partial(self._look, name)) for name, layer in self.layers.items()]
-
-
-def _look(self: FaceBN, name: str, layer: _BatchNorm, inputs: tuple) -> None:
-    """Before `layer` runs on a batch: new statistics from the reference and the batch."""
-    if layer.training:
-        raise ValueError(f"layer {name} is in training mode, where statistics are its own affair; call model.eval()")
-    with torch.inference_mode(False), torch.no_grad():
-        self._set(name, channel_moments(inputs[0]), self.weight(len(inputs[0])))
-
-
-def _set(self: FaceBN, name: str, seen: tuple[Tensor, Tensor], a: float) -> None:
-    """Mix `seen` into the reference of the layer `name`: its source, or in "ema" what it has now."""
-    layer = self.layers[name]
-    reference = (layer.running_mean, layer.running_var) if self.mode == "ema" else self.source[name]
-    seen = [s.to(r) for s, r in zip(seen, reference)]
-    layer.running_mean, layer.running_var = mix(reference, seen, a)
-
-
-FaceBN.listen, FaceBN._look, FaceBN._set, FaceBN.reset = _listen, _look, _set, Adaptation.restore_statistics
-
-# %% ../../nbs/models/adapt.ipynb #0f447110
-def _statistics(self: FaceBN) -> dict[str, tuple[Tensor, Tensor]]:
-    """The mean and variance that each adapted layer has now, by its name."""
-    return {name: (layer.running_mean, layer.running_var) for name, layer in self.layers.items()}
-
-
-FaceBN.statistics = _statistics
 
 # %% ../../nbs/models/adapt.ipynb #f08611ba
 class _Reached(Exception):
@@ -200,9 +153,12 @@ def _pool(model: nn.Module, layer: _BatchNorm, batches: Collection[Tensor]) -> P
 
 # %% ../../nbs/models/adapt.ipynb #6beb0c18
 def running_order(model: nn.Module, layers: dict[str, _BatchNorm], x: Tensor) -> list[str]:
-    """The names of `layers` in the order in which they run on the batch `x`; ValueError for one that runs more than once."""
+    """The names of `layers` in the order in which they run on the batch `x`;
+    ValueError for one that runs more than once.
+    """
     order: list[str] = []
-    hooks = [layer.register_forward_pre_hook(lambda *_, name=name: order.append(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+             for name, layer in layers.items()]
     try:
         model(x.to(device_of(model)))
     finally:
@@ -210,46 +166,101 @@ def running_order(model: nn.Module, layers: dict[str, _BatchNorm], x: Tensor) ->
             hook.remove()
     for name in order:
         if order.count(name) > 1:
-            raise ValueError(f"layer {name} runs {order.count(name)} times in one forward pass; adapt with mode='prediction', batch by batch")
+            raise ValueError(f"layer {name} runs {order.count(name)} times in one forward pass; adapt with "
+                             f"mode='prediction', batch by batch")
     return order
+
+# %% ../../nbs/models/adapt.ipynb #c4c10973
+class FaceBN(Adaptation):
+    """Adapt the BatchNorm statistics of any `model` to test images: `with FaceBN(model) as face: face.adapt(images);
+    model(images)`.
+
+    `mode` is one of `MODES`, with `a` (mixture), `prior` (pseudo-count, in images) and `rho` (ema); `layers` as in
+    `normalisation_layers`. "adabn" waits for `adapt`; the batchwise modes change the statistics at every forward pass
+    until `freeze`. Works under `inference_mode`. ValueError for bad arguments. Source: AIRD (Shi et al., IJCNN 2024);
+    its update could not be read, so the frame covers the published ones.
+    """
+
+    def __init__(self, model: nn.Module, mode: str = "adabn", *, a: float = 0.5, prior: float = 16.0, rho: float = 0.1,
+                 layers: str | Callable[[str, nn.Module], bool] = "all"):
+        super().__init__(model, layers)
+        self.mode, self.weight, self._hooks = mode, weight_of(mode, a, prior, rho), []
+
+    def begin(self) -> None:
+        if self.mode in BATCHWISE:
+            self.listen()
+
+    def listen(self) -> None:
+        """From now on every forward pass changes the statistics, until `freeze`."""
+        hook = lambda name, layer: layer.register_forward_pre_hook(partial(self._look, name))
+        self._hooks = [hook(name, layer) for name, layer in self.layers.items()]
+
+    def freeze(self) -> None:
+        """Keep the statistics as they are now."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def reset(self) -> None:
+        """Give every layer its source statistics back, exactly."""
+        self.restore_statistics()
+
+    def statistics(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The mean and variance that each adapted layer has now, by its name."""
+        return {name: (layer.running_mean, layer.running_var) for name, layer in self.layers.items()}
+
+    @torch.no_grad()
+    def adapt(self, images: Tensor | Collection[Tensor], batch_size: int = 512, layerwise: bool = True) -> None:
+        """Pass 1: take the statistics from unlabelled `images`, and freeze them.
+
+        `images` is a tensor `(N, ...)`, or batches that can be read again. `layerwise` (exact): each layer's moments
+        are taken with the layers below already adapted, in one pass per layer, or in one for a single batch. Without,
+        one pass under the source statistics serves all layers: cheaper, but not what they see in pass 2. "ema" streams
+        the batches once.
+        """
+        batches = as_batches(images, batch_size)
+        check_pass(self, batches)
+        self.freeze(), self.reset()
+        if self.mode == "ema" or layerwise and len(batches) == 1:
+            self.listen()
+            for x in batches:
+                self.model(x.to(device_of(self.model)))
+            self.freeze()
+            return
+        order = running_order(self.model, self.layers, next(iter(batches)))
+        pools = {} if layerwise else {name: _pool(self.model, self.layers[name], batches) for name in order}
+        for name in order:
+            pooled = pools.get(name) or _pool(self.model, self.layers[name], batches)
+            self._set(name, (pooled.mean, pooled.var), self.weight(sum(map(len, batches))))
+
+
+    def _look(self, name: str, layer: _BatchNorm, inputs: tuple) -> None:
+        """Before `layer` runs on a batch: new statistics from the reference and the batch."""
+        if layer.training:
+            raise ValueError(f"layer {name} is in training mode, where statistics are its own affair; "
+                             "call model.eval()")
+        with torch.inference_mode(False), torch.no_grad():
+            self._set(name, channel_moments(inputs[0]), self.weight(len(inputs[0])))
+
+    def _set(self, name: str, seen: tuple[Tensor, Tensor], a: float) -> None:
+        """Mix `seen` into the reference of the layer `name`: its source, or in "ema" what it has now."""
+        layer = self.layers[name]
+        reference = (layer.running_mean, layer.running_var) if self.mode == "ema" else self.source[name]
+        seen = [s.to(r) for s, r in zip(seen, reference)]
+        layer.running_mean, layer.running_var = mix(reference, seen, a)
 
 # %% ../../nbs/models/adapt.ipynb #49fd238c
 def check_pass(face: FaceBN, batches: Collection[Tensor]) -> None:
     """ValueError where `face` cannot `adapt` to `batches`."""
     if not face.source:
-        raise ValueError("adapt was called outside of its context; write `with FaceBN(model) as face: face.adapt(images)`")
+        raise ValueError("adapt was called outside of its context; write `with FaceBN(model) as "
+                         "face: face.adapt(images)`")
     if face.mode == "plain":
         raise ValueError("mode 'plain' is inference without adaptation; choose another mode to adapt")
     if not hasattr(batches, "__len__"):
-        raise ValueError("these batches can be read once only, but each layer needs a pass of its own; pass a tensor or a list of batches")
+        raise ValueError("these batches can be read once only, but each layer needs a pass of its own; pass a "
+                         "tensor or a list of batches")
     if not len(batches):
         raise ValueError("there are no images to adapt to; pass at least one batch")
-
-# %% ../../nbs/models/adapt.ipynb #7022100c
-@torch.no_grad()
-def _adapt(self: FaceBN, images: Tensor | Collection[Tensor], batch_size: int = 512, layerwise: bool = True) -> None:
-    """Pass 1: take the statistics from unlabelled `images`, a tensor `(N, ...)` or batches that can be read again, and freeze them.
-
-    `layerwise` (exact): each layer's moments are taken with the layers below already adapted, in one pass per layer, or in one for a single batch.
-    Without, one pass under the source statistics serves all layers: cheaper, but not what they see in pass 2. "ema" streams the batches once.
-    """
-    batches = as_batches(images, batch_size)
-    check_pass(self, batches)
-    self.freeze(), self.reset()
-    if self.mode == "ema" or layerwise and len(batches) == 1:
-        self.listen()
-        for x in batches:
-            self.model(x.to(device_of(self.model)))
-        self.freeze()
-        return
-    order = running_order(self.model, self.layers, next(iter(batches)))
-    pools = {} if layerwise else {name: _pool(self.model, self.layers[name], batches) for name in order}
-    for name in order:
-        pooled = pools.get(name) or _pool(self.model, self.layers[name], batches)
-        self._set(name, (pooled.mean, pooled.var), self.weight(sum(map(len, batches))))
-
-
-FaceBN.adapt = _adapt
 
 # %% ../../nbs/models/adapt.ipynb #23800a00
 def entropy(logits: Tensor) -> Tensor:
@@ -259,20 +270,23 @@ def entropy(logits: Tensor) -> Tensor:
 
 # %% ../../nbs/models/adapt.ipynb #da424210
 class Tent(Adaptation):
-    """TENT on any classifier: `with Tent(model) as tent: logits = tent.step(images)`. Only scales and shifts of BatchNorm learn; all is undone at the end.
+    """TENT on any classifier: `with Tent(model) as tent: logits = tent.step(images)`.
 
-    `logits` makes logits of what the model returns (default: its field `logits`); `lr` of Adam, `steps` per batch (published: 1e-3 and 1).
-    ValueError where there is nothing to learn. Source: Wang et al., Tent: Fully Test-Time Adaptation by Entropy Minimization, ICLR 2021.
+    Only scales and shifts of BatchNorm learn; all is undone at the end.
+
+    `logits` makes logits of what the model returns (default: its field `logits`); `lr` of Adam, `steps` per batch
+    (published: 1e-3 and 1). ValueError where there is nothing to learn. Source: Wang et al., Tent: Fully Test-Time
+    Adaptation by Entropy Minimization, ICLR 2021.
     """
 
-    def __init__(
-        self, model: nn.Module, *, lr: float = 1e-3, steps: int = 1, logits: Callable = lambda out: out.logits, layers: str | Callable = "all"
-    ):
+    def __init__(self, model: nn.Module, *, lr: float = 1e-3, steps: int = 1,
+                 logits: Callable = lambda out: out.logits, layers: str | Callable = "all"):
         super().__init__(model, layers)
         self.lr, self.steps, self.logits = lr, steps, logits
         self.learns = [p for layer in self.layers.values() for p in (layer.weight, layer.bias) if p is not None]
         if not self.learns:
-            raise ValueError(f"the BatchNorm layers of {type(model).__name__} have no scale and shift; build them with affine=True")
+            raise ValueError(f"the BatchNorm layers of {type(model).__name__} have no scale and shift; "
+                             f"build them with affine=True")
         if not lr > 0 or steps < 1:
             raise ValueError(f"lr is {lr}, steps is {steps}; expected a rate above 0 and at least one step")
 
@@ -281,49 +295,41 @@ class Tent(Adaptation):
         self._flags = [(p, p.requires_grad) for p in self.model.parameters()]
         self._start()
 
-# %% ../../nbs/models/adapt.ipynb #1bc9c272
-def _start(self: Tent) -> None:
-    """Normalise by batches, learn scales and shifts, with a fresh optimizer."""
-    self.model.requires_grad_(False)
-    for layer in self.layers.values():
-        layer.running_mean = layer.running_var = None
-    with torch.inference_mode(False):
-        self.optimizer = torch.optim.Adam([p.requires_grad_() for p in self.learns], self.lr)
+    def step(self, images: Tensor) -> Tensor:
+        """Logits of a batch as they are before the scales and shifts take their step (the published order)."""
+        answers = []
+        with torch.inference_mode(False), torch.enable_grad():
+            for _ in range(self.steps):
+                logits = self.logits(self.model(images.to(device_of(self.model)).clone()))
+                answers.append(logits.detach())
+                for p, gradient in zip(self.learns, torch.autograd.grad(entropy(logits), self.learns)):
+                    p.grad = gradient
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        return answers[0]
 
+    def adapt(self, images: Tensor | Iterable[Tensor], batch_size: int = 64) -> None:
+        """Pass 1: a step on each batch of `images`."""
+        for x in as_batches(images, batch_size):
+            self.step(x)
 
-def _step(self: Tent, images: Tensor) -> Tensor:
-    """Logits of a batch as they are before the scales and shifts take their step (the published order)."""
-    answers = []
-    with torch.inference_mode(False), torch.enable_grad():
-        for _ in range(self.steps):
-            logits = self.logits(self.model(images.to(device_of(self.model)).clone()))
-            answers.append(logits.detach())
-            for p, gradient in zip(self.learns, torch.autograd.grad(entropy(logits), self.learns)):
-                p.grad = gradient
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-    return answers[0]
+    def freeze(self) -> None:
+        """End of learning: source statistics, scales and shifts as learnt, the flags of all parameters as they were."""
+        self.restore_statistics()
+        for p, flag in self._flags:
+            p.requires_grad_(flag)
 
-# %% ../../nbs/models/adapt.ipynb #8d94a256
-def _tent_adapt(self: Tent, images: Tensor | Iterable[Tensor], batch_size: int = 64) -> None:
-    """Pass 1: a step on each batch of `images`."""
-    for x in as_batches(images, batch_size):
-        self.step(x)
+    def reset(self) -> None:
+        """Scales and shifts as they were, exactly, and an optimizer without memory."""
+        with torch.inference_mode(False), torch.no_grad():
+            for p, value in zip(self.learns, self.before):
+                p.copy_(value)
+        self.optimizer.state.clear()
 
-
-def _tent_freeze(self: Tent) -> None:
-    """End of learning: source statistics again, scales and shifts as learnt, and the flags of all parameters as they were."""
-    self.restore_statistics()
-    for p, flag in self._flags:
-        p.requires_grad_(flag)
-
-
-def _tent_reset(self: Tent) -> None:
-    """Scales and shifts as they were, exactly, and an optimizer without memory."""
-    with torch.inference_mode(False), torch.no_grad():
-        for p, value in zip(self.learns, self.before):
-            p.copy_(value)
-    self.optimizer.state.clear()
-
-
-Tent._start, Tent.step, Tent.adapt, Tent.freeze, Tent.reset = _start, _step, _tent_adapt, _tent_freeze, _tent_reset
+    def _start(self) -> None:
+        """Normalise by batches, learn scales and shifts, with a fresh optimizer."""
+        self.model.requires_grad_(False)
+        for layer in self.layers.values():
+            layer.running_mean = layer.running_var = None
+        with torch.inference_mode(False):
+            self.optimizer = torch.optim.Adam([p.requires_grad_() for p in self.learns], self.lr)

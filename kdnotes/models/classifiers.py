@@ -31,7 +31,8 @@ class Prediction(NamedTuple):
 class Classifier(nn.Module):
     """Trunk, optional linear embedding, linear classifier; `(N, channels, H, W)` float images to a `Prediction`.
 
-    `trunk` gives `(N, width)`; `feature_dim` is `embedding` where one is asked for, else `width`. ValueError for other images.
+    `trunk` gives `(N, width)`; `feature_dim` is `embedding` where one is asked for, else `width`.
+    ValueError for other images.
     """
     def __init__(self, trunk: nn.Module, width: int, classes: int, channels: int = 3, embedding: int | None = None):
         super().__init__()
@@ -49,7 +50,9 @@ class Classifier(nn.Module):
 
 # %% ../../nbs/models/classifiers.ipynb #ee0cc1da
 def as_trunk(*stages: nn.Module, stem: nn.Module | None = None, last: Iterable[nn.Module] = ()) -> nn.Sequential:
-    """`stem`, `stage1`, `stage2`, ..., then `pool`: the modules `last`, the global average and a flat vector `(N, width)`."""
+    """`stem`, `stage1`, `stage2`, ..., then `pool`:
+    the modules `last`, the global average and a flat vector `(N, width)`.
+    """
     named = OrderedDict(stem=stem) if stem is not None else OrderedDict()
     named.update((f"stage{i}", stage) for i, stage in enumerate(stages, start=1))
     named["pool"] = nn.Sequential(*last, nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -57,7 +60,9 @@ def as_trunk(*stages: nn.Module, stem: nn.Module | None = None, last: Iterable[n
 
 # %% ../../nbs/models/classifiers.ipynb #8a18197d
 def initialise(module: nn.Module) -> nn.Module:
-    """Draw every convolution from N(0, 2 / fan_out) in place (He et al., ICCV 2015) and zero its bias; return the module."""
+    """Draw every convolution from N(0, 2 / fan_out) in place (He et al., ICCV 2015) and zero its bias;
+    return the module.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -72,7 +77,9 @@ def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 class PostActivation(nn.Module):
-    """Residual block of He et al. (CVPR 2016): y = relu(s(x) + F(x)), `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`."""
+    """Residual block of He et al. (CVPR 2016):
+    y = relu(s(x) + F(x)), `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`.
+    """
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
         self.branch = nn.Sequential(conv3x3(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
@@ -101,19 +108,25 @@ class PreActivation(nn.Module):
 
 # %% ../../nbs/models/classifiers.ipynb #cd790a80
 def stage(block: type[nn.Module], inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    """`blocks` residual blocks; the first maps `inputs` to `outputs` channels with `stride`, the others keep the shape."""
+    """`blocks` residual blocks; the first maps `inputs` to `outputs` channels with `stride`, the others keep the shape.
+    """
     return nn.Sequential(block(inputs, outputs, stride), *(block(outputs, outputs) for _ in range(blocks - 1)))
 
 
 def three_stages(block: type[nn.Module], widths: tuple[int, ...], blocks: int) -> list[nn.Sequential]:
-    """The stages of a CIFAR net: `blocks` residual blocks each, at full, half and quarter image size; `widths` of stem and stages."""
+    """The stages of a CIFAR net: `blocks` residual blocks each, at full, half and quarter image size;
+    `widths` of stem and stages.
+    """
     if len(widths) != 4:
-        raise ValueError(f"widths are {widths}; expected four: those of the stem and of the three stages, like (16, 16, 32, 64)")
+        raise ValueError(f"widths are {widths}; expected four: those of the stem and of the three "
+                         f"stages, like (16, 16, 32, 64)")
     return [stage(block, a, b, blocks, stride) for (a, b), stride in zip(pairwise(widths), (1, 2, 2))]
 
 # %% ../../nbs/models/classifiers.ipynb #ffb10ff9
-def resnet(channels: int, size: int, depth: int, widths: tuple[int, ...] = (16, 16, 32, 64)) -> tuple[nn.Sequential, int]:
-    """Trunk and feature width of the CIFAR ResNet of `depth` 6n + 2; `widths` of stem and three stages; any image `size`.
+def resnet(channels: int, size: int, depth: int,
+           widths: tuple[int, ...] = (16, 16, 32, 64)) -> tuple[nn.Sequential, int]:
+    """Trunk and feature width of the CIFAR ResNet of `depth` 6n + 2; `widths` of stem and three stages;
+    any image `size`.
 
     Source: He et al., CVPR 2016, section 4.2, with projection shortcuts; the `x4` widths are those of CRD (ICLR 2020).
     """
@@ -122,7 +135,9 @@ def resnet(channels: int, size: int, depth: int, widths: tuple[int, ...] = (16, 
 
 # %% ../../nbs/models/classifiers.ipynb #97ba76f7
 def wide_resnet(channels: int, size: int, depth: int, widen: int) -> tuple[nn.Sequential, int]:
-    """Trunk and feature width of WRN-`depth`-`widen`, `depth` 6n + 4; any image `size`. Source: Zagoruyko and Komodakis, BMVC 2016."""
+    """Trunk and feature width of WRN-`depth`-`widen`, `depth` 6n + 4; any image `size`.
+    Source: Zagoruyko and Komodakis, BMVC 2016.
+    """
     widths = (16, 16 * widen, 32 * widen, 64 * widen)
     stages = three_stages(PreActivation, widths, blocks=(depth - 4) // 6)
     last = (nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True))
@@ -138,9 +153,12 @@ def plain_stage(inputs: int, outputs: int, convolutions: int, bias: bool = False
 
 
 def vgg(channels: int, size: int, convolutions: tuple[int, ...]) -> tuple[nn.Sequential, int]:
-    """Trunk and feature width of a VGG with batch normalisation and `convolutions` in each of its five stages; `size` >= 8."""
+    """Trunk and feature width of a VGG with batch normalisation and `convolutions` in each of its five stages;
+    `size` >= 8.
+    """
     if size < 8:
-        raise ValueError(f"VGG halves the image three times and got size={size}; give images of at least 8 pixels, or use a ResNet")
+        raise ValueError(f"VGG halves the image three times and got size={size}; give images of at least 8 "
+                         f"pixels, or use a ResNet")
     widths = (channels, 64, 128, 256, 512, 512)
     stages = [plain_stage(a, b, n, bias=True) for (a, b), n in zip(pairwise(widths), convolutions)]
     for i in (1, 2, 3, 4) if size >= 64 else (1, 2, 3):
@@ -149,7 +167,9 @@ def vgg(channels: int, size: int, convolutions: tuple[int, ...]) -> tuple[nn.Seq
 
 # %% ../../nbs/models/classifiers.ipynb #896d14f3
 def smallconv(channels: int, size: int, widths: tuple[int, ...] = (32, 64, 128)) -> tuple[nn.Sequential, int]:
-    """Trunk and feature width of a plain net, one convolution per entry of `widths`, halved after the first two; `size` >= 4."""
+    """Trunk and feature width of a plain net, one convolution per entry of `widths`, halved after the first two;
+    `size` >= 4.
+    """
     if size < 4:
         raise ValueError(f"smallconv halves the image twice and got size={size}; give images of at least 4 pixels")
     stages = [plain_stage(a, b, convolutions=1) for a, b in pairwise((channels, *widths))]
@@ -159,35 +179,45 @@ def smallconv(channels: int, size: int, widths: tuple[int, ...] = (32, 64, 128))
 
 # %% ../../nbs/models/classifiers.ipynb #bfb77bdc
 def narrow(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution in `groups` that keeps the image size (divided by `stride`), without bias, and batch normalisation."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs))
+    """A convolution in `groups` that keeps the image size (divided by `stride`), without bias, and batch normalisation.
+    """
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+                         nn.BatchNorm2d(outputs))
 
 
 class GroupedUnit(nn.Module):
-    """Unit of ShuffleNetV1 with three groups, `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`; stride 1 keeps the channels."""
+    """Unit of ShuffleNetV1 with three groups, `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`;
+    stride 1 keeps the channels.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
         self.grows = stride == 2
         new = outputs - inputs if self.grows else outputs
         mid, groups = new // 4, 1 if inputs == 24 else 3            # the stem's 24 channels are too few to be split
-        self.branch = nn.Sequential(narrow(inputs, mid, groups=groups), nn.ReLU(inplace=True), nn.ChannelShuffle(groups),
-                                    narrow(mid, mid, 3, stride, groups=mid), nn.ReLU(inplace=True), narrow(mid, new, groups=3))
+        self.branch = nn.Sequential(narrow(inputs, mid, groups=groups), nn.ReLU(inplace=True),
+                                    nn.ChannelShuffle(groups), narrow(mid, mid, 3, stride, groups=mid),
+                                    nn.ReLU(inplace=True), narrow(mid, new, groups=3))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.branch(x)
-        return torch.relu(torch.cat([y, nn.functional.avg_pool2d(x, 3, stride=2, padding=1)], 1) if self.grows else x + y)
+        return torch.relu(torch.cat([y, nn.functional.avg_pool2d(x, 3, stride=2, padding=1)], 1)
+                          if self.grows else x + y)
 
 # %% ../../nbs/models/classifiers.ipynb #e609e0de
 class SplitUnit(nn.Module):
-    """Unit of ShuffleNetV2, `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`; stride 1 keeps the channels and half of their content."""
+    """Unit of ShuffleNetV2, `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`;
+    stride 1 keeps the channels and half of their content.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
         self.splits, half = stride == 1, outputs // 2
         relu = nn.ReLU(inplace=True)
-        self.left = nn.Identity() if self.splits else nn.Sequential(narrow(inputs, inputs, 3, stride, groups=inputs), narrow(inputs, half), relu)
-        self.right = nn.Sequential(narrow(half if self.splits else inputs, half), relu, narrow(half, half, 3, stride, groups=half), narrow(half, half), relu)
+        self.left = nn.Identity() if self.splits else nn.Sequential(narrow(inputs, inputs, 3, stride, groups=inputs),
+                                                                    narrow(inputs, half), relu)
+        self.right = nn.Sequential(narrow(half if self.splits else inputs, half), relu,
+                                   narrow(half, half, 3, stride, groups=half), narrow(half, half), relu)
         self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -195,23 +225,29 @@ class SplitUnit(nn.Module):
         return self.shuffle(torch.cat([self.left(left), self.right(right)], 1))
 
 # %% ../../nbs/models/classifiers.ipynb #dad57fb3
-def shufflenet(channels: int, size: int, unit: type[nn.Module], widths: tuple[int, ...], last: int = 0) -> tuple[nn.Sequential, int]:
-    """Trunk and feature width of a ShuffleNet of `unit` with the stage `widths`, and a 1 x 1 convolution to `last` channels before the pooling where that is > 0."""
+def shufflenet(channels: int, size: int, unit: type[nn.Module], widths: tuple[int, ...],
+               last: int = 0) -> tuple[nn.Sequential, int]:
+    """Trunk and feature width of a ShuffleNet of `unit` with the stage `widths`,
+    and a 1 x 1 convolution to `last` channels before the pooling where that is > 0.
+    """
     stem = nn.Sequential(narrow(channels, 24), nn.ReLU(inplace=True))
     stages = [stage(unit, a, b, blocks, stride=2) for (a, b), blocks in zip(pairwise((24, *widths)), (4, 8, 4))]
     top = (narrow(widths[-1], last), nn.ReLU(inplace=True)) if last else ()
     return as_trunk(*stages, stem=stem, last=top), last or widths[-1]
 
 # %% ../../nbs/models/classifiers.ipynb #0a88de8e
-def torchvision_resnet(channels: int, size: int, architecture: str, pretrained: bool = False) -> tuple[nn.Sequential, int]:
+def torchvision_resnet(channels: int, size: int, architecture: str,
+                       pretrained: bool = False) -> tuple[nn.Sequential, int]:
     """Trunk and feature width of torchvision's `architecture`; a 3 x 3 stem without pooling where `size` <= 64.
 
-    `pretrained=True` fetches ImageNet weights (torchvision's first set, the one of the papers); needs `size` > 64 and 3 channels.
+    `pretrained=True` fetches ImageNet weights (torchvision's first set, the one of the papers);
+    needs `size` > 64 and 3 channels.
     """
     from torchvision.models import get_model
 
     if pretrained and (size <= 64 or channels != 3):
-        raise ValueError(f"ImageNet weights belong to RGB images larger than 64 pixels; got channels={channels}, size={size}")
+        raise ValueError(f"ImageNet weights belong to RGB images larger than 64 pixels; got "
+                         f"channels={channels}, size={size}")
     net = get_model(architecture, weights="IMAGENET1K_V1" if pretrained else None)
     first, shrink = net.conv1, net.maxpool
     if size <= 64:
@@ -273,12 +309,14 @@ def build(name: str, classes: int, channels: int = 3, size: int = 32, **options)
     """The classifier called `name` (see `names()`) for `classes` classes and images `(N, channels, size, size)`.
 
     Options: `embedding=D` puts a linear layer of D features before the classifier (128 in `smallconv`, elsewhere none);
-    `widths` of CIFAR ResNets and `smallconv`; `pretrained` of torchvision's nets. ValueError for what a net does not know.
+    `widths` of CIFAR ResNets and `smallconv`; `pretrained` of torchvision's nets.
+    ValueError for what a net does not know.
     """
     family = look_up("model", name, options, ARCHITECTURES, ("embedding",))
     options = {**family.keywords, **options}
     embedding = options.pop("embedding", None)
-    counts = {"classes": classes, "channels": channels, "size": size} | ({} if embedding is None else {"embedding": embedding})
+    counts = {"classes": classes, "channels": channels, "size": size}
+    counts |= {} if embedding is None else {"embedding": embedding}
     for what, value in counts.items():
         if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{what} is {value!r}; expected a whole number of at least 1")
@@ -296,9 +334,11 @@ def stage_of(network: nn.Module, name: str) -> nn.Module:
 
 @contextmanager
 def listening(network: nn.Module, name: str) -> Iterator[list[Tensor]]:
-    """Inside, every forward pass of `network` adds the energy `(N, 1, h, w)` of the maps of the stage `name` to the list."""
+    """Inside, each forward pass of `network` adds the energy `(N, 1, h, w)` of the maps of stage `name` to the list.
+    """
     heard = []
-    hook = stage_of(network, name).register_forward_hook(lambda module, x, maps: heard.append(maps.square().mean(1, keepdim=True).sqrt()))
+    hear = lambda module, x, maps: heard.append(maps.square().mean(1, keepdim=True).sqrt())
+    hook = stage_of(network, name).register_forward_hook(hear)
     try:
         yield heard
     finally:
@@ -311,7 +351,9 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_multiply_adds(model: Classifier, size: int = 32) -> int:
-    """Multiply-adds of convolutions and linear layers for one `size` x `size` image, counted on shapes alone; `model` stays as it is."""
+    """Multiply-adds of convolutions and linear layers for one `size` x `size` image, counted on shapes alone;
+    `model` stays as it is.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     ghost = copy.deepcopy(model).to("meta").eval()

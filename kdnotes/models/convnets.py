@@ -20,28 +20,35 @@ def norm(kind: str, width: int) -> nn.Module:
     return nn.GroupNorm(width, width) if kind == "instance" else nn.BatchNorm2d(width)
 
 # %% ../../nbs/models/convnets.ipynb #153aa10a
-def convnet(channels: int, size: int, depth: int = 3, width: int = 128, norm_kind: str = "instance") -> tuple[nn.Sequential, int]:
-    """Trunk and feature width of ConvNet-`depth` with `width` channels; `size` >= 2 ** depth. `norm_kind`: "instance" or "batch".
+def convnet(channels: int, size: int, depth: int = 3, width: int = 128,
+            norm_kind: str = "instance") -> tuple[nn.Sequential, int]:
+    """Trunk and feature width of ConvNet-`depth` with `width` channels; `size` >= 2 ** depth.
+    `norm_kind`: "instance" or "batch".
 
-    Source: Gidaris and Komodakis, CVPR 2018, in the form of Zhao and Bilen (ICLR 2021); PyTorch's default initialisation.
+    Source: Gidaris and Komodakis, CVPR 2018, in the form of Zhao and Bilen (ICLR 2021);
+    PyTorch's default initialisation.
     """
     border = 3 if (channels, size) == (1, 28) else 1
     side = (size + 2 * (border - 1)) >> depth
     if side < 1:
-        raise ValueError(f"ConvNet-{depth} halves the image {depth} times and got size={size}; give images of at least {2**depth} pixels")
-    blocks = [nn.Sequential(nn.Conv2d(a, width, 3, padding=border if i == 0 else 1), norm(norm_kind, width), nn.ReLU(inplace=True), nn.AvgPool2d(2))
+        raise ValueError(f"ConvNet-{depth} halves the image {depth} times and got size={size}; give images of at "
+                         f"least {2**depth} pixels")
+    blocks = [nn.Sequential(nn.Conv2d(a, width, 3, padding=border if i == 0 else 1), norm(norm_kind, width),
+                            nn.ReLU(inplace=True), nn.AvgPool2d(2))
               for i, (a, _) in enumerate(pairwise([channels] + [width] * depth))]
     return nn.Sequential(*blocks, nn.Flatten()), width * side**2
 
 # %% ../../nbs/models/convnets.ipynb #d38ccdba
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut, `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`; `average` halves by averaging."""
+    """Two 3 x 3 convolutions and a shortcut, `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`;
+    `average` halves by averaging.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, norm_kind: str = "batch", average: bool = False):
         super().__init__()
         step, halve = (1, [nn.AvgPool2d(stride)] if stride > 1 else []) if average else (stride, [])
-        self.branch = nn.Sequential(conv3x3(inputs, outputs, step), norm(norm_kind, outputs), nn.ReLU(inplace=True), *halve,
-                                    conv3x3(outputs, outputs), norm(norm_kind, outputs))
+        self.branch = nn.Sequential(conv3x3(inputs, outputs, step), norm(norm_kind, outputs), nn.ReLU(inplace=True),
+                                    *halve, conv3x3(outputs, outputs), norm(norm_kind, outputs))
         project = nn.Conv2d(inputs, outputs, kernel_size=1, stride=step, bias=False)
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Sequential(project, *halve, norm(norm_kind, outputs))
@@ -53,7 +60,8 @@ class Residual(nn.Module):
 def stem(channels: int, width: int, size: int, norm_kind: str, average: bool) -> nn.Sequential:
     """First convolution, norm, ReLU and, for images above 64 pixels, the first reduction."""
     large = size > 128
-    conv = nn.Conv2d(channels, width, 7 if large else 3, stride=2 if large and not average else 1, padding=3 if large else 1, bias=False)
+    conv = nn.Conv2d(channels, width, 7 if large else 3, stride=2 if large and not average else 1,
+                     padding=3 if large else 1, bias=False)
     layers = [conv, norm(norm_kind, width), nn.ReLU(inplace=True)]
     if size > 64:
         layers.append(nn.AvgPool2d(4 if large else 2) if average else nn.MaxPool2d(3, stride=2, padding=1))
@@ -64,17 +72,22 @@ def resnet10(channels: int, size: int, norm_kind: str = "batch", average: bool =
              widths: tuple[int, ...] | None = None) -> tuple[nn.Sequential, int]:
     """Trunk and feature width of a ResNet with one block in each of four stages, `size` >= 8.
 
-    `widths` None: 32, 64, 128, 256 (CIFAR form) up to 64 pixels, else 64, 128, 256, 512. Source: the nets of IDC (Kim et al., ICML 2022).
+    `widths` None: 32, 64, 128, 256 (CIFAR form) up to 64 pixels, else 64, 128, 256, 512.
+    Source: the nets of IDC (Kim et al., ICML 2022).
     """
     if size < 8:
-        raise ValueError(f"ResNet-10 halves the image three times and got size={size}; give images of at least 8 pixels")
+        raise ValueError(f"ResNet-10 halves the image three times and got size={size}; "
+                         "give images of at least 8 pixels")
     widths = tuple(widths or ((32, 64, 128, 256) if size <= 64 else (64, 128, 256, 512)))
-    stages = [Residual(a, b, 1 if i == 0 else 2, norm_kind, average) for i, (a, b) in enumerate(pairwise((widths[0], *widths)))]
+    stages = [Residual(a, b, 1 if i == 0 else 2, norm_kind, average)
+              for i, (a, b) in enumerate(pairwise((widths[0], *widths)))]
     return initialise(as_trunk(*stages, stem=stem(channels, widths[0], size, norm_kind, average))), widths[-1]
 
 # %% ../../nbs/models/convnets.ipynb #19b36685
 class Dense(nn.Module):
-    """One dense layer: norm, ReLU, 1 x 1 to `4 growth` maps, norm, ReLU, 3 x 3 to `growth`; these are put before the input's."""
+    """One dense layer: norm, ReLU, 1 x 1 to `4 growth` maps, norm, ReLU, 3 x 3 to `growth`;
+    these are put before the input's.
+    """
 
     def __init__(self, inputs: int, growth: int):
         super().__init__()

@@ -16,12 +16,14 @@ from .classifiers import Prediction, as_trunk, conv3x3, look_up, stage, torchvis
 
 # %% ../../nbs/models/embedders.ipynb #8734d96f
 class ImprovedResidual(nn.Module):
-    """y = s(x) + F(x), `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`. Source: ArcFace, Deng et al., CVPR 2019, section 3.1."""
+    """y = s(x) + F(x), `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`.
+    Source: ArcFace, Deng et al., CVPR 2019, section 3.1.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
-        self.branch = nn.Sequential(nn.BatchNorm2d(inputs), conv3x3(inputs, outputs), nn.BatchNorm2d(outputs), nn.PReLU(outputs),
-                                    conv3x3(outputs, outputs, stride), nn.BatchNorm2d(outputs))
+        self.branch = nn.Sequential(nn.BatchNorm2d(inputs), conv3x3(inputs, outputs), nn.BatchNorm2d(outputs),
+                                    nn.PReLU(outputs), conv3x3(outputs, outputs, stride), nn.BatchNorm2d(outputs))
         project = nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Sequential(project, nn.BatchNorm2d(outputs))
@@ -46,7 +48,9 @@ def drawn(module: nn.Module, std: float = 0.1) -> nn.Module:
 
 
 def iresnet(channels: int, size: int, blocks: tuple[int, ...]) -> tuple[nn.Sequential, tuple[int, int]]:
-    """Trunk of an IResNet with `blocks` in its four stages, and what it gives: channels, and pixels a side, for images of `size` >= 8."""
+    """Trunk of an IResNet with `blocks` in its four stages, and what it gives:
+    channels, and pixels a side, for images of `size` >= 8.
+    """
     stem = nn.Sequential(conv3x3(channels, 64), nn.BatchNorm2d(64), nn.PReLU(64))
     strides = (1 if size <= 64 else 2, 2, 2, 2)
     widths = pairwise((64, 64, 128, 256, 512))
@@ -56,13 +60,18 @@ def iresnet(channels: int, size: int, blocks: tuple[int, ...]) -> tuple[nn.Seque
 
 # %% ../../nbs/models/embedders.ipynb #d1da06e6
 def face_resnet(channels: int, size: int, architecture: str) -> tuple[nn.Sequential, tuple[int, int]]:
-    """Trunk of torchvision's `architecture` without its last pooling, and the channels and pixels a side that it gives for images of `size` >= 8."""
+    """Trunk of torchvision's `architecture` without its last pooling,
+    and the channels and pixels a side that it gives for images of `size` >= 8.
+    """
     trunk, width = torchvision_resnet(channels, size, architecture)
     return trunk[:-1], (width, side_after(size, (2, 2, 2, 2, 2) if size > 64 else (2, 2, 2)))
 
 # %% ../../nbs/models/embedders.ipynb #fa3e0ace
-def smallface(channels: int, size: int, widths: tuple[int, ...] = (16, 32, 64)) -> tuple[nn.Sequential, tuple[int, int]]:
-    """Trunk of one convolution for each of `widths`, the first at full size and each further one halving it; what it gives as above, for images of `size` >= 4."""
+def smallface(channels: int, size: int,
+              widths: tuple[int, ...] = (16, 32, 64)) -> tuple[nn.Sequential, tuple[int, int]]:
+    """Trunk of one convolution for each of `widths`, the first at full size and each further one halving it;
+    what it gives as above, for images of `size` >= 4.
+    """
     trunk, strides = nn.Sequential(), (1,) + (2,) * (len(widths) - 1)
     for i, ((a, b), stride) in enumerate(zip(pairwise((channels, *widths)), strides), start=1):
         trunk.add_module(f"stage{i}", nn.Sequential(conv3x3(a, b, stride), nn.BatchNorm2d(b), nn.PReLU(b)))
@@ -70,17 +79,23 @@ def smallface(channels: int, size: int, widths: tuple[int, ...] = (16, 32, 64)) 
 
 # %% ../../nbs/models/embedders.ipynb #36a5731d
 def head(width: int, side: int, dim: int, dropout: float = 0.0) -> nn.Sequential:
-    """BN, dropout, a linear layer and BN on the flattened maps `(N, width, side, side)`: embeddings `(N, dim)`. Source: option E of ArcFace's section 3.1."""
+    """BN, dropout, a linear layer and BN on the flattened maps `(N, width, side, side)`: embeddings `(N, dim)`.
+    Source: option E of ArcFace's section 3.1.
+    """
     last = nn.BatchNorm1d(dim)
     nn.init.ones_(last.weight)
     last.weight.requires_grad_(False)
-    return nn.Sequential(nn.BatchNorm2d(width), nn.Dropout(dropout), nn.Flatten(), nn.Linear(width * side**2, dim), last)
+    return nn.Sequential(nn.BatchNorm2d(width), nn.Dropout(dropout), nn.Flatten(), nn.Linear(width * side**2, dim),
+                         last)
 
 
 class Embedder(nn.Module):
-    """Trunk and head: `(N, channels, size, size)` float images to embeddings `(N, feature_dim)`, not normalised. ValueError for other images."""
+    """Trunk and head: `(N, channels, size, size)` float images to embeddings `(N, feature_dim)`, not normalised.
+    ValueError for other images.
+    """
 
-    def __init__(self, trunk: nn.Module, maps: tuple[int, int], size: int, dim: int = 512, channels: int = 3, dropout: float = 0.0):
+    def __init__(self, trunk: nn.Module, maps: tuple[int, int], size: int, dim: int = 512, channels: int = 3,
+                 dropout: float = 0.0):
         super().__init__()
         self.channels, self.size, self.feature_dim = channels, size, dim
         self.trunk, self.head = trunk, head(*maps, dim, dropout)
@@ -88,7 +103,8 @@ class Embedder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[1:] != (self.channels, self.size, self.size) or not images.is_floating_point():
             raise ValueError(f"images are {images.dtype} of shape {tuple(images.shape)}; expected floating point "
-                             f"(N, {self.channels}, {self.size}, {self.size}): scale uint8 images to [0, 1], and bring all to this size")
+                             f"(N, {self.channels}, {self.size}, {self.size}): scale uint8 images to [0, 1], "
+                             f"and bring all to this size")
         return self.head(self.trunk(images))
 
 # %% ../../nbs/models/embedders.ipynb #f2a41e9d
@@ -114,7 +130,8 @@ def embedder(name: str, dim: int = 512, channels: int = 3, size: int = 112, **op
     Options: `dropout` in the head (0); `widths` of `smallface`. ValueError for what a net does not know.
     """
     family = look_up("embedder", name, options, ARCHITECTURES, ("dropout",))
-    for what, value, least in (("dim", dim, 1), ("channels", channels, 1), ("size", size, 4 if name == "smallface" else 8)):
+    for what, value, least in (("dim", dim, 1), ("channels", channels, 1),
+                               ("size", size, 4 if name == "smallface" else 8)):
         if not isinstance(value, numbers.Integral) or value < least:
             raise ValueError(f"{what} is {value!r}; expected a whole number of at least {least}")
     dropout = options.pop("dropout", 0.0)
@@ -123,14 +140,17 @@ def embedder(name: str, dim: int = 512, channels: int = 3, size: int = 112, **op
 
 # %% ../../nbs/models/embedders.ipynb #a27dd02b
 class Recogniser(nn.Module):
-    """An embedder with a margin head: images to a `Prediction` of un-margined logits `(N, classes)` and features `(N, feature_dim)`.
+    """An embedder with a margin head:
+    images to a `Prediction` of un-margined logits `(N, classes)` and features `(N, feature_dim)`.
 
-    `head` is an `ArcFace` or `CosFace`; the training loss is `model.head(model(images).features, labels)`. After training only `embedder` is kept.
+    `head` is an `ArcFace` or `CosFace`; the training loss is `model.head(model(images).features, labels)`.
+    After training only `embedder` is kept.
     """
     def __init__(self, embedder: Embedder, head: nn.Module):
         super().__init__()
         if head.weight.shape[1] != embedder.feature_dim:
-            raise ValueError(f"the embedder gives {embedder.feature_dim} features, the head takes {head.weight.shape[1]}; expected the same number")
+            raise ValueError(f"the embedder gives {embedder.feature_dim} features, the head takes "
+                             f"{head.weight.shape[1]}; expected the same number")
         self.embedder, self.head = embedder, head
         self.channels, self.size, self.feature_dim = embedder.channels, embedder.size, embedder.feature_dim
 

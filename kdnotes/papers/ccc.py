@@ -424,7 +424,7 @@ class Labelling:
 
     case: str = setting("IND-S", "ours", "the main case", choices=crowds.CASES)
     cases: tuple[str, ...] = setting(("COR-S",), "ours", "further cases of synthetic crowds", choices=crowds.CASES)
-    annotators: int = setting(100, "scale", "R; 250 inferred for the paper", at_least=2)
+    annotators: int = setting(100, "scale", "R; 250 inferred for the paper", at_least=2, at_most=10_000)
     labels_per_item: float = setting(3.0, "paper", "annotators of an item, on average", at_least=0.1)
     alpha: float = setting(0.5, "ours", "shape of the Beta shares, from the paper's histogram; Infinity: equal shares",
                            at_least=0.01, at_most=1e9, unset=(float("inf"),))

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TARGETS', 'ORDERS', 'BASELINES', 'OURS', 'ALONE', 'METHODS', 'TASKS', 'GREY', 'COLOUR', 'CONV', 'RESNET', 'BIRDS',
            'FACES', 'ORL', 'LFW', 'CASIA', 'TABLES', 'READINGS', 'Losses', 'hybrid', 'titled', 'recipe_of', 'Images',
-           'Networks', 'Bridge', 'Training', 'Faces', 'Config', 'Pictures', 'People', 'Network', 'Unaided', 'Taught',
-           'Both', 'Joint', 'Task', 'task_of', 'assisted', 'student_of', 'seen_by', 'classified', 'retrieved',
-           'recognised', 'row', 'main_table', 'assistant_table', 'sweeps', 'weight_table', 'rows', 'run',
-           'retrieval_claims', 'claims']
+           'Networks', 'Bridge', 'Training', 'Faces', 'Config', 'People', 'Network', 'Unaided', 'Taught', 'Both',
+           'Joint', 'Task', 'task_of', 'assisted', 'student_of', 'seen_by', 'classified', 'retrieved', 'recognised',
+           'row', 'main_table', 'assistant_table', 'sweeps', 'weight_table', 'rows', 'run', 'retrieval_claims',
+           'claims']
 
 # %% ../../nbs/papers/horkd.ipynb #9f674cb9
 from dataclasses import dataclass, replace
@@ -20,10 +20,10 @@ from torch.nn.functional import cross_entropy
 
 from ..config import Settings, section, setting
 from kdnotes.crossres import (
-    Optimisation, Views, fresh_network, frozen, learnt, optimise, paired_batches, predict_view, weights_of,
+    Optimisation, Pictures, Views, fresh_network, frozen, learnt, optimise, paired_batches, predict_view, weights_of,
 )
-from ..data.catalogue import face_sets, load
-from ..data.imageset import ImageSet, first_of_each, unseen_classes
+from ..data.catalogue import face_sets
+from ..data.imageset import ImageSet
 from ..data.protocols import FaceSets, split_identities, verification_pairs
 from ..data.augment import channel_statistics
 from ..data.degrade import MODES
@@ -220,26 +220,6 @@ Config.DATASETS = {
     ("paper", "uccs"): {**BIRDS, "tasks": ("classification",), "images.size": 112, "images.low": 16, "low_sweep": (8, 32), "per_class": 0,
                         "pair": 25.0, "triplet": 50.0},
 }
-
-# %% ../../nbs/papers/horkd.ipynb #4da30197
-@dataclass(frozen=True)
-class Pictures(Data):
-    """The training ("train") or judged ("test") images of a task."""
-
-    dataset: str
-    part: str
-    size: int = 0                       # 0: the data set's own
-    per_class: int = 0                  # training images of each class, 0 = all
-    seen: tuple[int, ...] = ()          # retrieval: classes trained on; (): all, in both parts
-    searched: str = "all"
-
-    def load(self) -> ImageSet:
-        if not self.seen:
-            images = load(self.dataset, self.part, size=self.size or None)
-        else:
-            both = [load(self.dataset, split, size=self.size or None) for split in ("train", "test")]
-            images = unseen_classes(*both, self.seen, self.searched)[self.part == "test"]
-        return first_of_each(images, self.per_class) if self.per_class and self.part == "train" else images
 
 # %% ../../nbs/papers/horkd.ipynb #c3cf0902
 @dataclass(frozen=True)

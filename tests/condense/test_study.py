@@ -1,4 +1,4 @@
-"""Jobs and exams: what is kept, what is held out, what is named how."""
+"""Sets, scores and costs as stages: what is kept, what is held out, what is named how, and which code a key knows."""
 
 from dataclasses import replace
 
@@ -6,58 +6,77 @@ import pandas as pd
 import pytest
 import torch
 
-from kdnotes.condense import study
+from kdnotes.condense import matching, study
 from kdnotes.condense.evaluate import Protocol
-from kdnotes.condense.experts import PairNetworks
+from kdnotes.condense.experts import EXPERT_PROTOCOL, PairNetworks
 from kdnotes.condense.matching import RandomNetworks
-from kdnotes.condense.study import Exam, Job, LiveBytes, Source, cost_of, job, learned_set, passes_of, score_rows, scores, sets_of, training_images, tune, tuned
+from kdnotes.condense.study import (
+    Cost, Experts, Images, LiveBytes, Monitor, Operations, Score, best_rates, condensed_set, on_held_out, score_of, score_rows, tune,
+)
 from kdnotes.condense.synthetic import from_real
-from kdnotes.results import Results
-from kdnotes.parallel import place_of
-from kdnotes.runtime import make_fabric
+from kdnotes.config import Settings
+from kdnotes.experiment import Experiment, Study
 
-DIGITS = Source("digits", per_class=30)
-EXAM = Exam(Protocol(epochs=2, batch_size=32, lr=0.05, strategy="none", cutmix=0.0, looks=2), "convnet2:4", repeats=2)
+DIGITS = Images("digits", per_class=30)
+PROTOCOL = Protocol(epochs=2, batch_size=32, lr=0.05, strategy="none", cutmix=0.0, looks=2)
+QUICK = Experts(1, replace(EXPERT_PROTOCOL, epochs=1))
+
+
+def experiment_in(folder):
+    return Experiment.alone("toy", Settings(), folder)
 
 
 @pytest.fixture
-def place(tmp_path):
-    return place_of(make_fabric("cpu"), tmp_path)
+def experiment(tmp_path):
+    return experiment_in(tmp_path)
 
 
-def small(method="m3d", **settings):
+def small(method="m3d", factor=1, **settings):
     learned = {"iterations": 4, "real_batch": 8, "classes_at_once": 10, "lr": 0.3} if method in study.RECIPES else {}
-    return job(DIGITS, method, 1, factor=settings.pop("factor", 1), network="convnet2:4", **(learned | settings))
+    return condensed_set(DIGITS, method, 1, factor=factor, network="convnet2:4", **(learned | settings))
+
+
+def score(condensed, repeats=1):
+    return score_of(condensed, PROTOCOL, network="convnet2:4", repeats=repeats)
+
+
+def passes(experiment, condensed):
+    parents = {part: experiment.made(stage) for part, stage in condensed.needs().items()}
+    return condensed.passes(experiment.read(condensed.data), parents)
 
 
 def test_held_out_images_come_from_training_and_the_test_set_is_not_read(monkeypatch):
-    whole, _ = sets_of(Source("digits"))
+    whole, part = Images("digits").load(), Images("digits", per_class=20, held_out=0.25)
     asked, original = [], study.load
     monkeypatch.setattr(study, "load", lambda name, split, **options: asked.append(split) or original(name, split, **options))
-    train, held = study.read_sets(Source("digits", per_class=20, held_out=0.25))
-    assert asked == ["train"] and len(train) == 200 and abs(len(held) - len(whole) / 4) <= 10
+    train, held = part.load(), part.judged().load()
+    assert set(asked) == {"train"} and len(train) == 200 and abs(len(held) - len(whole) / 4) <= 10
     rows = [set(map(bytes, images.images.flatten(1).numpy())) for images in (train, held, whole)]
     assert not rows[0] & rows[1] and rows[0] | rows[1] <= rows[2]
+    assert Images("digits").judged().load().fingerprint() == original("digits", "test").fingerprint()
 
 
-def test_a_set_and_its_marks_are_computed_once(place, monkeypatch):
-    exam = replace(EXAM, repeats=1)                                    # one network: in this process
-    first = learned_set(small(), place), scores(small(), exam, place)
+def test_a_set_and_its_marks_are_computed_once(tmp_path, monkeypatch):
+    wanted = score(small())
+    first = experiment_in(tmp_path)
+    kept = first.made(wanted.condensed), first.made(wanted)
     for name in ("match", "evaluate"):
         monkeypatch.setattr(study, name, lambda *args, **kw: pytest.fail("computed again"))
-    again = learned_set(small(), place), scores(small(), exam, place)
-    assert again[0].set.pixels.equal(first[0].set.pixels) and again[0].rows == first[0].rows and again[1] == first[1]
-    assert all(last <= best for last, best in zip(*(first[1][mark] for mark in ("last", "best")))) and len(first[1]["last"]) == 1
+    again = experiment_in(tmp_path)
+    monkeypatch.setattr(again.planner, "parts", lambda stage: first.node(stage).parts)         # the code as it was
+    found = again.made(wanted.condensed), again.made(wanted)
+    assert found[0].images.pixels.equal(kept[0].images.pixels) and found[0].history == kept[0].history and found[1] == kept[1]
+    assert len(kept[1]["last"]) == 1 and kept[1]["last"] <= kept[1]["best"] and set(again.how.values()) == {"read"}
 
 
 @pytest.mark.parametrize("method", ["m3d", "dsa"])
-def test_a_killed_set_goes_on_from_its_checkpoint(place, tmp_path, method, monkeypatch):
-    from kdnotes.condense import gradients, matching
+def test_a_killed_set_goes_on_from_its_checkpoint(experiment, tmp_path, method, monkeypatch):
+    from kdnotes.condense import gradients
 
     wanted = small(method, iterations=6)
-    whole = learned_set(wanted, place_of(make_fabric("cpu"), tmp_path / "whole")).set.pixels
-    module, step = (matching, "one_iteration") if method == "m3d" else (gradients, "gradient_step")
-    original, count = getattr(module, step), [0]
+    whole = experiment_in(tmp_path / "whole").made(wanted).images.pixels
+    module, step = (matching, "one_pass") if method == "m3d" else (gradients, "gradient_step")
+    original, count, node = getattr(module, step), [0], experiment.node(wanted)
 
     def killed(*args, **kw):
         count[0] += 1
@@ -66,60 +85,123 @@ def test_a_killed_set_goes_on_from_its_checkpoint(place, tmp_path, method, monke
         return original(*args, **kw)
 
     monkeypatch.setattr(module, step, killed)
+    monkeypatch.setattr(experiment.planner, "parts", lambda stage: node.parts)
     with pytest.raises(KeyboardInterrupt):
-        learned_set(wanted, place)
-    assert learned_set(wanted, place).set.pixels.equal(whole)
+        experiment.made(wanted)
+    assert experiment.made(wanted).images.pixels.equal(whole)
 
 
-def test_learning_begins_with_the_mosaic_of_the_same_seed(place):
-    begun = training_images(small("mosaic", factor=2), place)
-    real, _ = sets_of(DIGITS)
-    assert begun[0].equal(from_real(real, 1, 2, seed=0).decoded()[0])
-    assert not learned_set(small(factor=2), place).set.pixels.equal(learned_set(small("mosaic", factor=2), place).set.pixels)
-    everything = training_images(job(DIGITS, "full"), place)
-    assert everything[0].dtype == torch.uint8 and len(everything[1]) == 300
+def test_learning_begins_with_the_mosaic_of_the_same_seed(experiment):
+    begun, learned = (experiment.made(small(method, factor=2)).images for method in ("mosaic", "m3d"))
+    assert begun.pixels.equal(from_real(experiment.read(DIGITS), 1, 2, seed=0).pixels) and not learned.pixels.equal(begun.pixels)
+    assert experiment.made(small("random")).images.pixels.equal(from_real(experiment.read(DIGITS), 1, 1, seed=0).pixels)
 
 
-def test_the_best_rate_is_the_best_on_held_out_images(place, monkeypatch):
-    accuracy = {0.1: [50.0, 52.0], 0.2: [60.0, 40.0], 1.0: [55.0, 10.0]}
+def test_a_score_without_a_set_trains_on_all_images(experiment, monkeypatch):
     seen = []
-
-    def fake(pairs, place, desc):
-        seen.extend(pairs)
-        return [{"last": accuracy[dict(each.settings)["lr"]]} for each, _ in pairs]
-
-    monkeypatch.setattr(study, "all_scores", fake)
-    jobs = [small(), small("dm")]
-    best, frame = tuned(jobs, (0.1, 0.2, 1.0), EXAM, place, held_out=0.3)
-    assert [dict(each.settings)["lr"] for each in best] == [0.1, 0.1] and [each.source.held_out for each in best] == [0, 0]
-    assert all(each.source.held_out == 0.3 for each, _ in seen) and len(frame) == 12
-    assert len(tune(jobs, [(0.1,), (0.2, 1.0)], [EXAM, replace(EXAM, repeats=1)], place)) == 6 and len(tune([], (), EXAM, place)) == 0
+    monkeypatch.setattr(study, "evaluate", lambda images, labels, judged, **options: seen.append((images, options)) or [{"last": 0.5, "best": 0.5}])
+    everything = Score(DIGITS, DIGITS.judged(), None, replace(PROTOCOL, batch_size=100, epochs=50), "convnet2:4", most_steps=12)
+    assert experiment.made(everything) == {"last": [50.0], "best": [50.0]}
+    assert seen[0][0].dtype == torch.uint8 and len(seen[0][0]) == 300 and seen[0][1]["protocol"].epochs == 4      # 3 steps an epoch
 
 
-def test_a_repetition_is_a_set_or_a_network():
-    found = {"last": [50.0, 60.0], "best": [55.0, 61.0]}
-    rows = Results("toy", "demo", score_rows("T", replace(small(), seed=3), EXAM, found, lr=0.5)).frame()
-    assert rows[["metric", "value", "seed"]].values.tolist() == [["accuracy", 55.0, 3], ["accuracy_best", 58.0, 3]]
+def test_the_best_rate_is_the_best_on_held_out_images(experiment, monkeypatch):
+    accuracy, seen = {0.1: [50.0, 52.0], 0.2: [60.0, 40.0], 1.0: [55.0, 10.0]}, []
+    monkeypatch.setattr(experiment, "make", lambda stages, desc="": seen.extend(stages))
+    monkeypatch.setattr(experiment, "made", lambda stage: {"last": accuracy[stage.condensed.settings.lr]})
+    scores = [score(small()), score(small("dm"))]
+    tried = tune(experiment, scores, [(0.1, 0.2, 1.0)] * 2, held_out=0.3)
+    assert best_rates(tried) == [0.1, 0.1] and len(tried) == 12 and scores[0].data.held_out == 0
+    assert all(each.data.held_out == each.condensed.data.held_out == 0.3 and each.judged.split == "held out" for each in seen)
+    assert len(tune(experiment, scores, [(0.1,), (0.2, 1.0)])) == 6 and len(tune(experiment, [], [])) == 0 == len(best_rates(tune(experiment, [], [])))
+
+
+def test_a_repetition_is_a_set_or_a_network(experiment, monkeypatch):
+    marks = [{"last": 0.5, "best": 0.55}, {"last": 0.6, "best": 0.61}]
+    monkeypatch.setattr(study, "evaluate", lambda *args, **options: marks)
+    rows = Study(score_rows("T", score(replace(small(), seed=3), repeats=2), lr=0.5)).run(experiment).frame()
+    assert rows[["metric", "value", "seed"]].values.tolist() == [["accuracy", 55.0, 3], ["accuracy_best", pytest.approx(58.0), 3]]
     assert set(rows.setting) == {"ipc=1;arch=ConvNet-2 (4);lr=0.5"} and set(rows.method) == {"M3D, f=1"}
-    rows = Results("toy", "demo", score_rows("T", small("dm"), EXAM, found, several=False)).frame()
-    assert rows[rows.metric == "accuracy"][["value", "seed"]].values.tolist() == [[50, 0], [60, 1]] and set(rows.method) == {"DM"}
+    rows = Study(score_rows("U", score(small("dm"), repeats=2), several=False)).run(experiment).frame()
+    rows = rows[(rows.table == "U") & (rows.metric == "accuracy")]
+    assert rows[["value", "seed"]].values.tolist() == [[50, 0], [60, 1]] and set(rows.method) == {"DM"}
 
 
 def test_names_as_in_print():
-    names = [study.arch_name(text) for text in ("convnet3", "convnet2:16", "resnet10", "densenet121", "resnetap10")]
-    assert names == ["ConvNet-3", "ConvNet-2 (16)", "ResNet-10", "DenseNet-121", "ResNetAP-10"]
-    assert study.network_of("resnet10:8-16-32-64") == ("resnet10", {"widths": (8, 16, 32, 64)})
-    assert [study.method_name(job(DIGITS, m, 1, factor=f)) for m, f in (("dm", 0), ("dm", 2), ("m3d", 2), ("mosaic", 3))] == ["DM", "DM, f=2", "M3D", "Mosaic, f=3"]
+    names = [study.method_name(condensed_set(DIGITS, m, 1, factor=f)) for m, f in (("dm", 0), ("dm", 2), ("m3d", 2), ("mosaic", 3))]
+    assert names == ["DM", "DM, f=2", "M3D", "Mosaic, f=3"] and study.method_name(None) == "Whole Dataset"
+    assert (study.dataset_name("mnist5k"), study.dataset_name("mine")) == ("MNIST-5k", "mine")
 
 
-def test_dance_has_its_halves(place):
+def test_dance_has_its_halves(experiment):
     def kinds(**options):
-        wanted = job(DIGITS, "dance", 1, network="convnet2:4", experts=1, expert_epochs=1, **options)
-        return [(type(look.networks), getattr(look.networks, "expert", None), look.real) for look in passes_of(wanted, sets_of(DIGITS)[0], place)]
+        wanted = condensed_set(DIGITS, "dance", 1, network="convnet2:4", lr=0.1, experts=QUICK, **options)
+        return [(type(each.networks), getattr(each.networks, "expert", None), each.real) for each in passes(experiment, wanted)]
 
     middle, verdict, plain = (PairNetworks, False, True), (PairNetworks, True, False), (RandomNetworks, None, True)
-    assert kinds() == [middle, verdict] and kinds(calibrated=False) == [middle] and kinds(aligned=False) == [verdict]
+    assert kinds() == [middle, verdict] and kinds(calibrated=False) == [middle] and kinds(aligned="nothing") == [verdict]
     assert kinds(aligned="random") == [plain, verdict] and kinds(aligned="random", calibrated=False) == [plain]
+    assert not small("dance", experts=QUICK, aligned="random", calibrated=False).needs()
+
+
+def test_one_expert_more_trains_one_expert():
+    two, three = (condensed_set(DIGITS, "dance", 1, lr=0.1, experts=replace(QUICK, count=count)) for count in (2, 3))
+    assert set(two.needs().items()) < set(three.needs().items())
+    assert condensed_set(DIGITS, "herding", 1, experts=QUICK).needs()["expert 0"] == two.needs()["expert 0"]
+
+
+def test_a_monitor_notes_and_changes_nothing(experiment):
+    watched = replace(small(iterations=5), monitor=Darkest(2))
+    found = experiment.made(watched)
+    assert [row["iteration"] for row in found.history] == [2, 4, 5] and all(row["darkest"] <= 0.1 for row in found.history)
+    assert found.images.pixels.equal(experiment.made(small(iterations=5)).images.pixels)
+
+
+class Darkest(Monitor):
+    def measure(self, real, parents, network):
+        return lambda iteration, learned: {"darkest": learned.pixels.min().item()}
+
+
+# keys: of the code, what a set is made by; of the settings, what it depends on
+def test_an_edited_loss_makes_the_sets_that_use_it_again_and_no_other(tmp_path, monkeypatch):
+    stages = {name: score(small(name, **({"experts": QUICK} if name == "dance" else {}))) for name in ("dm", "m3d", "dance", "dsa", "random")}
+
+    def keys():
+        fresh = experiment_in(tmp_path)
+        return {name: fresh.node(stage).key for name, stage in stages.items()}
+
+    before = keys()
+    assert keys() == before
+    monkeypatch.setattr(study, "moment_gap", edited(study.moment_gap))
+    assert [name for name, key in keys().items() if key != before[name]] == ["m3d"]
+    monkeypatch.undo()
+    monkeypatch.setattr(study, "mean_gap", edited(study.mean_gap))
+    assert [name for name, key in keys().items() if key != before[name]] == ["dm", "dance"]
+    monkeypatch.undo()
+    monkeypatch.setitem(study.RECIPES, "m3d", replace(study.RECIPES["m3d"], iterations=7))
+    assert keys() == before                                                         # the published numbers stand in the set
+
+
+def edited(loss):
+    def changed(learned, seen, labels, kernel="gaussian"):
+        return 2 * loss(learned, seen, labels)
+    return changed
+
+
+def test_a_cost_knows_the_code_of_the_set_that_it_only_describes(tmp_path, monkeypatch):
+    m3d, dm = Cost(small()), Cost(small("dm"))
+    before = [experiment_in(tmp_path).node(stage).key for stage in (m3d, dm)]
+    monkeypatch.setattr(study, "moment_gap", edited(study.moment_gap))
+    after = [experiment_in(tmp_path).node(stage).key for stage in (m3d, dm)]
+    assert after[0] != before[0] and after[1] == before[1]
+
+
+def test_a_set_does_not_know_on_what_it_is_judged(experiment):
+    wanted = score(small())
+    key = experiment.node(wanted.condensed).key
+    experiment.node(replace(wanted, protocol=replace(PROTOCOL, lr=1.0)))
+    assert list(experiment.node(wanted.condensed).data) == [DIGITS] and set(experiment.node(wanted).data) == {DIGITS, DIGITS.judged()}
+    assert experiment.node(on_held_out(wanted, 0.3).condensed).key != key == experiment.node(small()).key
 
 
 def test_memory_is_that_of_the_tensors_alive():
@@ -132,24 +214,51 @@ def test_memory_is_that_of_the_tensors_alive():
     assert held.peak == 8000 and held.now == c.untyped_storage().nbytes() == 4000
 
 
-def test_cost_grows_with_the_real_images(place):
-    few, many = (cost_of(small(real_batch=n), place, iterations=1, repeats=2) for n in (2, 30))
-    assert len(few["seconds"]) == 2 and min(few["seconds"]) > 0 and many["memory"] > 2 * few["memory"] > 0
+def test_operations_by_hand():
+    x, kernel = torch.ones(2, 3, 8, 8, requires_grad=True), torch.ones(5, 3, 3, 3)
+    with Operations() as products:
+        y = torch.nn.functional.conv2d(x, kernel)
+    with Operations() as others:
+        (y.flatten(1) + 1).exp().view(-1)
+    assert products.count == 2 * (2 * 5 * 6 * 6) * 27 and others.count == 2 * (2 * 5 * 6 * 6)
+    with Operations() as matrices:
+        torch.ones(4, 5) @ torch.ones(5, 6)
+    assert matrices.count == 2 * 4 * 5 * 6 + 20 + 30
 
 
-def test_sheets_show_every_set(place):
+def test_cost_grows_with_the_real_images_and_is_the_same_whenever_it_is_counted(experiment, tmp_path):
+    few, many = (experiment.made(Cost(small(real_batch=n), steps=2)) for n in (2, 30))
+    assert many["operations"] > 5 * few["operations"] > 0 and many["peak_memory_mib"] > 2 * few["peak_memory_mib"] > 0
+    assert experiment_in(tmp_path / "again").made(Cost(small(real_batch=2), steps=2)) == few and few["relative_operations"] == 1
+    relative = experiment.made(Cost(small(real_batch=30), 2, small(real_batch=2)))["relative_operations"]
+    assert relative == many["operations"] / few["operations"]
+
+
+def test_a_step_of_gradient_matching_costs_several_of_distribution_matching(experiment):
+    dm, dc = (experiment.made(Cost(small(method), steps=2))["operations"] for method in ("dm", "dc"))
+    assert dc > 1.5 * dm
+
+
+def test_sheets_show_every_set(experiment):
     import matplotlib.pyplot as plt
 
-    fig = study.sheets({"a": learned_set(small(), place).set, "b": learned_set(small("mosaic"), place).set})
+    fig = study.sheets({"a": experiment.made(small()).images, "b": experiment.made(small("mosaic")).images})
     assert [ax.get_title() for ax in fig.axes] == ["a", "b"]
     plt.close(fig)
 
 
 @pytest.mark.parametrize(("call", "words"), [
-    (lambda: job(DIGITS, "m4d", 1), "did you mean 'm3d'"), (lambda: job(DIGITS, "m3d", 1, iteration=3), "did you mean 'iterations'"),
-    (lambda: Source("digits", held_out=1.0), "held-out share in [0, 1)"), (lambda: Source("digits", size=-1), "at least 0"),
-    (lambda: study.network_of("convnet2:x"), "name:width"), (lambda: Job(DIGITS, "dm", 1, settings=(("colour", 1),)), "unknown setting 'colour'"),
-    (lambda: sets_of(Source("digitz")), "digit"),
+    (lambda: condensed_set(DIGITS, "m4d", 1), "did you mean 'm3d'"), (lambda: condensed_set(DIGITS, "m3d", 1, iteration=3), "did you mean 'iterations'"),
+    (lambda: condensed_set(DIGITS, "dm", 1, kernel="linear"), "unknown setting 'kernel'"),
+    (lambda: condensed_set(DIGITS, "dance", 1), "depends on the size"), (lambda: condensed_set(DIGITS, "dance", 1, lr=0.1, aligned="x"), "unknown alignment"),
+    (lambda: condensed_set(DIGITS, "dance", 1, lr=0.1, aligned="nothing", calibrated=False), "keep at least one"),
+    (lambda: Images("digits", held_out=1.0), "held-out share in [0, 1)"), (lambda: Images("digits", size=-1), "at least 0"),
+    (lambda: Images("digits", split="held out"), "where a share is held out"), (lambda: Experts(0), "at least 1"),
+    (lambda: study.check_network("convnet2:x"), "not of the form"), (lambda: study.check_network("convnt2"), "convnet2"),
+    (lambda: study.check_network("resnet10", plain=True), "running statistics"), (lambda: study.check_network("convnet5", 8), "at least 32 pixels"),
+    (lambda: study.check_names("a+a"), "each once"), (lambda: study.check_no_doubles(ipcs=(1, 1)), "ipcs=(1, 1) holds a value twice"),
+    (lambda: study.check_fit(DIGITS.load(), 40, 1, ()), "30 images"), (lambda: study.check_fit(DIGITS.load(), 4, 8, ()), "factor is 8"),
+    (lambda: Images("digitz").load(), "digit"),
 ])
 def test_bad_input_is_answered_in_one_line(call, words):
     with pytest.raises(ValueError) as error:
@@ -157,6 +266,6 @@ def test_bad_input_is_answered_in_one_line(call, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_kept_rows_are_plain_and_the_frame_has_its_columns(place):
-    frame = tune([small()], (0.3,), replace(EXAM, repeats=1), place, held_out=0.3)
-    assert isinstance(frame, pd.DataFrame) and list(frame) == ["job", "lr", "network", "accuracy"]
+def test_the_frame_of_rates_has_its_columns(experiment):
+    frame = tune(experiment, [score(small())], [(0.3,)], held_out=0.3)
+    assert isinstance(frame, pd.DataFrame) and list(frame) == ["score", "lr", "network", "accuracy"]

@@ -232,7 +232,7 @@ def test_real_faces_keep_the_protocol_of_their_set(config, place, monkeypatch):
 
 
 def test_the_report_has_nothing_to_show_as_reported():
-    from kdnotes.report import reported_html
+    from kdnotes.report.page import reported_html
 
     assert reported_html("aird") == ""
 

@@ -8,14 +8,16 @@ import torch
 from kdnotes.condense import study
 from kdnotes.condense.evaluate import Protocol, evaluate, fresh
 from kdnotes.condense.experts import dance_passes, set_middle, train_experts
+from kdnotes.condense.learn import settings_for
 from kdnotes.condense.matching import Matching, Pass, RandomNetworks, Settings, match, mean_gap, one_iteration, statistics
 from kdnotes.condense.synthetic import SyntheticSet, decode, draw_per_class, from_real
 from kdnotes.data.catalogue import load
 from kdnotes.data.imageset import to_float
+from kdnotes.condense.study import Experts
+from kdnotes.experiment import Experiment
 from kdnotes.papers import dance
 from kdnotes.papers.dance import Config
 from kdnotes.results import reported
-from kdnotes.parallel import place_of
 from kdnotes.runtime import make_fabric
 
 NETWORK = {"network": "convnet2", "options": {"width": 16}}
@@ -136,15 +138,17 @@ def test_pixels_are_clamped_when_an_iteration_begins(real, pool):
 
 # 17: what a network is judged on was trained on the decoded set alone
 def test_evaluation_sees_the_decoded_set_and_nothing_else(tmp_path, monkeypatch):
-    config = Config.profile("smoke", seeds=(0,))
-    place, seen = place_of(make_fabric("cpu"), tmp_path), []
-    monkeypatch.setattr(study, "evaluate", lambda images, labels, test, **options: (seen.append((images, labels, test, options)), [{"last": 0.5, "best": 0.5}])[1])
-    made = dance.job_of("Mosaic", 2, 0, config)
-    study.scores(made, dance.exam_of(2, config), place)
+    config, seen = Config.profile("smoke", seeds=(0,)), []
+    experiment = Experiment.alone("dance", config, tmp_path)
+    monkeypatch.setattr(study, "evaluate", lambda images, labels, test, **options: (
+        seen.append((images, labels, test, options)), [{"last": 0.5, "best": 0.5}])[1])
+    made = dance.set_of(config, "Mosaic", 2, 0)
+    experiment.made(dance.score_for(config, made))
     images, labels, test, options = seen[0]
-    expected = study.learned_set(made, place).set.decoded()
+    expected = experiment.made(made).images.decoded()
     assert images.equal(expected[0]) and labels.equal(expected[1]) and len(images) == 10 * 2 * 4
-    assert test.fingerprint() == load("digits", "test").fingerprint() and options["normal"] == statistics(study.sets_of(made.source)[0])
+    assert test.fingerprint() == load("digits", "test").fingerprint()
+    assert options["normal"] == statistics(experiment.read(made.data))
 
 
 # 18: the orderings that hold far outside the noise at this size: mosaics beat single images, DM beats mosaics; DANCE is not behind DM
@@ -186,50 +190,60 @@ def tiny():
 
 
 def test_variants_differ_in_what_they_look_through_alone(tmp_path, tiny):
-    place = place_of(make_fabric("cpu"), tmp_path)
-    kinds = {}
+    experiment, kinds = Experiment.alone("dance", tiny, tmp_path), {}
     for method in dance.VIEWS:
-        made = dance.job_of(method, 1, 0, tiny)
-        passes = study.passes_of(made, study.sets_of(made.source)[0], place)
+        made = dance.set_of(tiny, method, 1, 0)
+        parents = {part: experiment.made(stage) for part, stage in made.needs().items()}
+        passes = made.passes(experiment.read(made.data), parents)
         kinds[method] = [(type(p.networks).__name__, p.loss.__name__, p.real) for p in passes]
-        assert (made.factor, study.settings_of(made, study.sets_of(made.source)[0]).rule) == (2, "idc")
+        assert (made.factor, made.settings.rule) == (2, "idc")
     random, middle, expert = ("RandomNetworks", "mean_gap", True), ("PairNetworks", "mean_gap", True), ("PairNetworks", "calibration", False)
     assert kinds == {"DM, same f": [random], "PLTDA only": [middle], "Calibration only": [random, expert], "DANCE": [middle, expert]}
 
 
 def test_published_numbers_of_the_paper_profile():
     config = Config.profile("paper")
-    made = dance.job_of("DANCE", 10, 0, config)
-    plan = study.settings_of(made, load("digits", "train"))
+    plan = dance.set_of(config, "DANCE", 10, 0).settings
     assert (plan.iterations, plan.lr, plan.momentum, plan.real_batch, plan.most, plan.strategy) == (10_000, pytest.approx(0.1), 0.5, 128, 200, "color_crop_cutout")
-    assert dance.experts_of(config) == {"experts": 5, "expert_epochs": 60, "expert_lr": 0.01, "expert_batch": 64}
-    assert dance.exam_of(10, config).protocol == Protocol() and config.ipcs == (1, 10, 50) and 20 in config.expert_sweep
-    plain = dict(dance.job_of("DM", 10, 0, config).settings)
-    assert "lr" not in plain and "strategy" not in plain and study.settings_of(dance.job_of("DM", 10, 0, config), load("digits", "train")).lr == 1
+    experts = dance.experts_of(config)
+    assert experts == Experts(5, Protocol(epochs=60, batch_size=64, lr=0.01, strategy="color_crop", looks=1))
+    assert dance.score_for(config, dance.set_of(config, "DANCE", 10, 0)).protocol == Protocol()
+    assert config.sets.ipcs == (1, 10, 50) and 20 in config.networks.expert_sweep
+    plain = dance.set_of(config, "DM", 10, 0)
+    assert plain.settings.lr == 1 and plain.settings.strategy == settings_for("dm", 10, 32, "cifar10").strategy != plan.strategy
     nette = Config.profile("paper", dataset="imagenette")
-    assert (nette.network, nette.size, dict(dance.job_of("DANCE", 1, 0, nette).settings)["lr"], dance.main_table(nette)) == ("convnet5", 128, 0.1, "Table 2")
+    assert (nette.learning.network, nette.sets.size) == ("convnet5", 128)
+    assert (dance.set_of(nette, "DANCE", 1, 0).settings.lr, dance.main_table(nette)) == (0.1, "Table 2")
     assert [dance.epochs_for(ipc, nette) for ipc in (1, 10, 50)] == [2000, 1500, 1000]
 
 
 def test_every_row_and_claim_is_planned():
     config = Config.profile("demo")
-    rows = dance.trials(config)
+    rows = dance.accuracy_rows(config)
     assert {row.table for row in rows} == {"Table 1", "ablation: views", "ablation: experts", "other architectures"}
-    assert {row.method for row in rows if row.table == "Table 1"} == set(config.methods)
-    assert len({row.job.seed for row in rows}) == len(config.seeds) >= 3
-    tasks = dance.tasks_of(rows)
-    assert len({made for made, _ in tasks}) == len(tasks) and {(r.job, r.exam) for r in rows} == {(made, exam) for made, exams in tasks for exam in exams}
-    assert {made.factor for made, _ in tasks if made.method in ("dance", "mosaic")} == {config.factor}
+    assert {row.method for row in rows if row.table == "Table 1"} == set(config.sets.methods)
+    assert len({row.seed for row in rows}) == len(config.seeds) >= 3
+    sets = {row.stage.condensed for row in rows}
+    assert {made.factor for made in sets if made.method in ("dance", "mosaic")} == {config.sets.factor}
 
 
-def test_the_run_goes_on_where_it_stopped_and_gives_the_same_numbers(tmp_path, tiny, monkeypatch):
-    fabric = make_fabric("cpu")
-    first = dance.run(tiny, fabric, tmp_path / "a").frame()
-    timed = first.metric.isin(("seconds_per_iteration", "relative_seconds", "peak_memory_mib"))
-    made = len(list((tmp_path / "a").glob("*.pt")))
-    again = dance.run(tiny, fabric, tmp_path / "a").frame()
-    assert len(list((tmp_path / "a").glob("*.pt"))) == made and again[~timed].equals(first[~timed])
+def test_a_set_is_monitored_where_the_figures_look_and_costs_what_it_costs_unseen():
+    config = Config.profile("demo")
+    watched, unseen = dance.set_of(config, "DM", 1, 0), dance.set_of(config, "DM", 10, 0)
+    assert watched.monitor.every == 12 and unseen.monitor is None and not unseen.needs() and len(watched.needs()) == 3
+    assert all(row.stage.condensed.monitor is None for row in dance.cost_rows(config))
+
+
+def test_the_run_goes_on_where_it_stopped_and_gives_the_same_numbers(tmp_path, tiny):
+    frames, hows = [], []
+    for _ in range(2):
+        experiment = Experiment.alone("dance", tiny, tmp_path)
+        frames.append(dance.run(experiment).frame())
+        hows.append(set(experiment.how.values()))
+    first = frames[0]
+    assert frames[1].equals(first) and hows == [{"built"}, {"read"}]
     assert {"Table 1", "ablation: views", "Figure 3a", "Figure 3b", "Figure 3c", "cost"} == set(first.table)
+    assert not first.metric.str.contains("second").any()
     whole = first[first.method == "Whole Dataset"]
     assert sorted(whole.seed) == [0, 1] and set(whole.setting) == {"ipc=full;arch=ConvNet-2 (4)"}
     steps = first[(first.table == "Figure 3c") & (first.method == "DANCE") & (first.seed == 0)].setting.tolist()
@@ -237,17 +251,15 @@ def test_the_run_goes_on_where_it_stopped_and_gives_the_same_numbers(tmp_path, t
 
 
 def test_rates_are_chosen_without_the_test_images(tmp_path, tiny, monkeypatch):
-    from kdnotes.condense import study as room
-    place = place_of(make_fabric("cpu"), tmp_path)
-    asked = []
-    original = room.load
-    monkeypatch.setattr(room, "load", lambda name, split, **options: (asked.append(split), original(name, split, **options))[1])
-    monkeypatch.setattr(place.__class__, "map", lambda self, function, items, desc="": [function(item) for item in items])
-    config, tried = dance.with_best_rates(replace(tiny, methods=("DANCE",), grid=(0.5, 2.0), train_size=30), place)
+    asked, original = [], study.load
+    monkeypatch.setattr(study, "load", lambda name, split, **options: (asked.append(split), original(name, split, **options))[1])
+    monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="": [function(item) for item in items])
+    asking = tiny.change(methods=("DANCE",), grid=(0.5, 2.0), train_size=30)
+    config, tried = dance.with_best_rates(Experiment.alone("dance", asking, tmp_path))
     assert set(asked) == {"train"} and set(tried.method) == set(dance.VIEWS)
     best = tried[tried.method == "DANCE"].groupby("rate").accuracy.mean()
-    assert config.rate_dance == pytest.approx(best[best == best.max()].index[-1])
-    assert dance.with_best_rates(tiny, place) == (tiny, None)
+    assert config.learning.rate_dance == pytest.approx(best[best == best.max()].index[-1])
+    assert dance.with_best_rates(Experiment.alone("dance", tiny, tmp_path)) == (tiny, None)
 
 
 def test_reported_numbers_join_the_names_of_the_run():
@@ -260,8 +272,10 @@ def test_reported_numbers_join_the_names_of_the_run():
 
 
 @pytest.mark.parametrize(("overrides", "words"), [
-    ({"iterations": 0}, "iterations=0 must be at least 1"), ({"rate_dance": 0.0}, "rate_dance=0.0 must be above 0"), ({"grid": (0.0, 1.0)}, "grid=0.0 must be above 0"),
-    ({"ipc": 7}, "ipc=7"), ({"methods": ("DANSE",)}, "did you mean 'DANCE'"), ({"network": "convnet3:x"}, "not of the form"), ({"iteration": 5}, "did you mean 'iterations'"),
+    ({"iterations": 0}, "learning.iterations=0 is out of range; expected int at least 1"), ({"rate_dance": 0.0}, "rate_dance=0.0 is out of range; expected float above 0"),
+    ({"grid": (0.0, 1.0)}, "grid[0]=0.0 is out of range"), ({"ipc": 7}, "ipc=7"), ({"methods": ("DANSE",)}, "did you mean 'DANCE'"),
+    ({"network": "convnet3:x"}, "not of the form"), ({"network": "resnet10"}, "running statistics"), ({"iteration": 5}, "did you mean 'iterations'"),
+    ({"methods": ("DM", "DM")}, "holds a value twice"), ({"size": 8, "others": ("convnet4",)}, "at least 16 pixels"), ({"train_size": 39}, "train_size=39 is too small"),
 ])
 def test_bad_input_is_answered_in_one_line(overrides, words):
     with pytest.raises(ValueError) as error:

@@ -287,7 +287,7 @@ def test_splits_that_are_disjoint_in_classes_already(monkeypatch):
     classes = tuple("abcd")
     sets = {split: ImageSet(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), labels, classes, "birds")
             for split, labels in (("train", torch.tensor([0, 0, 0, 1, 1, 1])), ("test", torch.tensor([2, 2, 2, 3, 3, 3])))}
-    monkeypatch.setattr(horkd, "load", lambda name, split, size=None: sets[split])
+    monkeypatch.setattr("kdnotes.crossres.load", lambda name, split, size=None: sets[split])
     train, test = (Pictures("birds of this test", part, seen=(0, 1)).load() for part in ("train", "test"))
     assert set(train.labels.tolist()) == {0, 1} and set(test.labels.tolist()) == {2, 3} and len(test) == 6
 

@@ -16,11 +16,10 @@ from kdnotes.data.catalogue import load
 from kdnotes.data.imageset import ImageSet
 from kdnotes.losses.mmd import WIDTHS, make_kernel, mean_distance, mmd2
 from kdnotes.models.classifiers import Prediction
+from kdnotes.experiment import Experiment, Study
 from kdnotes.papers import m3d
 from kdnotes.papers.m3d import Config, TABLES
 from kdnotes.results import judge, reported
-from kdnotes.parallel import place_of
-from kdnotes.runtime import make_fabric
 
 X, Y = torch.tensor([[0.0, 0], [1, 0]]).double(), torch.tensor([[0.0, 1], [2, 2]]).double()
 
@@ -165,44 +164,55 @@ def test_learned_mosaics_beat_mosaics_beat_single_images():
 
 @pytest.fixture
 def config():
-    return Config.profile("smoke", per_class=12, iterations=2, steps=2, tune_steps=2, cost_iterations=1, point_steps=2)
+    return Config.profile("smoke", per_class=12, iterations=2, steps=2, tune_steps=2, cost_steps=1, point_steps=2)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """All in this process, so that what a test replaces is replaced everywhere."""
+    monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="": [function(item) for item in items])
 
 
 def test_dm_at_equal_factor_differs_from_m3d_in_loss_and_interval_alone(config):
     dm, ours = m3d.rivals(config, seed=0)
-    real, _ = study.sets_of(dm.source)
-    a, b = (study.settings_of(each.change(lr=0.1), real) for each in (dm, ours))
-    assert a == b and (a.strategy, a.rule, a.momentum) == ("color_crop_cutout", "idc", 0.5) and (dm.factor, ours.factor) == (2, 2)
-    linear = m3d.learning(config, "m3d", dm.source, dm.ipc, 0, kernel="linear", every=1)
-    ends = []
+    assert dm.rated(0.1).settings == ours.rated(0.1).settings and (dm.factor, ours.factor) == (2, 2)
+    plan = dm.settings
+    assert (plan.strategy, plan.rule, plan.momentum) == ("color_crop_cutout", "idc", 0.5)
+    linear = m3d.learned(config, "m3d", dm.data, dm.ipc, 0, kernel="linear", every=1)
+    real, ends = dm.data.load(), []
     for each in (dm, linear):
-        found = from_real(real, each.ipc, each.factor, 0)
-        match(found, real, study.passes_of(each, real, None), study.settings_of(each.change(lr=0.1, iterations=4), real))
+        found = each.begun(real)
+        match(found, real, each.passes(real, {}), replace(each.settings, lr=0.1, iterations=4))
         ends.append(found.pixels)
     torch.testing.assert_close(*ends, atol=1e-4, rtol=0)
 
 
 def test_the_published_settings_are_in_the_paper_profile():
     config = Config.profile("paper")
-    assert set(config.datasets) == {"mnist", "fashion_mnist", "svhn", "cifar10", "cifar100"} and config.ipcs == (1, 10, 50)
-    assert (config.iterations, config.real_batch, config.factor, config.every, config.kernel, config.network) == (10_000, 128, 2, 5, "gaussian", "convnet3")
-    assert (config.epochs, config.steps, config.batch_size, config.judge_lr, config.cutmix) == (1500, 0, 64, 0.01, 0.5)
-    source = study.Source("digits", held_out=0.5)
-    ours = m3d.learning(config, "m3d", source, 10, 0)
-    assert m3d.rates_for(config, ours) == () and settings_for("m3d", 10, 32).lr == 10
-    exam = m3d.exam_of(config, ours)
-    assert exam.protocol == Protocol(looks=config.looks) and exam.network == "convnet3"
+    sets, learning, judging = config.sets, config.learning, config.judging
+    assert set(config.datasets) == {"mnist", "fashion_mnist", "svhn", "cifar10", "cifar100"} and sets.ipcs == (1, 10, 50)
+    assert (learning.iterations, learning.real_batch, sets.factor, learning.every) == (10_000, 128, 2, 5)
+    assert (learning.kernel, learning.network) == ("gaussian", "convnet3")
+    assert (judging.epochs, judging.steps, judging.batch_size, judging.judge_lr, judging.cutmix) == (1500, 0, 64, 0.01, 0.5)
+    images = study.Images("digits", held_out=0.5)
+    ours = m3d.learned(config, "m3d", images, 10, 0)
+    assert m3d.rates_for(config, ours) == () and ours.settings.lr == settings_for("m3d", 10, 32).lr == 10
+    score = m3d.score_for(config, images, ours)
+    assert score.protocol == Protocol(looks=judging.looks) and score.network == "convnet3" and score.most_steps == 0
 
 
 def test_rates_are_multiples_of_the_images_per_class_and_belong_to_the_loss(config):
-    source = study.Source("digits")
-    rates = {kernel: m3d.rates_for(config, m3d.learning(config, "m3d", source, 10, 0, kernel=kernel)) for kernel in ("gaussian", "linear", "polynomial")}
-    assert rates["gaussian"] == tuple(10 * r for r in config.rates_gaussian) and rates["linear"] == m3d.rates_for(config, m3d.learning(config, "dm", source, 10, 0))
+    images = study.Images("digits")
+    rates = {kernel: m3d.rates_for(config, m3d.learned(config, "m3d", images, 10, 0, kernel=kernel))
+             for kernel in ("gaussian", "linear", "polynomial", "laplace")}
+    assert rates["gaussian"] == rates["laplace"] == tuple(10 * r for r in config.tuning.rates_gaussian)
+    assert rates["linear"] == m3d.rates_for(config, m3d.learned(config, "dm", images, 10, 0))
     assert max(rates["polynomial"]) < min(rates["linear"]) < min(rates["gaussian"])
-    assert m3d.rates_for(config, study.job(source, "random", 10)) == ()
+    assert m3d.rates_for(config, m3d.learned(config, "dsa", images, 10, 0)) == tuple(10 * r for r in config.tuning.rates_gradient)
+    assert m3d.rates_for(config, m3d.chosen(config, "random", images, 10, 0)) == m3d.rates_for(config, None) == ()
 
 
-def test_rates_are_chosen_without_test_images(config, tmp_path, monkeypatch):
+def test_rates_are_chosen_without_test_images(config, tmp_path, monkeypatch, here):
     original = study.load
 
     def guarded(name, split, **options):
@@ -210,62 +220,91 @@ def test_rates_are_chosen_without_test_images(config, tmp_path, monkeypatch):
         return original(name, split, **options)
 
     monkeypatch.setattr(study, "load", guarded)
-    monkeypatch.setattr(study, "sets_of", lambda source, device="cpu": study.read_sets(replace(source, held_out=source.held_out or 0.1), device))
-    monkeypatch.setattr(m3d, "sets_of", study.sets_of)
-    place = place_of(make_fabric("cpu"), tmp_path)
-    monkeypatch.setattr(type(place), "map", lambda self, function, items, desc="": [function(item) for item in items])
-    chosen = m3d.choose_rates(replace(config, rates_gaussian=(1.0, 5.0)), m3d.rivals(config, 0), place)
-    assert sorted(chosen.values())[0] == config.rates_linear[0] and set(chosen.values()) <= {*config.rates_linear, 1.0, 5.0}
+    config = config.change(rates_gaussian=(1.0, 5.0))
+    chosen = m3d.choose_rates(Experiment.alone("m3d", config, tmp_path), list(m3d.rivals(config, 0)))
+    rates = config.tuning.rates_linear
+    assert sorted(chosen.values())[0] == rates[0] and set(chosen.values()) <= {*rates, 1.0, 5.0}
 
 
-def test_every_table_and_claim_is_planned(config):
-    rows = m3d.trials(Config(seeds=(0, 1)))
+def test_every_table_and_claim_is_planned():
+    config = Config(seeds=(0, 1))
+    rows = m3d.accuracy_rows(config)
     assert {row.table for row in rows} == {TABLES[key] for key in ("main", "parts", "factor", "interval", "kernel", "cross")}
     methods = {row.method for row in rows if row.table == TABLES["main"]}
     assert methods == {"Random", "Herding", "K-Center", "Mosaic", "DC", "DSA", "DM", "DM, f=2", "M3D", "Whole Dataset"}
-    assert {row.job.seed for row in rows} == {0, 1} and len({claim.name for claim in m3d.claims(Config())}) == len(m3d.claims(Config())) > 15
-    parts = [row for row in rows if row.table == TABLES["parts"] and row.job.seed == 0]
+    assert {row.seed for row in rows} == {0, 1}
+    assert len({claim.name for claim in m3d.claims(config)}) == len(m3d.claims(config)) > 15
+    parts = [row for row in rows if row.table == TABLES["parts"] and row.seed == 0]
     assert [row.method for row in parts] == ["DM", "DM + factor", "DM + factor + IPM", "M3D"]
 
 
-def test_a_run_gives_every_number_once_and_a_second_run_computes_nothing(config, tmp_path, monkeypatch):
-    config = replace(config, seeds=(0, 1, 2), cross=(), kernels=("gaussian", "linear"), intervals=(5,), factors=(2,), rates_gaussian=(1.0,), gradient_ipcs=())
-    fabric = make_fabric("cpu")
-    place = place_of(fabric, tmp_path)
-    monkeypatch.setattr(type(place), "map", lambda self, function, items, desc="": [function(item) for item in items])
-    first = m3d.run(config, fabric, tmp_path).frame()
+def test_a_run_gives_every_number_once_and_a_second_run_computes_nothing(config, tmp_path, monkeypatch, here):
+    config = config.change(seeds=(0, 1, 2), cross=(), kernels=("gaussian", "linear"), intervals=(5,), factors=(2,),
+                           rates_gaussian=(1.0,), gradient_ipcs=())
+    first = Experiment.alone("m3d", config, tmp_path)
+    frame, again = m3d.run(first).frame(), Experiment.alone("m3d", config, tmp_path)
+    monkeypatch.setattr(again.planner, "parts", lambda stage: first.node(stage).parts)           # the code as it was
     for name in ("match", "match_gradients", "evaluate"):
         monkeypatch.setattr(study, name, lambda *args, **kw: pytest.fail("computed again"))
-    assert m3d.run(config, fabric, tmp_path).frame().equals(first)
-    assert set(TABLES.values()) - {TABLES["cross"]} <= set(first.table) and first[first.metric.str.startswith("accuracy")].seed.nunique() == 3
-    judged = judge(m3d.claims(config), first).set_index("claim")
+    assert m3d.run(again).frame().equals(frame) and set(again.how.values()) == {"read"}
+    assert set(TABLES.values()) - {TABLES["cross"]} <= set(frame.table)
+    assert frame[frame.metric.str.startswith("accuracy")].seed.nunique() == 3
+    judged = judge(m3d.claims(config), frame).set_index("claim")
     assert (judged.loc[[name for name in judged.index if name.startswith(("IPC", "gaussian", "M3D is", "a step"))], "n"] == 3).all()
 
 
-def test_one_seed_counts_networks(config, tmp_path, monkeypatch):
-    config = replace(config, seeds=(4,), repeats=2, cross=(), kernels=("gaussian",), intervals=(), factors=(), gradient_ipcs=(), rates_gaussian=(1.0,))
+def test_one_seed_counts_networks(config, tmp_path, monkeypatch, here):
+    config = config.change(seeds=(4,), repeats=2, cross=(), kernels=("gaussian",), intervals=(), factors=(), gradient_ipcs=(),
+                           rates_gaussian=(1.0,))
     monkeypatch.setattr(m3d, "cost_rows", lambda *args: [])
     monkeypatch.setattr(study, "evaluate", partial(evaluate, workers=1))
-    place = place_of(make_fabric("cpu"), tmp_path)
-    monkeypatch.setattr(type(place), "map", lambda self, function, items, desc="": [function(item) for item in items])
-    frame = m3d.run(config, make_fabric("cpu"), tmp_path).frame()
+    frame = m3d.run(Experiment.alone("m3d", config, tmp_path)).frame()
     assert sorted(frame[frame.table == TABLES["main"]].seed.unique()) == [0, 1]
+    assert sorted(frame[frame.metric == "accuracy_drop"].seed.unique()) == [0, 1]
+
+
+def test_a_drop_is_from_the_chosen_rate_to_the_mean_of_the_others():
+    made = {"chosen": [50.0, 70.0], "others": [[40.0, 50.0], [20.0, 90.0]]}
+    assert m3d.accuracy_drop(None, made, None, (0, 1)) == {"accuracy_drop": 60.0 - 50.0}
+    assert m3d.accuracy_drop(None, made, None, (1,)) == {"accuracy_drop": 0.0}
+
+
+def test_a_verdict_on_cost_does_not_know_the_clock(config, tmp_path, monkeypatch, here):
+    frames = []
+    for attempt in ("first", "second"):
+        experiment = Experiment.alone("m3d", config, tmp_path / attempt)
+        frames.append(Study(m3d.cost_rows(config)).run(experiment).frame())
+    assert frames[0].equals(frames[1]) and not frames[0].metric.str.contains("second").any()
+    judged = judge(m3d.claims(config), frames[0]).set_index("claim")
+    assert (judged.loc[[name for name in judged.index if name.startswith("a step")], "verdict"] == "supported").all()
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
-    ({"iterations": 0}, "iterations=0 must be at least 1"), ({"kernel": "gauss"}, "did you mean 'gaussian'"), ({"network": "convnt3"}, "did you mean 'convnet3'"),
-    ({"cross": ("resnet10:x",)}, "name:width"), ({"ipcs": ()}, "whole numbers"), ({"factors": (0,)}, "at least 1"), ({"held_out": 1.0}, "held_out=1.0"),
-    ({"rates_linear": (0.0,)}, "learning rate above 0"), ({"spread": (0.5, 2.0)}, "1 be in spread"), ({"iteration": 5}, "did you mean 'iterations'"), ({"steps": -1}, "steps=-1 must be at least 0"),
+    ({"iterations": 0}, "learning.iterations=0 is out of range; expected int at least 1"), ({"kernel": "gauss"}, "did you mean 'gaussian'"),
+    ({"network": "convnt3"}, "did you mean 'convnet3'"), ({"network": "resnet10"}, "running statistics"),
+    ({"cross": ("resnet10:x",)}, "not of the form"), ({"ipcs": ()}, "at least 1"), ({"factors": (0,)}, "at least 1"),
+    ({"held_out": 1.0}, "held_out=1.0 is out of range"), ({"rates_linear": (0.0,)}, "above 0"), ({"spread": (0.5, 2.0)}, "must hold 1.0"),
+    ({"iteration": 5}, "did you mean 'iterations'"), ({"steps": -1}, "judging.steps=-1"), ({"ipcs": (1, 1)}, "holds a value twice"),
+    ({"per_class": 3}, "per_class=3 is too few"), ({"size": 8, "cross": ("convnet5",)}, "at least 32 pixels"), ({"dataset": "mnist+mnist"}, "override"),
+    ({"judge": "convnet9"}, "convnet"), ({"left_out": (("mnist", 0),)}, "at least 1"),
 ])
 def test_bad_configurations_are_refused(overrides, message):
-    with pytest.raises(ValueError, match=message):
-        Config.profile("demo", **overrides)
+    with pytest.raises(ValueError, match=message) as error:
+        Config.chosen({"profile": "demo", "overrides": overrides})
+    assert "\n" not in str(error.value)
+
+
+def test_images_that_are_too_few_are_told_before_anything_is_made(config, tmp_path):
+    experiment = Experiment.alone("m3d", config.change(per_class=0, ipcs=(1, 200)), tmp_path)
+    with pytest.raises(ValueError, match="the largest set needs 800"):
+        m3d.run(experiment)
+    assert not experiment.how
 
 
 @pytest.mark.parametrize(("profile", "dataset"), [(name, "") for name in Config.PROFILES] + sorted(Config.DATASETS))
 def test_every_profile_is_a_valid_configuration(profile, dataset):
     config = Config.profile(profile, dataset=dataset)
-    assert config.profile_name == profile and (not dataset or config.dataset == dataset)
+    assert not dataset or config.dataset == dataset
 
 
 def test_reported_numbers_keep_where_they_are_from():

@@ -5,6 +5,7 @@ __all__ = ['CIFAR10', 'PUBLISHED', 'COUNTS', 'IMAGES', 'CROWDS', 'crowd_folder',
            'load_sentiment', 'load_cifar10n', 'crowd_source']
 
 # %% ../../../nbs/data/sets/crowds.ipynb #244d0e85
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def crowd_folder(name: str, root: Path) -> Path:
     folders.
     """
     folders = [root / "crowds" / name, root / name]
-    there = [folder for folder in folders if folder.is_dir()]
+    there = [folder for folder in folders if os.path.isdir(folder)]
     if len(there) > 1:
         raise ValueError(f"two sets are called {name!r}: {there[0]} and {there[1]}; move one away or rename its folder")
     if not there:
@@ -199,9 +200,10 @@ IMAGES = {"cifar10n": "cifar10"}  # the image set that a crowd annotates
 
 def crowd_source(name: str) -> Source:
     """The published crowd as a source of kind "crowd"; `read(root, **options)` gives its `CrowdData`."""
-    files = lambda root, split: {
-        name if (root / name).is_dir() and not (root / "crowds" / name).is_dir() else f"crowds/{name}": ""
-    }
+    def files(root: Path, split: str) -> dict[str, str]:
+        own = os.path.isdir(root / name) and not os.path.isdir(root / "crowds" / name)
+        return {name if own else f"crowds/{name}": ""}
+
     read = lambda root, **options: PUBLISHED[name](crowd_folder(name, root), **options)
     return Source(name, "crowd", COUNTS[name], f"put its files into crowds/{name} below the data root", read, files)
 
