@@ -564,6 +564,10 @@ class Experiment:
         """What `data` describe."""
         return self.here.read(data)
 
+    def node(self, stage: Stage) -> Node:
+        """`stage` with its key."""
+        return Planner(self.here).node(stage)
+
     def made(self, stage: Stage) -> Any:
         """What `stage` opens to; made now if it is not there yet."""
         return self.make([stage])[0]
