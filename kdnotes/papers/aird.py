@@ -826,7 +826,7 @@ def native_table(seed: int, config: Config) -> list[Row]:
     own, low, rows = config.protocol, config.images.low, []
     stages = {"teacher fed low": teacher_of("open", seed, config)}
     stages |= {name: student_of(r, "open", seed, config) for name, r in recipes(config.losses).items()}
-    for name, test in [(name, test) for name in dict.fromkeys(config.natives) for test in NATIVE[name]]:
+    for name, test in ((each, test) for each in dict.fromkeys(config.natives) for test in NATIVE[each]):
         judged = NativeTest(test, low, *((own.subjects, seed) if name == "uccs" else ()))
         distance = {"distance": DISTANCES[test]} if test in DISTANCES else {}
         ways = {way: partial(met, judged=judged, adaptation=way, count=own.adapt_on) for way in BOTH}
