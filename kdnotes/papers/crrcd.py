@@ -26,10 +26,9 @@ from torch import Tensor, nn
 
 from ..config import Settings, by_full_name, section, setting
 from kdnotes.crossres import (
-    Optimisation, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
+    Optimisation, Pictures, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
     predict_view,
 )
-from ..data.pictures import Pictures
 from ..data.augment import channel_statistics
 from ..data.catalogue import face_sets, search_sets
 from ..data.degrade import MODES

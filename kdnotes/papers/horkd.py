@@ -20,9 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from ..config import Settings, section, setting
 from kdnotes.crossres import (
-    Optimisation, Views, fresh_network, frozen, learnt, optimise, paired_batches, predict_view, weights_of,
+    Optimisation, Pictures, Views, fresh_network, frozen, learnt, optimise, paired_batches, predict_view, weights_of,
 )
-from ..data.pictures import Pictures
 from ..data.catalogue import face_sets
 from ..data.imageset import ImageSet
 from ..data.protocols import FaceSets, split_identities, verification_pairs

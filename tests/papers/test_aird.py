@@ -238,7 +238,7 @@ def test_nobody_is_on_both_sides(config, here):
 
 
 def test_the_report_has_nothing_to_show_as_reported():
-    from kdnotes.report import reported_html
+    from kdnotes.report.page import reported_html
 
     assert reported_html("aird") == ""
 
