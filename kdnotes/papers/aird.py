@@ -680,16 +680,6 @@ def resolution_table(seed: int, config: Config) -> list[Row]:
 # %% ../../nbs/papers/aird.ipynb #4cedfd29
 def native_table(seed: int, config: Config) -> list[Row]:
     """All methods and the teacher on native low resolution; with both cameras mixed, too, where there are two."""
-<<<<<<< HEAD
-    own, low, rows = config.protocol, config.images.low, []
-    stages = {"teacher fed low": teacher_of("open", seed, config)}
-    stages |= {name: student_of(r, "open", seed, config) for name, r in recipes(config.losses).items()}
-    for name, test in ((each, test) for each in dict.fromkeys(config.natives) for test in NATIVE[each]):
-        judged = NativeTest(test, low, *((own.subjects, seed) if name == "uccs" else ()))
-        distance = {"distance": DISTANCES[test]} if test in DISTANCES else {}
-        ways = {way: partial(met, judged=judged, adaptation=way, count=own.adapt_on) for way in BOTH}
-        if distance:
-=======
     own, low, found = config.protocol, config.images.low, []
     stages = {"teacher fed low": teacher_of("open", seed, config), **students_of("open", seed, config)}
     for dataset, test in [(name, test) for name in dict.fromkeys(config.natives) for test in NATIVE[name]]:
@@ -697,7 +687,6 @@ def native_table(seed: int, config: Config) -> list[Row]:
         shown = {"low": low} | ({"distance": DISTANCES[test]} if test in DISTANCES else {})
         ways = {way: partial(met, judged=judged, adapt=way == "FaceBN", count=own.adapt_on) for way in BOTH}
         if test in DISTANCES:
->>>>>>> aird
             ways["FaceBN, mixed"] = partial(ways["FaceBN"], mixed=True)
         found += [Row("native low resolution", method, stage, measure, shown | {"adaptation": way}, dataset)
                   for method, stage in stages.items() for way, measure in ways.items()]
