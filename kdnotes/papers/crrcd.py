@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..config import Settings, by_full_name, section, setting
 from kdnotes.crossres import (
-    Answers, Gallery, Head, Network, Optimisation, People, Pictures, Subjects, Task, Unaided, Views, classified,
+    Answers, Head, Network, Optimisation, People, Pictures, Task, Unaided, Views, classified,
     identified, learnt, probed, retrieved, searched, seen_by,
 )
 from ..data.catalogue import load
@@ -33,6 +33,7 @@ from ..data.degrade import MODES
 from ..data.imageset import ImageSet
 from ..data.protocols import FaceSets
 from ..experiment import Data, Experiment, Here, Row, Stage, Study
+from ..faces import NativeTest
 from ..metrics.verify import judge_folds, pair_scores
 from ..models import embedders
 from ..models.written import parse, printed
@@ -559,8 +560,8 @@ def judge_of(protocol: str, config: Config) -> str:
 def protocols_of(config: Config) -> dict[str, Callable]:
     """How the faces of `config` are judged, by protocol: a measure of what a network makes of a view."""
     own, unseen = config.faces, people_of(config, "test")
-    enrolled = Subjects(own.size, own.subjects) if judge_of("identification", config) == "uccs" else unseen
-    among = Gallery("tinyface", own.size) if judge_of("search", config) == "tinyface" else unseen
+    enrolled = NativeTest("uccs", own.size, own.subjects) if judge_of("identification", config) == "uccs" else unseen
+    among = NativeTest("tinyface", own.size) if judge_of("search", config) == "tinyface" else unseen
     every = {"verification": partial(verified, unseen=unseen), "search": partial(searched, among=among),
              "identification": partial(identified, enrolled=enrolled, steps=config.training.probe_steps)}
     return {name: every[name] for name in ("verification", "identification", "search") if judge_of(name, config)}

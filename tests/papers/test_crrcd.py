@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kdnotes import crossres
 from kdnotes.config import leaves
-from kdnotes.crossres import Views, answers, frozen, paired_batches
+from kdnotes.crossres import Views, frozen, paired_batches
 from kdnotes.data.catalogue import load, search_sets
 from kdnotes.data.degrade import low_resolution
 from kdnotes.experiment import Experiment
@@ -191,7 +191,7 @@ def test_both_views_share_index_shift_and_mirror(restore):
     seen = []
     teacher = build("smallconv", 10, 1, 8, widths=(2, 4, 8), embedding=6).eval()
     teacher.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
-    batches = paired_batches(train, views, 16, seed=0, ask=lambda batch: answers(teacher, batch["high"], stage="stage2"), statistics=(torch.zeros(1), torch.ones(1)))
+    batches = paired_batches(train, views, 16, seed=0, teachers={"teacher": (teacher, "high")}, stage="stage2", statistics=(torch.zeros(1), torch.ones(1)))
     moved = 0
     for batch in batches:
         assert seen.pop().equal(batch["high"])                             # the teacher sees the high view of these very images
