@@ -288,12 +288,14 @@ TINY = {"faces": {"teacher": "smallface:4-8:8", "student": "smallface:4-8:8", "s
 @pytest.fixture
 def native(tmp_path, face_layouts, monkeypatch):
     """A data root with CASIA-WebFace, UCCS and TinyFace, without LFW."""
-    face_layouts.casia(tmp_path, {"a": 4, "b": 4, "c": 3, "d": 4, "e": 1})
+    root = tmp_path / "data"
+    root.mkdir()
+    face_layouts.casia(root, {"a": 4, "b": 4, "c": 3, "d": 4, "e": 1})
     for write in (face_layouts.uccs, face_layouts.tinyface):
-        write(tmp_path)
-    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path))
+        write(root)
+    monkeypatch.setenv("KDNOTES_DATA", str(root))
     monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="": [function(item) for item in items])
-    return tmp_path
+    return root
 
 
 @pytest.fixture
