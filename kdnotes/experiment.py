@@ -543,7 +543,8 @@ class Experiment:
     def begin(cls, slug: str, kind: type[Settings], parameters: Mapping[str, Any]) -> "Experiment":
         """Check the `parameters` of a notebook's cell against the configuration `kind`, and open the folder of the run."""
         config = kind.chosen(parameters)
-        fabric = make_fabric(parameters.get("device", "auto"), parameters.get("precision", "auto"))
+        asked = parameters.get("precision") or "auto"
+        fabric = make_fabric(parameters.get("device", "auto"), kind.PRECISION if asked == "auto" else asked)
         device, precision = str(fabric.device), fabric.strategy.precision.precision
         named = {"profile": parameters.get("profile", "demo")} | {name: parameters.get(name) for name in ("device", "precision")}
         folder = open_run(slug, config.flat() | named, parameters.get("out", ""), config=config.flat(), seeds=config.seeds,
