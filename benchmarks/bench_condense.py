@@ -1,4 +1,6 @@
-"""One matching iteration over all classes, CIFAR-10 shape, ConvNet-3, 10 images per class, factor 2, against a plain eager loop over the classes."""
+"""One matching iteration over all classes, CIFAR-10 shape, ConvNet-3, 10 images per class, factor 2,
+against a plain eager loop over the classes.
+"""
 
 from time import perf_counter
 
@@ -19,7 +21,8 @@ REAL, AT_LEAST = 128, {"cuda": 4.0, "cpu": 2.0}[DEVICE]
 def noise(per_class=200):
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(10).repeat(per_class)
-    return ImageSet(torch.randint(256, (len(labels), 3, 32, 32), dtype=torch.uint8, generator=g), labels, tuple(map(str, range(10))), "cifar10").to(DEVICE)
+    return ImageSet(torch.randint(256, (len(labels), 3, 32, 32), dtype=torch.uint8, generator=g), labels,
+                    tuple(map(str, range(10))), "cifar10").to(DEVICE)
 
 
 def plain(real, pixels, net):
@@ -32,7 +35,8 @@ def plain(real, pixels, net):
         for c in range(10):
             pick = rows[c][torch.randperm(len(rows[c]), device=DEVICE)[:REAL]]
             both = torch.cat([real.images[pick] / 255, decode(pixels[10 * c : 10 * c + 10], 2)])
-            both = siamese(normalise(both, mean, std), "color_crop_cutout", groups=torch.zeros(len(both), dtype=torch.int64, device=DEVICE), draws=1)
+            both = siamese(normalise(both, mean, std), "color_crop_cutout",
+                           groups=torch.zeros(len(both), dtype=torch.int64, device=DEVICE), draws=1)
             with torch.no_grad():
                 seen = net(both[:REAL]).features
             loss = (seen.mean(0) - net(both[REAL:]).features.mean(0)).square().sum()
@@ -57,29 +61,37 @@ def test_time_of_one_matching_iteration(benchmark):
     torch.set_num_threads(2 if DEVICE == "cpu" else threads)
     real, seconds = noise(), []
     net = build("convnet3", 10).to(DEVICE)
-    run = Matching(from_real(real, 10, 2), real, [Pass(RandomNetworks(build("convnet3", 10), 0), mean_gap)], Settings(1000, lr=0.1, compile="yes"))
+    run = Matching(from_real(real, 10, 2), real, [Pass(RandomNetworks(build("convnet3", 10), 0), mean_gap)],
+                   Settings(1000, lr=0.1, compile="yes"))
     slow = plain(real, from_real(real, 10, 2).pixels.requires_grad_(), net.requires_grad_(False))
     for call in (slow, lambda: one_iteration(run), lambda: one_iteration(run)):
         call()
     try:
-        benchmark.pedantic(lambda: finished(lambda: one_iteration(run)), setup=lambda: seconds.append(finished(slow)), rounds=4)
+        benchmark.pedantic(lambda: finished(lambda: one_iteration(run)), setup=lambda: seconds.append(finished(slow)),
+                           rounds=4)
     finally:
         torch.set_num_threads(threads)
     best, plain_best = benchmark.stats["min"], min(seconds)
     benchmark.extra_info["ratio"] = ratio = plain_best / best
-    print(f"\none matching iteration on {DEVICE}: plain loop {1e3 * plain_best:.0f} ms, kdnotes {1e3 * best:.0f} ms: {ratio:.1f}x (at least {AT_LEAST:.0f}x)")
+    print(f"\none matching iteration on {DEVICE}: plain loop {1e3 * plain_best:.0f} ms, kdnotes {1e3 * best:.0f} ms: "
+          f"{ratio:.1f}x (at least {AT_LEAST:.0f}x)")
     assert ratio >= AT_LEAST
 
 
 def test_time_of_evaluating_five_networks(benchmark):
-    """Five trainings at once (on a GPU as one stacked network, on a CPU in a process per core) against one after the other with all threads."""
+    """Five trainings at once (on a GPU as one stacked network, on a CPU in a process per core) against one after the
+    other with all threads.
+    """
     real, options = noise(20), {"width": 32, "norm_kind": "instance"}
     x, y = from_real(real, 4, 2).decoded()
-    contest = Contest(x, y, real, Protocol(epochs=20 if DEVICE == "cuda" else 4, looks=1), "convnet3", options, ((0.5,) * 3, (0.25,) * 3))
-    call = {"protocol": contest.protocol, "network": "convnet3", "options": options, "repeats": 5, "normal": contest.normal}
+    contest = Contest(x, y, real, Protocol(epochs=20 if DEVICE == "cuda" else 4, looks=1), "convnet3", options,
+                      ((0.5,) * 3, (0.25,) * 3))
+    call = {"protocol": contest.protocol, "network": "convnet3", "options": options, "repeats": 5,
+            "normal": contest.normal}
     evaluate(x, y, real, **call)                                                   # processes start, kernels are chosen
     one_by_one = min(finished(lambda: [contest.run([seed]) for seed in range(5)]) for _ in range(2))
     benchmark.pedantic(lambda: finished(lambda: evaluate(x, y, real, **call)), rounds=2)
     ratio = one_by_one / benchmark.stats["min"]
-    print(f"\nfive evaluation networks on {DEVICE}: one after the other {one_by_one:.1f} s, at once {benchmark.stats['min']:.1f} s: {ratio:.2f}x (at least 1x)")
+    print(f"\nfive evaluation networks on {DEVICE}: one after the other {one_by_one:.1f} s, at once "
+          f"{benchmark.stats['min']:.1f} s: {ratio:.2f}x (at least 1x)")
     assert ratio > 1

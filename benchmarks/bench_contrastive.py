@@ -1,4 +1,6 @@
-"""Relational contrast, forward and backward, against the form that gives every pair (i, j) its own n chance relations: a tensor A x B x (n + 1) x p."""
+"""Relational contrast, forward and backward, against the form that gives every pair (i, j) its own n chance relations:
+a tensor A x B x (n + 1) x p.
+"""
 
 from time import perf_counter
 
@@ -24,12 +26,16 @@ def factored(model, s, t, index, generator):
 
 
 def naive(model, s, t, index, generator):
-    """The same value: the true relation and the n chance relations of every pair side by side, then one product with the cross relation."""
+    """The same value:
+    the true relation and the n chance relations of every pair side by side, then one product with the cross relation.
+    """
     side, keys = model.sides["teacher"], model.keys[index]
     drawn, valid = shared_negatives(keys, side.bank.keys, side.n, side.size, generator)
-    k = drawn[valid.nonzero()[:, 1].view(len(s), side.n)]                      # (B, n): each sample's own chance samples
+    # (B, n): each sample's own chance samples
+    k = drawn[valid.nonzero()[:, 1].view(len(s), side.n)]
     v_t, v_ts = model.within(t[:, None], t), model.across(t[:, None], s)
-    chance = model.within(t[:, None], side.bank.rows[drawn])                    # generous: every relation computed once, then copied
+    # generous: every relation computed once, then copied
+    chance = model.within(t[:, None], side.bank.rows[drawn])
     place = torch.zeros(M, dtype=torch.long).scatter(0, drawn, torch.arange(len(drawn)))[k]
     pairs = torch.cat([v_t[:, :, None], chance[:, place]], 2)                   # (A, B, n + 1, p)
     scores = torch.einsum("abp,abkp->abk", v_ts, pairs)
@@ -70,7 +76,8 @@ def test_time_of_the_relational_contrast(benchmark):
         torch.set_num_threads(before)
     best, naive_best = benchmark.stats["min"], min(seconds)
     benchmark.extra_info["ratio"] = ratio = naive_best / best
-    print(f"\nrelational contrast, B={B}, n={N}, p={P}: naive {naive_best:.2f} s, kdnotes {best:.2f} s: {ratio:.1f}x (at least 3x)")
+    print(f"\nrelational contrast, B={B}, n={N}, p={P}: naive {naive_best:.2f} s, kdnotes {best:.2f} s: "
+          f"{ratio:.1f}x (at least 3x)")
     assert ratio >= 3
 
 
@@ -78,5 +85,6 @@ def test_time_of_the_relational_contrast(benchmark):
 def test_memory_of_the_relational_contrast():
     used = {name: in_a_process_of_its_own(__file__, "peak_of_one_step", name) for name in LOSSES}
     ratio = used["naive"] / used["kdnotes"]
-    print(f"\nrelational contrast, B={B}, n={N}, p={P}: peak memory naive {used['naive']:.0f} MiB, kdnotes {used['kdnotes']:.0f} MiB: 1/{ratio:.0f} (at most 1/10)")
+    print(f"\nrelational contrast, B={B}, n={N}, p={P}: peak memory naive {used['naive']:.0f} MiB, kdnotes "
+          f"{used['kdnotes']:.0f} MiB: 1/{ratio:.0f} (at most 1/10)")
     assert ratio >= 10

@@ -1,4 +1,5 @@
-"""Learning from crowds, against the plain way of writing it, at the shape of CIFAR-10N: batch 128, 747 annotators, 10 classes, three labels an item.
+"""Learning from crowds, against the plain way of writing it, at the shape of CIFAR-10N:
+batch 128, 747 annotators, 10 classes, three labels an item.
 
 `pytest benchmarks/bench_crowds.py`: each test times both ways in one run, prints the ratio and asserts it.
 """
@@ -44,7 +45,8 @@ def make_crowd(items, seed=0):
     g = torch.Generator().manual_seed(seed)
     truth = torch.randint(C, (items,), generator=g)
     pictures = torch.randint(256, (items, 3, 32, 32), generator=g, dtype=torch.uint8)
-    return crowds.synthetic(pictures, truth, tuple("0123456789"), "IND-D", annotators=R, labels_per_item=3, seed=seed).crowd
+    return crowds.synthetic(pictures, truth, tuple("0123456789"), "IND-D", annotators=R, labels_per_item=3,
+                            seed=seed).crowd
 
 
 def one_hot(annotations, batch):
@@ -104,7 +106,8 @@ def test_head_only_correction(benchmark):
 
     def naive(active):
         copied = copy.deepcopy(expert)
-        return ccc.naive_gradient(copied, copied(crowd.features[index]), annotations, meta, groups, G, ETA, active=active)
+        return ccc.naive_gradient(copied, copied(crowd.features[index]), annotations, meta, groups, G, ETA,
+                                  active=active)
 
     same = [way()[0] for way in (closed, lambda: naive("head"))]
     assert (same[0] - same[1]).abs().max() < 1e-3 * same[1].abs().max()
@@ -112,7 +115,8 @@ def test_head_only_correction(benchmark):
     benchmark.pedantic(closed, rounds=3)
     with_forward = fastest(lambda: ccc.head_gradient(expert, with_graph(), annotations, meta, groups, G, ETA), 3)
     full, detached = fastest(lambda: naive("all"), 3), fastest(lambda: naive("head"), 3)
-    print(f"\nmilliseconds: closed {1e3 * ours:.0f}, with its forward pass {1e3 * with_forward:.0f}; copied network, double backward: all layers {1e3 * full:.0f}, detached {1e3 * detached:.0f}")
+    print(f"\nmilliseconds: closed {1e3 * ours:.0f}, with its forward pass {1e3 * with_forward:.0f}; copied network, "
+          f"double backward: all layers {1e3 * full:.0f}, detached {1e3 * detached:.0f}")
     report("head-only correction against naive double backward", full / ours, 3)
 
 
@@ -120,25 +124,30 @@ def test_dawid_skene_of_150_000_annotations(benchmark):
     rng = np.random.default_rng(0)
     truth = rng.integers(0, C, 50_000)
     item, annotator = crowds.draw_assignment(crowds.draw_rates(R, 3.1, 0.5, rng), 50_000, rng)
-    theta = np.stack([crowds.symmetric(C, tau) for tau in rng.beta(2, 9, R)])  # 82 % of the labels are right, as in CIFAR-10N
+    # 82 % of the labels are right, as in CIFAR-10N
+    theta = np.stack([crowds.symmetric(C, tau) for tau in rng.beta(2, 9, R)])
     label = crowds.answers(truth, item, annotator, theta, rng)
     assert len(item) > 150_000 and abs((label == truth[item]).mean() - 0.82) < 0.03
     merge = lambda: dawid_skene(item, annotator, label)
     found = benchmark.pedantic(merge, rounds=1)
     seconds = fastest(merge, 3)
-    print(f"\nDawid-Skene, {len(item)} annotations, {len(found.log_likelihood)} iterations: {seconds:.2f} s (under 1 s asked)")
+    print(f"\nDawid-Skene, {len(item)} annotations, {len(found.log_likelihood)} iterations: "
+          f"{seconds:.2f} s (under 1 s asked)")
     assert seconds < 1
 
 
 def plain_epoch(committee, crowd, optimizers, meta_size):
-    """As the formulas read: dense targets, a copied network a batch, double backward, a pass over the data for each class."""
+    """As the formulas read:
+    dense targets, a copied network a batch, double backward, a pass over the data for each class.
+    """
     meta, T_groups = [], []
     for expert in committee.experts:
         chosen = [], []
         for c in range(C):
             pool = crowd.item[crowd.label == c]
             with torch.no_grad():
-                loss = torch.cat([-expert.eval()(crowd.features[part]).logits.log_softmax(1)[:, c] for part in pool.split(512)])
+                loss = torch.cat([-expert.eval()(crowd.features[part]).logits.log_softmax(1)[:, c]
+                                  for part in pool.split(512)])
             chosen[0].append(pool[loss.argsort()[: meta_size // C]])
             chosen[1].append(torch.full((len(chosen[0][-1]),), c))
         meta.append(tuple(map(torch.cat, chosen)))
@@ -149,8 +158,10 @@ def plain_epoch(committee, crowd, optimizers, meta_size):
         for m, (expert, optimizer) in enumerate(zip(committee.experts, optimizers)):
             copied, pick = copy.deepcopy(expert), torch.randperm(len(meta[1 - m][0]))[:B]
             test = crowd.features[meta[1 - m][0][pick]], meta[1 - m][1][pick]
-            copied.head.forward = lambda seen, _, V, groups, copied=copied, target=target: dense_nll(seen.logits.softmax(1), copied.head.T, target, V, groups)
-            D, T = ccc.naive_gradient(copied, copied(crowd.features[index]), annotations, test, T_groups[m], G, ETA, active="all")
+            copied.head.forward = lambda seen, _, V, groups, copied=copied, target=target: dense_nll(
+                seen.logits.softmax(1), copied.head.T, target, V, groups)
+            D, T = ccc.naive_gradient(copied, copied(crowd.features[index]), annotations, test, T_groups[m], G, ETA,
+                                      active="all")
             V = ccc.normalise_correction(D, T, 0.5)
             optimizer.zero_grad()
             dense_nll(expert(crowd.features[index]).logits.softmax(1), expert.head.T, target, V, T_groups[m]).backward()
@@ -163,6 +174,8 @@ def test_an_epoch(benchmark):
     plain, ours = ccc.couple(network, crowd), ccc.couple(network, crowd)
     optimizers, fabric = [sgd(expert) for expert in plain.experts], make_fabric("cpu", "fp32")
     optimizer = sgd(ours)
-    run = lambda: ccc.fit(ours, crowd, optimizer=optimizer, epochs=1, warmup=0, correction=correction, batch_size=B, fabric=fabric)
+    run = lambda: ccc.fit(ours, crowd, optimizer=optimizer, epochs=1, warmup=0, correction=correction, batch_size=B,
+                          fabric=fabric)
     benchmark.pedantic(run, rounds=1)
-    report("an epoch of four batches", fastest(lambda: plain_epoch(plain, crowd, optimizers, 200), 2) / fastest(run, 2), 2)
+    report("an epoch of four batches",
+           fastest(lambda: plain_epoch(plain, crowd, optimizers, 200), 2) / fastest(run, 2), 2)

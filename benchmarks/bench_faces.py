@@ -1,4 +1,6 @@
-"""Drawn faces a second on two cores, against a plain pixel loop over the same head; and LFW's 6,000 pairs in 10 folds from embeddings, against a loop over thresholds."""
+"""Drawn faces a second on two cores, against a plain pixel loop over the same head;
+and LFW's 6,000 pairs in 10 folds from embeddings, against a loop over thresholds.
+"""
 
 import math
 from time import perf_counter
@@ -41,7 +43,9 @@ def lfw_like(d=512):
 
 
 def plain_folds(a, b, same, grid=400):
-    """The form that evaluation scripts pass around: for each fold, each of 400 thresholds, count; distances of unit vectors."""
+    """The form that evaluation scripts pass around: for each fold, each of 400 thresholds, count;
+    distances of unit vectors.
+    """
     a, b = torch.nn.functional.normalize(a), torch.nn.functional.normalize(b)
     d = (a - b).square().sum(1)
     right = []
@@ -60,16 +64,19 @@ def test_ten_folds_of_lfw(benchmark, two_threads):
     start = perf_counter()
     plain = plain_folds(a, b, same)
     slow = perf_counter() - start
-    print(f"\n10 folds of 6,000 pairs: {benchmark.stats['min'] * 1e3:.0f} ms (needed: 200 ms), a grid of 400 thresholds {slow * 1e3:.0f} ms; "
+    print(f"\n10 folds of 6,000 pairs: {benchmark.stats['min'] * 1e3:.0f} ms (needed: 200 ms), a grid of 400 "
+          f"thresholds {slow * 1e3:.0f} ms; "
           f"accuracy {accuracy:.4f} and {plain:.4f}")
     assert benchmark.stats["min"] < 0.2
-    assert math.isclose(accuracy, plain, abs_tol=0.01) and judge_folds(pair_scores(a, b), same).accuracy.mean().item() == accuracy
+    assert math.isclose(accuracy, plain, abs_tol=0.01)
+    assert judge_folds(pair_scores(a, b), same).accuracy.mean().item() == accuracy
 
 
 def test_identification_with_distractors(benchmark, two_threads):
     """1,000 probes against a gallery of 20,000 images: one matrix product a block."""
     g = torch.Generator().manual_seed(0)
     gallery, probe = torch.randn(20_000, 128, generator=g), torch.randn(1000, 128, generator=g)
-    ranks = benchmark.pedantic(identity_ranks, args=(gallery, torch.arange(20_000) // 2, probe, torch.arange(1000)), rounds=3)
+    ranks = benchmark.pedantic(identity_ranks, args=(gallery, torch.arange(20_000) // 2, probe, torch.arange(1000)),
+                               rounds=3)
     print(f"\nranks of 1,000 probes among 20,000 images: {benchmark.stats['min'] * 1e3:.0f} ms")
     assert len(ranks.rank) == 1000

@@ -1,4 +1,6 @@
-"""Discrepancy of CIFAR-10-shaped features (10 classes, 40 learned against 128 real rows of 2048), forward and backward, against the n x m x d broadcast."""
+"""Discrepancy of CIFAR-10-shaped features (10 classes, 40 learned against 128 real rows of 2048),
+forward and backward, against the n x m x d broadcast.
+"""
 
 from time import perf_counter
 
@@ -47,7 +49,8 @@ def test_time_of_the_discrepancy(benchmark):
     benchmark.pedantic(fast, setup=time_the_plain_one, rounds=3)
     best, plain_best = benchmark.stats["min"], min(seconds)
     benchmark.extra_info["ratio"] = ratio = plain_best / best
-    print(f"\nMMD, 10 classes, 40 against 128 rows of 2048: plain {1e3 * plain_best:.0f} ms, kdnotes {1e3 * best:.1f} ms: {ratio:.0f}x (at least 5x)")
+    print(f"\nMMD, 10 classes, 40 against 128 rows of 2048: plain {1e3 * plain_best:.0f} ms, kdnotes {1e3 * best:.1f} "
+          f"ms: {ratio:.0f}x (at least 5x)")
     assert ratio >= 5
 
 
@@ -55,5 +58,6 @@ def test_time_of_the_discrepancy(benchmark):
 def test_memory_of_the_discrepancy():
     used = {name: in_a_process_of_its_own(__file__, "peak_of_one_step", name) for name in LOSSES}
     ratio = used["plain"] / used["kdnotes"]
-    print(f"\nMMD: peak memory plain {used['plain']:.0f} MiB, kdnotes {used['kdnotes']:.0f} MiB: 1/{ratio:.0f} (at most 1/5)")
+    print(f"\nMMD: peak memory plain {used['plain']:.0f} MiB, kdnotes {used['kdnotes']:.0f} MiB: "
+          f"1/{ratio:.0f} (at most 1/5)")
     assert ratio >= 5

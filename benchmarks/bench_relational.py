@@ -34,7 +34,8 @@ def peak_of_one_step(name: str) -> float:
     return peak_of(step(LOSSES[name], 16, 512, 512), step(LOSSES[name], 256, 512, 512))
 
 
-@pytest.mark.parametrize(("N", "D_s", "D_t", "threads", "rounds", "at_least"), [(256, 512, 512, 2, 5, 5.0), (96, 32, 128, 1, 30, 1.0)])
+@pytest.mark.parametrize(("N", "D_s", "D_t", "threads", "rounds", "at_least"),
+                         [(256, 512, 512, 2, 5, 5.0), (96, 32, 128, 1, 30, 1.0)])
 def test_time_of_the_triplet_loss(benchmark, N, D_s, D_t, threads, rounds, at_least):
     fast, slow, seconds = step(triplet_loss, N, D_s, D_t), step(plain, N, D_s, D_t), []
 
@@ -52,7 +53,8 @@ def test_time_of_the_triplet_loss(benchmark, N, D_s, D_t, threads, rounds, at_le
         torch.set_num_threads(before)
     best, plain_best = benchmark.stats["min"], min(seconds)
     benchmark.extra_info["ratio"] = ratio = plain_best / best
-    print(f"\ntriplet loss, N={N}, D={D_s}/{D_t}, threads={threads}: plain {1e3 * plain_best:.1f} ms, kdnotes {1e3 * best:.1f} ms: {ratio:.1f}x (at least {at_least:.0f}x)")
+    print(f"\ntriplet loss, N={N}, D={D_s}/{D_t}, threads={threads}: plain {1e3 * plain_best:.1f} ms, kdnotes "
+          f"{1e3 * best:.1f} ms: {ratio:.1f}x (at least {at_least:.0f}x)")
     assert ratio >= at_least
 
 
@@ -60,5 +62,6 @@ def test_time_of_the_triplet_loss(benchmark, N, D_s, D_t, threads, rounds, at_le
 def test_memory_of_the_triplet_loss():
     used = {name: in_a_process_of_its_own(__file__, "peak_of_one_step", name) for name in LOSSES}
     ratio = used["plain"] / used["kdnotes"]
-    print(f"\ntriplet loss, N=256, D=512: peak memory plain {used['plain']:.0f} MiB, kdnotes {used['kdnotes']:.0f} MiB: 1/{ratio:.0f} (at most 1/4)")
+    print(f"\ntriplet loss, N=256, D=512: peak memory plain {used['plain']:.0f} MiB, kdnotes {used['kdnotes']:.0f} "
+          f"MiB: 1/{ratio:.0f} (at most 1/4)")
     assert ratio >= 4

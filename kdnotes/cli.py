@@ -221,6 +221,8 @@ def verify(args: argparse.Namespace) -> int:
         stack.enter_context(terminable())
         outcome, = run_batch([planned], stack.enter_context(local_pool(1)), 1, Board())
     if outcome.status != "finished":
+        if outcome.status == "interrupted":                      # the next one begins afresh
+            shutil.rmtree(fresh)
         say(summary([outcome]))
         return exit_status([outcome])
     with refusals("kdnotes verify"):

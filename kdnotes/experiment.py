@@ -564,6 +564,10 @@ class Experiment:
         """What `data` describe."""
         return self.here.read(data)
 
+    def node(self, stage: Stage) -> Node:
+        """`stage` with its key."""
+        return Planner(self.here).node(stage)
+
     def made(self, stage: Stage) -> Any:
         """What `stage` opens to; made now if it is not there yet."""
         return self.make([stage])[0]
@@ -591,7 +595,8 @@ class Experiment:
 
         What a worker process leaves because it has stale code is done in this process.
         """
-        found = parallel_map(function, items, None if self.here.device.type == "cpu" else 1, desc)
+        workers = None if self.here.device.type == "cpu" else 1
+        found = parallel_map(function, items, workers, desc, patience=2.0)
         left = [i for i, value in enumerate(found) if isinstance(value, str) and value == STALE]
         if left:
             log.info("%s: %d left by worker processes with other code, done here", desc, len(left))

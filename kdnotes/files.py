@@ -32,7 +32,7 @@ def make_folder(path: str | Path) -> Path:
 # %% ../nbs/files.ipynb #82ca121b
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; on success it replaces `path`, on an error it is removed and `path` is untouched.
+    """Yield a temporary path in the folder of `path`; on success it replaces `path`, on an error it is removed.
 
     Missing folders are created. `ValueError` if the folder cannot be written to, or if nothing was written.
     """
@@ -70,14 +70,18 @@ def cache_folder() -> Path:
 
 # %% ../nbs/files.ipynb #5f66c87c
 def store(path: Path, value: object) -> object:
-    """Write `value` to `path` with its fingerprint, atomically; returns what a reader will get. TypeError for what cannot be read back safely."""
+    """Write `value` to `path` with its fingerprint, atomically; returns what a reader will get.
+
+    TypeError for what cannot be read back safely.
+    """
     with atomic_write(path) as temporary:
         try:
             torch.save({"value": value, "fingerprint": fingerprint(value)}, temporary)
             return torch.load(temporary, map_location="cpu", weights_only=True)["value"]
         except (TypeError, AttributeError, pickle.PickleError) as error:
             kind = type(value).__name__
-            raise TypeError(f"cannot cache {path.name} ({kind}): build() may return tensors, numbers, text, lists and dicts of them") from error
+            raise TypeError(f"cannot cache {path.name} ({kind}): build() may return tensors, numbers, text, "
+                            "lists and dicts of them") from error
 
 
 def recall(path: Path) -> tuple | None:
@@ -97,8 +101,10 @@ def recall(path: Path) -> tuple | None:
 def cached(key: object, build: Callable[[], object], root: str | Path | None = None, name: str = "artifact") -> object:
     """`build()`, computed once for `key` and then read from `<root>/<name>-<16 hex>.pt`; tensors come back on the CPU.
 
-    `key` is anything that `fingerprint` takes and must hold all that the value depends on. `root` defaults to `cache_folder()`.
-    Of several runs that ask at once, one builds and the others wait; the processes of one distributed run build together, for
+    `key` is anything that `fingerprint` takes and must hold all that the value depends on. `root`:
+    `cache_folder()` by default.
+    Of several runs that ask at once, one builds and the others wait; the processes of a distributed run build together,
+    for
     `build` may train on all of them. A damaged entry is rebuilt, with a warning.
     """
     from filelock import FileLock

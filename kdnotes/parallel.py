@@ -16,7 +16,9 @@ import torch
 
 from .files import cache_folder, cached
 from .progress import is_quiet, progress, quiet
-from .runtime import derive_seed, fingerprint, generator_states, log, make_fabric, restore_generators, seed_everything
+from kdnotes.runtime import (
+    derive_seed, fingerprint, generator_states, log, make_fabric, restore_generators, seed_everything,
+)
 
 # %% ../nbs/parallel.ipynb #9b243594
 @contextmanager
@@ -98,7 +100,7 @@ class Place:
         return make_fabric(self.device, self.precision)
 
     def stage(self, key: object, build: Callable[[Path], object], name: str = "stage") -> object:
-        """`build(checkpoint)`, computed once for `key` (see `cached`); an interrupted `build` finds again what it left in the file `checkpoint`."""
+        """`build(checkpoint)`, computed once for `key` (see `cached`); interrupted, it goes on from `checkpoint`."""
         key = {"key": key, "precision": self.precision}
         checkpoint = Path(self.root) / f"{fingerprint(key)[:16]}.resume"
         value = cached(key, lambda: build(checkpoint), root=self.root, name=name)

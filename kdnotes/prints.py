@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import operator
 import os
 import pkgutil
 import re
@@ -20,7 +21,7 @@ import sys
 import sysconfig
 import types
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -137,6 +138,7 @@ class Walk:
         self.met: dict[int, object] = {}                # kept alive, so that no identity is given twice
         self.inside: set[int] = set()                   # the objects that the walk is in
         self.named: list[int] = []                      # the pieces that the present one has named so far
+        self.looked: list[tuple] = []                   # how something was looked at, what, and what it held
 
     def reach(self, thing: object) -> object:
         """Follow `thing`; returns what stands for it in the print of whoever named it: a name for code, the value for a constant."""
@@ -166,6 +168,7 @@ class Walk:
         if id(thing) not in self.pieces:
             self.pieces[id(thing)] = Piece(name, "", [])                                         # for whoever comes back here
             before, self.named = self.named, []
+            self.look(_parts_of, thing)
             parts = self.type(thing) if isinstance(thing, type) else self.function(thing)
             self.pieces[id(thing)], self.named = Piece(name, fingerprint(parts)[:16], self.named), before
         self.named.append(id(thing))
@@ -177,7 +180,7 @@ class Walk:
         if not isinstance(thing, types.FunctionType):                                            # functools.cache
             return ["kept", wrapped]
         if hasattr(thing, "registry") and hasattr(thing, "dispatch"):                            # functools.singledispatch
-            return ["dispatched", wrapped, self.reach(dict(thing.registry))]
+            return ["dispatched", wrapped, self.reach(thing.registry)]
         held = tuple(cell.cell_contents for cell in thing.__closure__ or () if _is_filled(cell))
         around = [self.reach(held), self.reach(thing.__defaults__), self.reach(thing.__kwdefaults__), wrapped]
         if not counts(thing.__globals__.get("__name__", "")):
@@ -188,6 +191,7 @@ class Walk:
         """What a function names in its module, takes from other modules and imports itself, in order of name."""
         reading, world = read_code(function.__code__), function.__globals__
         self.changed |= {(id(world), name) for name in reading.changed}
+        self.look(_in_module, function)
         found = {name: world[name] for name in reading.globals if name in world}
         found |= {f"import {name}": _imported(name, level, world.get("__package__") or "") for name, level in reading.imports}
         everything = bool(reading.globals & {"getattr", "vars"})
@@ -215,6 +219,8 @@ class Walk:
 
     def value(self, thing: object) -> object:
         """A constant, as `fingerprint` takes it; code inside it is followed."""
+        if type(thing) in (dict, list, set, torch.Tensor, types.MappingProxyType):
+            self.look(_held_by, thing)
         if type(thing) in (dict, types.MappingProxyType):
             return self.table(thing)
         if type(thing) in (list, tuple):
@@ -241,6 +247,7 @@ class Walk:
     def object(self, thing: object) -> tuple:
         """Any other object: its class, what it holds, and, where that is no code of the user's, what it says of itself."""
         kind = self.reach(type(thing))
+        self.look(_held_by, thing)
         if type(thing).__module__ == "logging" or thing is os.environ:
             return ("object", kind)
         with self.within(thing) as new:
@@ -248,6 +255,15 @@ class Walk:
             items = self.reach(base(thing)) if base and new else ()
             said = _said(thing) if kind[0] == "installed" else ""
             return ("object", kind, items, said, self.reach(_attributes(thing)) if new else ())
+
+    def look(self, way: Callable, thing: object) -> None:
+        """Note what `thing` holds, looked at in this way."""
+        self.looked.append((way, thing, way(thing)))
+
+    def is_same(self) -> bool:
+        """Whether all that the walk has come through still holds what it held."""
+        now = ((way(thing), then) for way, thing, then in self.looked)
+        return all(len(held) == len(then) and all(map(operator.is_, held, then)) for held, then in now)
 
     @property
     def found(self) -> dict[str, set[str]]:
@@ -306,6 +322,33 @@ def _attributes(thing: object) -> dict[str, object]:
     held = {name: getattr(thing, name) for name in slots if name != "__dict__" and hasattr(thing, name)} | dict(getattr(thing, "__dict__", {}))
     return {name: value for name, value in held.items() if not isinstance(getattr(type(thing), name, None), functools.cached_property)}
 
+# %% ../nbs/prints.ipynb #c40409b3
+def _parts_of(thing: types.FunctionType | type) -> tuple:
+    """What a function or a class is made of."""
+    if isinstance(thing, type):
+        return (*thing.__bases__, *vars(thing), *vars(thing).values())
+    if not isinstance(thing, types.FunctionType):
+        return (thing.__wrapped__,)
+    cells = (cell.cell_contents for cell in thing.__closure__ or () if _is_filled(cell))
+    return (thing.__code__, thing.__defaults__, thing.__kwdefaults__, getattr(thing, "__wrapped__", None), *cells)
+
+
+def _in_module(function: types.FunctionType) -> tuple:
+    """What a function finds under the names that it reads, in its module and in the modules among that."""
+    reading, world = read_code(function.__code__), function.__globals__
+    found = [world.get(name) for name in reading.globals]
+    attributes = [vars(module).get(name) for module in found if isinstance(module, types.ModuleType) and counts(module.__name__)
+                  for name in reading.attributes]
+    return (*found, *attributes)
+
+
+def _held_by(thing: object) -> tuple:
+    """What a table, a list or an object holds; of a tensor how often it was written into."""
+    if isinstance(thing, torch.Tensor):
+        return (None if thing.is_inference() else thing._version,)
+    items = (*thing, *thing.values()) if isinstance(thing, Mapping) else tuple(thing) if isinstance(thing, list | set) else ()
+    return (*items, *_attributes(thing).values())
+
 # %% ../nbs/prints.ipynb #026f075f
 def _imported(name: str, level: int, package: str) -> types.ModuleType | None:
     """The module that an import inside a function names, if its code counts; None if it does not, or is not there."""
@@ -344,11 +387,17 @@ def _member(module: types.ModuleType, name: str) -> object:
     return vars(module).get(name)
 
 # %% ../nbs/prints.ipynb #034b912f
+_walks: dict[tuple, tuple[tuple, Walk, dict[str, str]]] = {}                 # what was printed lately, and how it was come by
+
+
 def code_parts(*things: object) -> dict[str, str]:
     """The print of each piece of code that `things` (functions, classes, tables of them) reach, by its name; and of how they hang together.
 
     Names of the package are full; those of a paper, whose notebook's cells are its module, and of a notebook's own cells are plain.
     """
+    known = tuple(tuple((name, id(value)) for name, value in thing.items()) if type(thing) is dict else id(thing) for thing in things)
+    if known in _walks and _walks[known][1].is_same():
+        return dict(_walks[known][2])
     _register_all()
     walk = Walk()
     given = walk.reach(things)
@@ -356,7 +405,12 @@ def code_parts(*things: object) -> dict[str, str]:
         walk = Walk(walk.changed)
         given = walk.reach(things)
     parts = {name: " ".join(sorted(prints)) for name, prints in sorted(walk.found.items())}
-    return {"given": fingerprint(given, _colours(walk.pieces))[:16]} | parts
+    parts = {"given": fingerprint(given, _colours(walk.pieces))[:16]} | parts
+    _walks.pop(known, None)
+    _walks[known] = (things, walk, parts)
+    while len(_walks) > 64:
+        del _walks[next(iter(_walks))]
+    return dict(parts)
 
 
 def _colours(pieces: Mapping[int, Piece], rounds: int = 3) -> list[str]:

@@ -409,14 +409,16 @@ class RunFolder:
     def save_table(self, frame: pd.DataFrame, name: str, caption: str = "") -> Path:
         """Save the printed table `frame` (of `results.compare`, say) as `tables/<name>.csv` with its caption and notes.
 
-        Returns its path; errors as in `save_figure`.
+        With them its layout is kept, by which the report makes it again from the results. Returns its path; errors
+        as in `save_figure`.
         """
         self._writable(name)
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
             raise ValueError(f"table name {name!r}: expected letters, digits, '-' and '_', such as 'ablation'")
         with atomic_write(self.tables / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False, lineterminator="\n")
-        _note(self.tables / "captions.json", name, {"caption": caption, "notes": list(frame.attrs.get("notes", []))})
+        noted = {key: frame.attrs[key] for key in ("notes", "layout") if key in frame.attrs}
+        _note(self.tables / "captions.json", name, {"caption": caption, "notes": [], **noted})
         return self.tables / f"{name}.csv"
 
     def finish(self, results: Results | pd.DataFrame, claims: pd.DataFrame, data: Mapping[str, Any] | None = None,

@@ -42,7 +42,7 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 
 # %% ../nbs/runtime.ipynb #7f94f99f
 def set_deterministic(on: bool = True) -> None:
-    """Let PyTorch use only deterministic kernels (an operation without one then raises `RuntimeError`), or lift that."""
+    """Let PyTorch use only deterministic kernels (one without raises `RuntimeError`), or all again."""
     from torch.backends import cudnn
 
     if on:  # cuBLAS reads this when it starts: without it matrix products may differ from run to run
@@ -56,7 +56,8 @@ def generator_states() -> dict:
     """The states of all global generators, as tensors, numbers and text; see `restore_generators`."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state(), "cuda": cuda}
+    return {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state(),
+            "cuda": cuda}
 
 
 def restore_generators(states: dict) -> None:
@@ -139,14 +140,14 @@ def _(value: Tensor) -> bytes:
 def fingerprint(*objects: object) -> str:
     """SHA-256 of the content of `objects`, 64 hexadecimal digits, the same in every process and on every machine.
 
-    Accepts None, bool, int, float, str, bytes, Path (its text, not the file's content), NumPy and PyTorch arrays and dtypes, and
+    Accepts None, bool, int, float, str, bytes, Path (its text, not the file's content), arrays, tensors, dtypes, and
     lists, tuples, sets, dicts and dataclasses of them. Raises `TypeError` for anything else (a function, a module).
     """
     return hashlib.sha256(encode(objects)).hexdigest()
 
 # %% ../nbs/runtime.ipynb #77e02e31
 def derive_seed(seed: int, *names: object) -> int:
-    """A 63-bit sub-seed of `seed` for the stage called `names` (text, numbers), stable across processes and versions."""
+    """A 63-bit sub-seed of `seed` for the stage called `names` (text, numbers), the same in every process."""
     return int(fingerprint(int(seed), *names)[:16], 16) >> 1
 
 
@@ -160,7 +161,8 @@ def _seed_range(text: str, given: object) -> range:
     match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", text)
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if not low <= high < 2**32 or high - low >= 1000:
-        raise ValueError(f"seeds {given!r}: {text.strip()!r} is no seed; give integers from 0 up as '0,1,2' or as a range '0-4'")
+        raise ValueError(f"seeds {given!r}: {text.strip()!r} is no seed; "
+                         "give integers from 0 up as '0,1,2' or as a range '0-4'")
     return range(low, high + 1)
 
 # %% ../nbs/runtime.ipynb #23756ccc
@@ -170,7 +172,8 @@ def parse_seeds(seeds: str | int | Iterable[int]) -> tuple[int, ...]:
     Raises `ValueError` when they are empty, negative, repeated or not integers.
     """
     parts = seeds.split(",") if isinstance(seeds, str) else list(seeds) if isinstance(seeds, Iterable) else [seeds]
-    numbers = tuple(seed for part in parts for seed in _seed_range(str(part), seeds)) if any(str(p).strip() for p in parts) else ()
+    some = any(str(part).strip() for part in parts)
+    numbers = tuple(seed for part in parts for seed in _seed_range(str(part), seeds)) if some else ()
     if not numbers:
         raise ValueError(f"seeds {seeds!r} are empty; give at least one, for example '0,1,2' or '0-4'")
     if repeated := sorted({n for n in numbers if numbers.count(n) > 1}):
@@ -185,7 +188,7 @@ def available_devices() -> list[str]:
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """The device called `name`: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. `ValueError` if this machine does not have it."""
+    """The device called `name`: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. `ValueError` if this machine lacks it."""
     there = available_devices()
     wanted = there[0] if str(name) == "auto" else "cuda:0" if str(name) == "cuda" else str(name)
     if wanted not in there:
@@ -197,9 +200,10 @@ PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def pick_precision(name: str = "auto", device: str | torch.device | None = None) -> str:
-    """Lightning Fabric's name of precision `name`: `auto`, `fp32`, `bf16`, `fp16` (or Fabric's own `32-true`, `bf16-mixed`, `16-mixed`).
+    """Lightning Fabric's name of precision `name`: `auto`, `fp32`, `bf16`, `fp16`, or Fabric's own (`32-true` ...).
 
-    `auto` is `bf16-mixed` on a CUDA `device` that supports bfloat16, else `32-true`. `ValueError` for another name, or fp16 off CUDA.
+    `auto` is `bf16-mixed` on a CUDA `device` that supports bfloat16, else `32-true`. `ValueError` for another name, and
+    for fp16 off CUDA.
     """
     cuda = pick_device(device or "auto").type == "cuda"
     if name == "auto":
@@ -213,7 +217,7 @@ def pick_precision(name: str = "auto", device: str | torch.device | None = None)
 
 # %% ../nbs/runtime.ipynb #6928a792
 def _strategy(device: torch.device, devices: int) -> dict:
-    """Fabric's arguments for the processes that `torchrun` has started, or else for `devices` processes on this machine."""
+    """Fabric's arguments for the processes that `torchrun` has started, or for `devices` processes on this machine."""
     world = here = devices
     if "TORCHELASTIC_RUN_ID" in os.environ:
         world, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -225,15 +229,18 @@ def _strategy(device: torch.device, devices: int) -> dict:
 def make_fabric(device: str | torch.device = "auto", precision: str = "auto", devices: int = 1):
     """A launched `lightning_fabric.Fabric` on `device` in `precision`.
 
-    `devices` > 1, or `torchrun`, gives one process a device (a process on the CPU), joined by gloo on CPU and NCCL on CUDA. The script runs from
-    its top in each of them, so call this before anything is computed or written; `torchrun`'s own numbers win over `devices`.
+    `devices` > 1, or `torchrun`, gives one process a device (a process on the CPU), joined by gloo on CPU and NCCL on
+    CUDA. The script runs from its top in each of them, so call this before anything is computed or written;
+    `torchrun`'s own numbers win over `devices`.
     Raises `ValueError` for what this machine cannot do.
     """
     place = pick_device(device)
     if devices > 1 and hasattr(sys, "ps1"):
-        raise ValueError(f"devices={devices} starts this program once per device, which a notebook cannot do; run it as a script")
+        raise ValueError(f"devices={devices} starts this program once per device, which a notebook cannot do; "
+                         "run it as a script")
     if devices < 1 or place.type != "cpu" and devices > max(1, len(available_devices()) - 1):
-        raise ValueError(f"devices={devices} on {str(device)!r}; give 1 or as many as there are: {', '.join(available_devices())}")
+        raise ValueError(f"devices={devices} on {str(device)!r}; give 1 or as many as there are: "
+                         f"{', '.join(available_devices())}")
     from lightning_fabric import Fabric
 
     for name in ("lightning_fabric", "lightning.fabric"):  # it announces every choice; we asked for them
@@ -279,7 +286,7 @@ def set_threads(n: int) -> None:
 
 
 def peak_memory(device: str | torch.device | None = None) -> int:
-    """Bytes: the most that PyTorch has held on a CUDA `device`, else the most that this process has held in main memory."""
+    """Bytes: the most that PyTorch has held on a CUDA `device`, else that this process has held in main memory."""
     if device is not None and torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource

@@ -449,6 +449,7 @@ def test_a_worker_process_has_the_same_print_of_what_a_notebook_defines():
     things = [space["Student"], space["Student"].build, space["Recipe"]]
     here = _print_in_worker(things)
     there = parallel_map(_print_in_worker, [things, things], workers=2)
+    assert [[differing(a, b) for a, b in zip(here, other, strict=True)] for other in there] == [[[]] * 3] * 2
     assert there == [here, here]
 
 
@@ -548,3 +549,67 @@ def test_imports_that_are_not_there_are_no_error(page):
 
 def test_exported_names():
     assert {"code_print", "code_parts", "notebook_print", "differing", "LEFT_OUT"} <= set(prints.__all__)
+
+
+# --- prints that are asked for again ---
+
+CHANGES = {
+    "a function of the module": "def loss(x): return 2 * x",
+    "the code of a function": "loss.__code__ = (lambda x: 3 * x).__code__",
+    "a default": "loss.__defaults__ = (5,)",
+    "a method": "A.f = lambda self: 7",
+    "a method of the base": "B.g = lambda self: 7",
+    "an entry of a table": "TABLE['b'] = loss",
+    "an entry of a list": "LIST.append(loss)",
+    "a number": "RATE = 2",
+    "a tensor, in place": "WEIGHTS.add_(1)",
+    "an attribute of an object": "ONE.rate = 4",
+    "what a closure holds": "set_it(9)",
+    "a function of another module": "import types; mine.f = lambda: 8",
+    "a name that was not there": "def absent(): return 1",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_print_that_is_asked_for_again_is_that_of_the_code_as_it_is(change):
+    module = types.ModuleType("mine_in_memory")
+    module.__file__ = "/mine/in_memory.py"
+    module.f = cell("def f(): return 1", __name__="mine_in_memory")["f"]
+    sys.modules["mine_in_memory"] = module
+    try:
+        space = cell("""
+        import torch
+        def loss(x=1): return x
+        class B:
+            def g(self): return 1
+        class A(B):
+            def f(self): return 1
+        TABLE, LIST, RATE, WEIGHTS, ONE = {"a": loss}, [loss], 1, torch.ones(2), A()
+        def closure():
+            held = 1
+            def get(): return held
+            def set_it(x):
+                nonlocal held
+                held = x
+            return get, set_it
+        get, set_it = closure()
+        def train():
+            absent
+            return loss(), A(), TABLE, LIST, RATE, WEIGHTS, ONE.f(), get(), mine.f()
+        """, mine=module)
+        first = code_print(space["train"])
+        assert code_print(space["train"]) == first
+        exec(CHANGES[change], space)
+        assert code_print(space["train"]) != first
+    finally:
+        del sys.modules["mine_in_memory"]
+
+
+def test_a_print_that_is_asked_for_again_is_quick():
+    from kdnotes.papers import horkd
+
+    code_print(horkd.run)
+    started = time.process_time()
+    for _ in range(10):
+        code_print(horkd.run)
+    assert time.process_time() - started < 1

@@ -61,15 +61,11 @@ def make_run(base, slug="toy", profile="demo", seed_count=3, method="KD", figure
         ax.plot([0, 1])
         run.save_figure(fig, "curve", caption)
         plt.close(fig)
-        table = compare(rows.frame(), None, "Table 1")
-        run.save_table(table, "first", f"Table 1 of {method}")
+        run.save_table(compare(rows.frame(), None, "Table 1"), "first", f"Table 1 of {method}")
     nbformat.write(notebook or book(f"{slug.upper()}: a study"), run.path / "notebook.ipynb")
     claims = judge([Claim("better", f"{method} helps", method, "CE"),
                     Claim("worse", "the other way round", "CE", method)], rows)
-    path = run.finish(rows, claims, data={"digits": "0123456789abcdef" * 4})
-    if figures:
-        note(path, "first", {"caption": f"Table 1 of {method}", "notes": [], "layout": table.attrs["layout"]})
-    return path
+    return run.finish(rows, claims, data={"digits": "0123456789abcdef" * 4})
 
 
 LAYOUT = {"table": "Table 1", "columns": ["metric"], "repetitions": "seeds", "beside": False}
@@ -606,7 +602,7 @@ def sections(page):
 def damaged_pair(pair, tmp_path, name, damage, signed):
     """A copy of the pair whose second run is damaged, and that run's folder."""
     base = shutil.copytree(pair[0], tmp_path / "runs", symlinks=True)
-    path = next((base / "m3d").iterdir())
+    path = next((base / "m3d").glob("demo-*"))
     damage(path / name)
     if signed:
         sign(path)

@@ -250,7 +250,10 @@ def resolve(slug: str, notebook: Path, given: Given, here: bool = True) -> tuple
         return parameters, everything
     parameters["overrides"] = split_names(slug, {"overrides": parameters["overrides"]}, config)[1] | overrides
     asked = {name: parameters[name] for name in ("dataset", "seeds")} | parameters["overrides"]
-    made = config.profile(parameters["profile"], **asked)
+    try:
+        made = config.profile(parameters["profile"], **asked)
+    except (TypeError, ArithmeticError, RuntimeError) as error:  # a paper's own check met what it was not written for
+        raise ValueError(f"{slug} cannot be run with these parameters: {' '.join(str(error).split())}") from error
     settings = made.flat() if hasattr(made, "flat") else dataclasses.asdict(made)
     return parameters, settings | {name: parameters[name] for name in ("profile", "device", "precision")}
 

@@ -125,7 +125,7 @@ class Expert(Stage):
         protocol, seed = protocol_for(real.name, self.protocol), derive_seed(0, "expert", self.number)
         return train_pair(real, protocol, name, options, here.precision, seed)
 
-
+# %% ../../nbs/condense/study.ipynb #349e4a94
 @dataclass(frozen=True)
 class Experts:
     """How many experts look on, and how each is trained."""
@@ -154,7 +154,7 @@ class Condensed(NamedTuple):
     images: SyntheticSet
     history: list[dict]
 
-
+# %% ../../nbs/condense/study.ipynb #6bfcb07d
 @dataclass(frozen=True)
 class CondensedSet(Stage):
     """`ipc` images of each class of `data` by `method`, each of `factor`^2 pictures. Subclasses say how it is made."""
@@ -220,7 +220,7 @@ class Monitor:
         """A function of iteration and set that gives what is noted."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it measures")
 
-
+# %% ../../nbs/condense/study.ipynb #e030f7ff
 @dataclass(frozen=True, kw_only=True)
 class LearnedSet(CondensedSet):
     """A set whose pixels are learned through `network`, as `settings` say."""
@@ -258,7 +258,7 @@ class MatchedSet(LearnedSet):
                         watch_every=every, checkpoint=checkpoint, desc=self.method)
         return Condensed(found, history)
 
-
+# %% ../../nbs/condense/study.ipynb #aaed85a6
 @dataclass(frozen=True, kw_only=True)
 class DMSet(MatchedSet):
     """Means of features under random networks, a new one in every iteration."""
@@ -292,7 +292,7 @@ class IDMSet(MatchedSet):
 # %% ../../nbs/condense/study.ipynb #44eea7da
 ALIGNED = ("between", "random", "nothing")
 
-
+# %% ../../nbs/condense/study.ipynb #e70028ba
 @dataclass(frozen=True, kw_only=True)
 class DANCESet(MatchedSet):
     """Means under networks "between" random and expert (or "random" ones, as in DM, or under "nothing").
@@ -341,7 +341,7 @@ METHODS: dict[str, type[CondensedSet]] = {
     "dc": GradientSet, "dsa": GradientSet, "dm": DMSet, "m3d": M3DSet, "idm": IDMSet, "dance": DANCESet,
 }
 
-
+# %% ../../nbs/condense/study.ipynb #f8f11416
 def condensed_set(data: Images, method: str, ipc: int, *, factor: int = 0, seed: int = 0, network: str = "convnet3",
                   **settings: Any) -> CondensedSet:
     """A set of `ipc` images of each class of `data` by `method`, one of `METHODS`; `factor` 0 is the method's own.
@@ -415,7 +415,7 @@ class Score(Stage):
                          seed=self.seed, normal=statistics(real), precision=here.precision)
         return {mark: [100 * result[mark] for result in found] for mark in ("last", "best")}
 
-
+# %% ../../nbs/condense/study.ipynb #d2ee812b
 def score_of(condensed: CondensedSet, protocol: Protocol, **judging: Any) -> Score:
     """The score of a set on the images that it is to be judged on; `judging`: `network`, `repeats`, `most_steps`."""
     return Score(condensed.data, condensed.data.judged(), condensed, protocol, seed=condensed.seed, **judging)
@@ -440,11 +440,12 @@ def tune(experiment: Experiment, scores: Sequence[Score], rates: Sequence[Sequen
     `rates`: those to try for each of `scores`. The accuracy is that on held-out training images; no test image is read.
     """
     tried = [(i, lr, rated(on_held_out(score, held_out), lr)) for i, score in enumerate(scores) for lr in rates[i]]
-    experiment.make([score for _, _, score in tried], "learning rates")
-    rows = [(i, lr, n, accuracy) for i, lr, score in tried for n, accuracy in enumerate(experiment.made(score)["last"])]
+    found = experiment.make([score for _, _, score in tried], "learning rates")
+    rows = [(i, lr, n, accuracy) for (i, lr, _), marks in zip(tried, found, strict=True)
+            for n, accuracy in enumerate(marks["last"])]
     return pd.DataFrame(rows, columns=["score", "lr", "network", "accuracy"])
 
-
+# %% ../../nbs/condense/study.ipynb #c9300a04
 def best_rates(tried: pd.DataFrame) -> list[float]:
     """The best rate for each score of a frame of `tune`, in their order; of equal ones the larger."""
     means = tried.groupby(["score", "lr"])["accuracy"].mean().reset_index()
@@ -538,7 +539,7 @@ class LiveBytes(TorchDispatchMode):
         self.alive.discard(key)
         self.now -= size
 
-
+# %% ../../nbs/condense/study.ipynb #34e01c66
 class Operations(TorchDispatchMode):
     """Counts, while it is entered, what is computed: `count` operations; a view of a tensor is none."""
 

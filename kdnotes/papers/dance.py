@@ -325,7 +325,7 @@ def main_table(config: Config) -> str:
     """The paper's table to which the data set belongs."""
     return "Table 2" if config.dataset in SUBSETS else "Table 1"
 
-
+# %% ../../nbs/papers/dance.ipynb #cd8c35df
 def accuracy_rows(config: Config) -> list[Row]:
     """Every row that is judged by accuracy, for every seed."""
     s, networks, rows = config.sets, config.networks, []
@@ -389,7 +389,7 @@ class FeatureGaps(Stage):
         sets, protocol = {name: found.images for name, found in parents.items()}, protocol_for(real.name, self.protocol)
         return gaps_while_training(real, sets, protocol, name, options, here.fabric, self.seed, measured)
 
-
+# %% ../../nbs/papers/dance.ipynb #b7f2cb76
 def gap_at(stage: FeatureGaps, made: list[dict], here: Here, name: str, epoch: int) -> dict[str, float]:
     """The gap of one set after one epoch."""
     return {"feature_discrepancy": next(row[name] for row in made if row["epoch"] == epoch)}
@@ -436,7 +436,7 @@ class MiddleAccuracy(Stage):
         curves = middle_accuracy(pool, test.take(order), normal, LAMBDAS)
         return {"curves": curves.tolist(), "experts": middle_accuracy(pool, test, normal, (0.0,)).flatten().tolist()}
 
-
+# %% ../../nbs/papers/dance.ipynb #0e40bc1e
 def middle_at(stage: MiddleAccuracy, made: Mapping[str, list], here: Here, expert: int, place: int) -> dict[str, float]:
     """The accuracy of one expert's middle network at one of `LAMBDAS`."""
     return {"accuracy": made["curves"][expert][place]}
@@ -485,7 +485,7 @@ def recognised(stage: Recognised, made: Mapping[str, float], here: Here) -> dict
     """The share before anything is learned."""
     return {"expert_accuracy_synthetic": made["experts"]}
 
-
+# %% ../../nbs/papers/dance.ipynb #080700e1
 def recognised_at(stage: CondensedSet, made: Condensed, here: Here, iteration: int) -> dict[str, float]:
     """The share after `iteration` iterations."""
     return {"expert_accuracy_synthetic": next(row["experts"] for row in made.history if row["iteration"] == iteration)}

@@ -243,7 +243,7 @@ def learned(config: Config, method: str, images: Images, ipc: int, seed: int, **
     loop = {"iterations": plan.iterations, "real_batch": plan.real_batch, "classes_at_once": plan.at_once}
     return condensed_set(images, method, ipc, **{"seed": seed, "network": plan.network} | loop | own | changes)
 
-
+# %% ../../nbs/papers/m3d.ipynb #5c5164b1
 def dm_like_m3d(config: Config, images: Images, ipc: int, seed: int) -> LearnedSet:
     """DM in M3D's pipeline."""
     return learned(config, "dm", images, ipc, seed, factor=config.sets.factor, strategy="color_crop_cutout", rule="idc")
@@ -389,7 +389,7 @@ def accuracy_drop(stage: RateDrop, made: Mapping[str, list], here: Here, network
     others = [mean_of(accuracies, networks) for accuracies in made["others"]]
     return {"accuracy_drop": mean_of(made["chosen"], networks) - sum(others) / len(others)}
 
-
+# %% ../../nbs/papers/m3d.ipynb #5815809a
 def mean_of(values: Sequence[float], places: Sequence[int]) -> float:
     """The mean of the values at `places`."""
     return sum(values[place] for place in places) / len(places)
@@ -420,7 +420,7 @@ def rates_around(config: Config, method: str, score: Score, lr: float) -> list[R
         rows.append(row(stage=drop, measure=partial(accuracy_drop, networks=networks)))
     return rows
 
-
+# %% ../../nbs/papers/m3d.ipynb #86e72c42
 def study_row(config: Config, table: str, method: str, stage: Stage, measure: Measure, ipc: int, seed: int,
               **of: Any) -> Row:
     """A row of a study on the first data set, with the settings `of`."""
@@ -446,7 +446,7 @@ def peak_memory(stage: Cost, made: Mapping[str, float], here: Here) -> dict[str,
     """MiB of the tensors alive at once."""
     return {"peak_memory_mib": made["peak_memory_mib"]}
 
-
+# %% ../../nbs/papers/m3d.ipynb #334da0ec
 def cost_rows(config: Config) -> list[Row]:
     """Operations of a step of the pixels, and MiB at the worst."""
     rows = []

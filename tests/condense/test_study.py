@@ -15,7 +15,7 @@ from kdnotes.condense.study import (
 )
 from kdnotes.condense.synthetic import from_real
 from kdnotes.config import Settings
-from kdnotes.experiment import Experiment, Study
+from kdnotes.experiment import Experiment, Planner, Study
 
 DIGITS = Images("digits", per_class=30)
 PROTOCOL = Protocol(epochs=2, batch_size=32, lr=0.05, strategy="none", cutmix=0.0, looks=2)
@@ -24,6 +24,19 @@ QUICK = Experts(1, replace(EXPERT_PROTOCOL, epochs=1))
 
 def experiment_in(folder):
     return Experiment.alone("toy", Settings(), folder)
+
+
+@pytest.fixture
+def code_as_it_was(monkeypatch):
+    """What a test replaces after a stage was first seen is no edit of that stage's code."""
+    known, now = {}, Planner.code
+
+    def code(planner, stage):
+        if stage not in known:
+            known[stage] = now(planner, stage)
+        return known[stage]
+
+    monkeypatch.setattr(Planner, "code", code)
 
 
 @pytest.fixture
@@ -56,27 +69,26 @@ def test_held_out_images_come_from_training_and_the_test_set_is_not_read(monkeyp
     assert Images("digits").judged().load().fingerprint() == original("digits", "test").fingerprint()
 
 
-def test_a_set_and_its_marks_are_computed_once(tmp_path, monkeypatch):
+def test_a_set_and_its_marks_are_computed_once(tmp_path, monkeypatch, code_as_it_was):
     wanted = score(small())
     first = experiment_in(tmp_path)
     kept = first.made(wanted.condensed), first.made(wanted)
     for name in ("match", "evaluate"):
         monkeypatch.setattr(study, name, lambda *args, **kw: pytest.fail("computed again"))
     again = experiment_in(tmp_path)
-    monkeypatch.setattr(again.planner, "parts", lambda stage: first.node(stage).parts)         # the code as it was
     found = again.made(wanted.condensed), again.made(wanted)
     assert found[0].images.pixels.equal(kept[0].images.pixels) and found[0].history == kept[0].history and found[1] == kept[1]
     assert len(kept[1]["last"]) == 1 and kept[1]["last"] <= kept[1]["best"] and set(again.how.values()) == {"read"}
 
 
 @pytest.mark.parametrize("method", ["m3d", "dsa"])
-def test_a_killed_set_goes_on_from_its_checkpoint(experiment, tmp_path, method, monkeypatch):
+def test_a_killed_set_goes_on_from_its_checkpoint(experiment, tmp_path, method, monkeypatch, code_as_it_was):
     from kdnotes.condense import gradients
 
     wanted = small(method, iterations=6)
     whole = experiment_in(tmp_path / "whole").made(wanted).images.pixels
     module, step = (matching, "one_pass") if method == "m3d" else (gradients, "gradient_step")
-    original, count, node = getattr(module, step), [0], experiment.node(wanted)
+    original, count = getattr(module, step), [0]
 
     def killed(*args, **kw):
         count[0] += 1
@@ -85,7 +97,6 @@ def test_a_killed_set_goes_on_from_its_checkpoint(experiment, tmp_path, method, 
         return original(*args, **kw)
 
     monkeypatch.setattr(module, step, killed)
-    monkeypatch.setattr(experiment.planner, "parts", lambda stage: node.parts)
     with pytest.raises(KeyboardInterrupt):
         experiment.made(wanted)
     assert experiment.made(wanted).images.pixels.equal(whole)
@@ -107,8 +118,12 @@ def test_a_score_without_a_set_trains_on_all_images(experiment, monkeypatch):
 
 def test_the_best_rate_is_the_best_on_held_out_images(experiment, monkeypatch):
     accuracy, seen = {0.1: [50.0, 52.0], 0.2: [60.0, 40.0], 1.0: [55.0, 10.0]}, []
-    monkeypatch.setattr(experiment, "make", lambda stages, desc="": seen.extend(stages))
-    monkeypatch.setattr(experiment, "made", lambda stage: {"last": accuracy[stage.condensed.settings.lr]})
+
+    def make(stages, desc):
+        seen.extend(stages)
+        return [{"last": accuracy[stage.condensed.settings.lr]} for stage in stages]
+
+    monkeypatch.setattr(experiment, "make", make)
     scores = [score(small()), score(small("dm"))]
     tried = tune(experiment, scores, [(0.1, 0.2, 1.0)] * 2, held_out=0.3)
     assert best_rates(tried) == [0.1, 0.1] and len(tried) == 12 and scores[0].data.held_out == 0
@@ -167,8 +182,7 @@ def test_an_edited_loss_makes_the_sets_that_use_it_again_and_no_other(tmp_path, 
     stages = {name: score(small(name, **({"experts": QUICK} if name == "dance" else {}))) for name in ("dm", "m3d", "dance", "dsa", "random")}
 
     def keys():
-        fresh = experiment_in(tmp_path)
-        return {name: fresh.node(stage).key for name, stage in stages.items()}
+        return {name: node_of(stage, tmp_path).key for name, stage in stages.items()}
 
     before = keys()
     assert keys() == before
@@ -182,6 +196,10 @@ def test_an_edited_loss_makes_the_sets_that_use_it_again_and_no_other(tmp_path, 
     assert keys() == before                                                         # the published numbers stand in the set
 
 
+def node_of(stage, folder):
+    return Planner(experiment_in(folder).here).node(stage)
+
+
 def edited(loss):
     def changed(learned, seen, labels, kernel="gaussian"):
         return 2 * loss(learned, seen, labels)
@@ -190,18 +208,16 @@ def edited(loss):
 
 def test_a_cost_knows_the_code_of_the_set_that_it_only_describes(tmp_path, monkeypatch):
     m3d, dm = Cost(small()), Cost(small("dm"))
-    before = [experiment_in(tmp_path).node(stage).key for stage in (m3d, dm)]
+    before = [node_of(stage, tmp_path).key for stage in (m3d, dm)]
     monkeypatch.setattr(study, "moment_gap", edited(study.moment_gap))
-    after = [experiment_in(tmp_path).node(stage).key for stage in (m3d, dm)]
+    after = [node_of(stage, tmp_path).key for stage in (m3d, dm)]
     assert after[0] != before[0] and after[1] == before[1]
 
 
-def test_a_set_does_not_know_on_what_it_is_judged(experiment):
-    wanted = score(small())
-    key = experiment.node(wanted.condensed).key
-    experiment.node(replace(wanted, protocol=replace(PROTOCOL, lr=1.0)))
-    assert list(experiment.node(wanted.condensed).data) == [DIGITS] and set(experiment.node(wanted).data) == {DIGITS, DIGITS.judged()}
-    assert experiment.node(on_held_out(wanted, 0.3).condensed).key != key == experiment.node(small()).key
+def test_a_set_does_not_know_on_what_it_is_judged(tmp_path):
+    wanted, planner = score(small()), Planner(experiment_in(tmp_path).here)
+    assert list(planner.node(wanted.condensed).data) == [DIGITS] and set(planner.node(wanted).data) == {DIGITS, DIGITS.judged()}
+    assert planner.node(on_held_out(wanted, 0.3).condensed).key != planner.node(wanted.condensed).key
 
 
 def test_memory_is_that_of_the_tensors_alive():

@@ -1,4 +1,6 @@
-"""Contrast of samples: closed forms, the formulas as loops in float64, who gets a gradient, what is drawn and what is remembered."""
+"""Contrast of samples:
+closed forms, the formulas as loops in float64, who gets a gradient, what is drawn and what is remembered.
+"""
 
 import math
 
@@ -70,7 +72,8 @@ def test_closed_forms():
 @given(seeds)
 def test_what_the_losses_do_not_see(seed):
     s, t, y = normal(seed, 6, 5), normal(seed + 1, 6, 5), torch.tensor([0, 0, 1, 1, 2, 0])
-    turn, order = torch.linalg.qr(normal(seed + 2, 5, 5))[0], torch.randperm(6, generator=torch.Generator().manual_seed(seed))
+    turn, order = torch.linalg.qr(normal(seed + 2, 5,
+                                         5))[0], torch.randperm(6, generator=torch.Generator().manual_seed(seed))
     for loss in (info_nce, lambda a, b, labels=y: supervised_info_nce(a, b, labels)):
         value = loss(s, t)
         assert_close(loss(3 * s @ turn, 0.5 * t @ turn), value)
@@ -94,7 +97,8 @@ def test_with_equal_scores_the_loss_depends_on_n_alone():
     for n, value in ((1, 1.3862944), (4, 2.5020121), (512, 7.2393006)):
         for score, tau in ((0.0, 0.1), (0.9, 0.1), (-0.3, 0.05)):
             critic = Critic(m=494_414, temperature=tau).double()
-            loss = noise_contrast(critic, torch.full((2,), score, dtype=torch.float64), torch.full((2, n), score, dtype=torch.float64))
+            loss = noise_contrast(critic, torch.full((2,), score, dtype=torch.float64),
+                                  torch.full((2, n), score, dtype=torch.float64))
             assert (loss - value).abs().max() < 1e-6
             assert abs(critic.log_Z - (math.log(494_414) + score / tau)) < 1e-9
             assert abs(loss[0] - ((n + 1) * math.log(n + 1) - n * math.log(n))) < 1e-9
@@ -132,7 +136,8 @@ def test_extreme_scores_stay_finite_in_float32(norm):
     if norm == "crd":
         critic.log_Z.fill_(math.log(1000))
         critic.settled = True
-    positive, negative = torch.tensor([100.0, -100.0], requires_grad=True), torch.tensor([[100.0, -100.0]]).repeat(2, 1).requires_grad_()
+    positive, negative = torch.tensor([100.0, -100.0],
+                                      requires_grad=True), torch.tensor([[100.0, -100.0]]).repeat(2, 1).requires_grad_()
     loss = noise_contrast(critic, positive, negative)
     loss.sum().backward()
     assert loss.isfinite().all() and positive.grad.isfinite().all() and negative.grad.isfinite().all()
@@ -170,7 +175,8 @@ def test_the_bound_on_the_information():
     bounds = []
     for apart in (0.0, 0.3, 0.6, 0.9):
         critic = Critic(1000, 0.1).double()
-        loss = noise_contrast(critic, torch.full((1,), apart, dtype=torch.float64), torch.full((1, 512), -apart, dtype=torch.float64))
+        loss = noise_contrast(critic, torch.full((1,), apart, dtype=torch.float64),
+                              torch.full((1, 512), -apart, dtype=torch.float64))
         bounds.append(float(information_bound(loss, 512)))
     assert bounds == sorted(bounds) and bounds[-1] <= math.log(512)
 
@@ -186,7 +192,8 @@ def test_no_negative_has_the_key_of_its_sample(seed, classes, n):
     keys = torch.arange(classes)
     drawn = Negatives(memory).draw(keys, n, g)
     assert drawn.shape == (classes, n) and (memory[drawn] != keys[:, None]).all()
-    index, valid = shared_negatives(keys, memory, n, shared_size(n, float(memory.bincount().max()) / len(memory), len(memory)), g)
+    index, valid = shared_negatives(keys, memory, n,
+                                    shared_size(n, float(memory.bincount().max()) / len(memory), len(memory)), g)
     assert not (valid & (memory[index] == keys[:, None])).any()
     available = (memory != keys[:, None]).sum(1)
     assert (valid.sum(1) <= n).all() and (valid.sum(1) <= available).all()
@@ -195,7 +202,8 @@ def test_no_negative_has_the_key_of_its_sample(seed, classes, n):
 
 def test_shared_negatives_are_exactly_n_where_the_memory_is_large():
     memory = torch.randint(10, (20_000,), generator=torch.Generator().manual_seed(0))
-    index, valid = shared_negatives(torch.arange(10), memory, 512, shared_size(512, 0.105, 20_000), torch.Generator().manual_seed(1))
+    index, valid = shared_negatives(torch.arange(10), memory, 512, shared_size(512, 0.105, 20_000),
+                                    torch.Generator().manual_seed(1))
     assert (valid.sum(1) == 512).all() and len(index) < 700
 
 
@@ -211,7 +219,8 @@ def test_draws_are_uniform_over_the_others_and_repeatable():
     assert (drawn.bincount(minlength=5) / 30_000 - torch.tensor([0, 1, 1, 0, 1]) / 3).abs().max() < 0.02
     again = Negatives(memory).draw(torch.tensor([3]), 30_000, torch.Generator().manual_seed(0))[0]
     assert drawn.equal(again)
-    alone = Negatives(torch.arange(5)).draw(torch.tensor([2]), 1000)          # keys that are sample numbers: any other sample
+    # keys that are sample numbers: any other sample
+    alone = Negatives(torch.arange(5)).draw(torch.tensor([2]), 1000)
     assert set(alone[0].tolist()) == {0, 1, 3, 4}
 
 
@@ -235,7 +244,8 @@ def test_an_index_bank_holds_the_last_row_of_each_sample():
     first, second = normal(0, 4, 3, dtype=torch.float32), normal(1, 2, 3, dtype=torch.float32).requires_grad_()
     bank.push(first, torch.tensor([0, 1, 0, 1]), torch.tensor([5, 0, 2, 3]))
     bank.push(second, torch.tensor([1, 1]), torch.tensor([2, 4]))
-    assert bank.rows[[5, 0, 3]].equal(first[[0, 1, 3]]) and bank.rows[[2, 4]].equal(second.detach()) and not bank.rows.requires_grad
+    assert bank.rows[[5, 0, 3]].equal(first[[0, 1, 3]]) and bank.rows[[2, 4]].equal(second.detach())
+    assert not bank.rows.requires_grad
     assert bank.keys.tolist() == [1, -1, 1, 1, 1, 0]
 
 
@@ -269,13 +279,15 @@ def test_crd_is_its_formula():
 
 def test_crd_learns_its_heads_and_nothing_else():
     keys = torch.arange(20) % 4
-    crd, s, t = CRDLoss(4, 6, keys, n=8, p=8), normal(0, 5, 4, dtype=torch.float32).requires_grad_(), normal(1, 5, 6, dtype=torch.float32).requires_grad_()
+    crd = CRDLoss(4, 6, keys, n=8, p=8)
+    s, t = (normal(i, 5, d, dtype=torch.float32).requires_grad_() for i, d in enumerate((4, 6)))
     before = crd.bank_t.rows.clone()
     crd(s, t, torch.arange(5)).backward()
     assert t.grad is None and s.grad.abs().sum() > 0 and all(p.grad.abs().sum() > 0 for p in crd.parameters())
     assert not any(b.requires_grad for b in crd.buffers())
     moved = (crd.bank_t.rows != before).any(1)
-    assert moved.tolist() == [True] * 5 + [False] * 15                      # the batch's entries follow, the others stay
+    # the batch's entries follow, the others stay
+    assert moved.tolist() == [True] * 5 + [False] * 15
     assert_close(crd.bank_t.rows[:5], F.normalize(0.5 * before[:5] + 0.5 * crd.g_t(t).detach(), dim=1))
     kept = crd.bank_t.rows.clone()
     crd.eval()(s, t, torch.arange(5))

@@ -1,4 +1,5 @@
-"""The crowd likelihood, the crowd layer and the other heads, each against its formula written as slow loops in float64."""
+"""The crowd likelihood, the crowd layer and the other heads, each against its formula written as slow loops in float64.
+"""
 
 import math
 from functools import partial
@@ -26,8 +27,10 @@ def batch(seed=0, B=9, R=7, C=4, D=5, dtype=torch.float64):
     asked[torch.arange(B), torch.randint(R - 2, (B,), generator=g)] = True
     row, annotator = asked.nonzero(as_tuple=True)
     return {"seen": Seen(torch.randn(B, C, generator=g, dtype=dtype), torch.randn(B, D, generator=g, dtype=dtype)),
-            "triple": (row, annotator, torch.randint(C, row.shape, generator=g)), "T": torch.randn(R, C, C, generator=g, dtype=dtype),
-            "V": torch.randn(3, C, C, generator=g, dtype=dtype), "groups": torch.randint(3, (R,), generator=g), "x": torch.randn(B, 3, 2, generator=g, dtype=dtype)}
+            "triple": (row, annotator, torch.randint(C, row.shape, generator=g)),
+            "T": torch.randn(R, C, C, generator=g, dtype=dtype),
+            "V": torch.randn(3, C, C, generator=g, dtype=dtype), "groups": torch.randint(3, (R,), generator=g),
+            "x": torch.randn(B, 3, 2, generator=g, dtype=dtype)}
 
 
 def slow_nll(p, T, triple, stochastic=False):
@@ -43,12 +46,15 @@ def slow_nll(p, T, triple, stochastic=False):
     return total / len(triple[0])
 
 
-@pytest.mark.parametrize(("C", "uniform", "right", "wrong"), [(10, 2.302485, 1.461107, 2.461033), (8, 2.079362, 1.273973, 2.273912)])
+@pytest.mark.parametrize(("C", "uniform", "right", "wrong"),
+                         [(10, 2.302485, 1.461107, 2.461033), (8, 2.079362, 1.273973, 2.273912)])
 def test_start_values(C, uniform, right, wrong):
     zero = torch.zeros(1, dtype=torch.long)
     eye = torch.eye(C, dtype=torch.float64)
-    loss = lambda p: crowd_nll(p[None], eye[None], zero, zero, zero, V=torch.zeros(1, C, C, dtype=torch.float64), groups=zero).item()
-    assert loss(torch.full((C,), 1 / C, dtype=torch.float64)) == pytest.approx(uniform, abs=5e-7) == pytest.approx(-math.log(1 / C + 1e-5), abs=5e-7)
+    loss = lambda p: crowd_nll(p[None], eye[None], zero, zero, zero, V=torch.zeros(1, C, C, dtype=torch.float64),
+                               groups=zero).item()
+    assert loss(torch.full((C,), 1 / C, dtype=torch.float64)) == pytest.approx(uniform, abs=5e-7)
+    assert uniform == pytest.approx(-math.log(1 / C + 1e-5), abs=5e-7)
     assert loss(eye[0]) == pytest.approx(right, abs=5e-7) and loss(eye[1]) == pytest.approx(wrong, abs=5e-7)
 
 
@@ -103,9 +109,11 @@ def test_bad_shapes():
 def test_gradients_by_finite_differences():
     b = batch(5, B=4, R=4, C=3)
     inputs = (b["seen"].logits.requires_grad_(), b["T"].requires_grad_(), b["V"].requires_grad_())
-    f = lambda stochastic, z, T, V: crowd_nll(z.softmax(1), T, *b["triple"], V=V, groups=b["groups"], stochastic=stochastic)
+    f = lambda stochastic, z, T, V: crowd_nll(z.softmax(1), T, *b["triple"], V=V, groups=b["groups"],
+                                              stochastic=stochastic)
     for stochastic in (False, True):
-        assert torch.autograd.gradcheck(partial(f, stochastic), inputs) and torch.autograd.gradgradcheck(partial(f, stochastic), inputs)
+        assert torch.autograd.gradcheck(partial(f, stochastic), inputs)
+        assert torch.autograd.gradgradcheck(partial(f, stochastic), inputs)
 
 
 def test_crowd_layer_is_the_likelihood_and_vector_forms_its_special_cases():
@@ -115,8 +123,10 @@ def test_crowd_layer_is_the_likelihood_and_vector_forms_its_special_cases():
     layer.T.data = b["T"].clone()
     p = b["seen"].logits.softmax(1)
     assert layer(b["seen"], b["triple"]).item() == pytest.approx(crowd_nll(p, b["T"], *b["triple"]).item())
-    assert layer(b["seen"], b["triple"], V=b["V"], groups=b["groups"]).item() == pytest.approx(crowd_nll(p, b["T"] + b["V"][b["groups"]], *b["triple"]).item())
-    assert torch.allclose(layer.classify(b["seen"]), p) and torch.allclose(layer.confusions().sum(2), torch.ones(7, 4).double())
+    corrected = layer(b["seen"], b["triple"], V=b["V"], groups=b["groups"])
+    assert corrected.item() == pytest.approx(crowd_nll(p, b["T"] + b["V"][b["groups"]], *b["triple"]).item())
+    assert torch.allclose(layer.classify(b["seen"]), p)
+    assert torch.allclose(layer.confusions().sum(2), torch.ones(7, 4).double())
     row, annotator, label = b["triple"]
     for kind in VectorCrowdLayer.KINDS:
         thrifty = VectorCrowdLayer(7, 4, kind).double()
@@ -137,7 +147,8 @@ def test_doctor_net():
     b = batch(2)
     doctors = DoctorNet(7, 4, 5).double()
     h = b["seen"].features
-    expected = sum(-(doctors.weight[r] @ h[i] + doctors.bias[r]).log_softmax(0)[y] for i, r, y in zip(*b["triple"])) / len(b["triple"][0])
+    expected = sum(-(doctors.weight[r] @ h[i] + doctors.bias[r]).log_softmax(0)[y]
+                   for i, r, y in zip(*b["triple"])) / len(b["triple"][0])
     assert doctors(b["seen"], b["triple"]).item() == pytest.approx(expected.item(), rel=1e-10)
     heads = torch.stack([(h @ doctors.weight[r].T + doctors.bias[r]).softmax(1) for r in range(7)])
     assert torch.allclose(doctors.classify(b["seen"]), heads.mean(0))
@@ -148,7 +159,8 @@ def test_max_mig():
     p, a, prior = b["seen"].logits.softmax(1), torch.randn(9, 4).double().softmax(1), torch.rand(4).double().softmax(0)
     B = len(p)
     expected = -sum(1 + math.log(sum(p[i, c] * a[i, c] / prior[c] for c in range(4))) for i in range(B)) / B
-    expected += sum(p[i, c] * a[j, c] / prior[c] for i in range(B) for j in range(B) if i != j for c in range(4)) / (B * (B - 1))
+    expected += sum(p[i, c] * a[j, c] / prior[c] for i in range(B) for j in range(B) if i != j
+                    for c in range(4)) / (B * (B - 1))
     assert max_mig_loss(p, a, prior).item() == pytest.approx(float(expected), rel=1e-10)
     assert max_mig_loss(prior.expand(B, 4), prior.expand(B, 4), prior).item() == pytest.approx(0, abs=1e-12)
     with pytest.raises(ValueError, match="B >= 2"):
@@ -157,10 +169,13 @@ def test_max_mig():
     theta = vote_confusions(row, annotator, label, p, 7)
     for r in range(7):
         for c in range(4):
-            counts = torch.stack([sum((p[i, c] for i, k, y in zip(row, annotator, label) if k == r and y == l), torch.tensor(0.0).double()) for l in range(4)])
-            assert torch.allclose(theta[r, c], counts / counts.sum() if counts.sum() else torch.full((4,), 0.25).double())
+            counts = torch.stack([sum((p[i, c] for i, k, y in zip(row, annotator, label) if k == r and y == l),
+                                      torch.tensor(0.0).double()) for l in range(4)])
+            assert torch.allclose(theta[r, c],
+                                  counts / counts.sum() if counts.sum() else torch.full((4,), 0.25).double())
     mig = MaxMIG(theta, prior)
-    slow = torch.stack([(sum((theta[r, :, y] + 1e-4).log() for i, r, y in zip(row, annotator, label) if i == k) + prior.log()).softmax(0) for k in range(B)])
+    slow = torch.stack([(sum((theta[r, :, y] + 1e-4).log() for i, r, y in zip(row, annotator, label) if i == k)
+                         + prior.log()).softmax(0) for k in range(B)])
     assert torch.allclose(mig.aggregate(b["triple"], B), slow)
     assert mig(b["seen"], b["triple"]).item() == pytest.approx(max_mig_loss(p, slow, prior).item(), rel=1e-9)
 
@@ -177,7 +192,8 @@ def test_conal():
         u = conal.who.weight[r]
         omega = torch.sigmoid((u / u.norm()) @ (v / v.norm()))
         assert 0.2689 < omega < 0.7311
-        expected = expected - (omega * (p[i] @ conal.common) + (1 - omega) * (p[i] @ conal.own[r])).log_softmax(0)[y] / len(b["triple"][0])
+        expected = expected - (omega * (p[i] @ conal.common) + (1 - omega)
+                               * (p[i] @ conal.own[r])).log_softmax(0)[y] / len(b["triple"][0])
     expected = expected - 1e-5 * sum((conal.own[r] - conal.common).square().sum().sqrt() for r in range(7))
     assert conal(b["seen"], b["triple"], x).item() == pytest.approx(expected.item(), rel=1e-10)
     start = CoNAL(7, 4, 6).double()
@@ -193,8 +209,10 @@ def test_conal_without_common_noise_is_the_crowd_layer(monkeypatch):
     monkeypatch.setattr(conal, "gate", lambda inputs, row, annotator: torch.zeros(len(row)).double())
     layer = CrowdLayer(7, 4).double()
     q = crowd_scores(b["seen"].logits.softmax(1), layer.T, *b["triple"][:2]).softmax(1)
-    assert conal(b["seen"], b["triple"], b["x"]).item() == pytest.approx(F.nll_loss(q.log(), b["triple"][2]).item(), rel=1e-12)
-    assert conal(b["seen"], b["triple"], b["x"]).item() == pytest.approx(layer(b["seen"], b["triple"]).item(), abs=1e-3)  # up to the 1e-5 in the log
+    assert conal(b["seen"], b["triple"],
+                 b["x"]).item() == pytest.approx(F.nll_loss(q.log(), b["triple"][2]).item(), rel=1e-12)
+    # up to the 1e-5 in the log
+    assert conal(b["seen"], b["triple"], b["x"]).item() == pytest.approx(layer(b["seen"], b["triple"]).item(), abs=1e-3)
 
 
 @pytest.mark.parametrize("form", ["A", "B"])

@@ -28,14 +28,16 @@ def test_kd_has_the_printed_values(rho, printed):
     z_t, z_s = torch.tensor([[2.0, 0.0, -2.0]]).double(), torch.tensor([[1.0, 0.0, -1.0]]).double()
     assert kd_loss(z_s, z_t, rho).item() == pytest.approx(printed, abs=5e-8)
     assert kd_loss(z_s.float(), z_t.float(), rho).item() == pytest.approx(printed, abs=2e-6)
-    assert kd_loss(z_s.repeat(7, 1), z_t.repeat(7, 1), rho).item() == pytest.approx(printed, abs=5e-8)  # a mean over the batch
+    # a mean over the batch
+    assert kd_loss(z_s.repeat(7, 1), z_t.repeat(7, 1), rho).item() == pytest.approx(printed, abs=5e-8)
 
 
 @quick
 @given(seed=st.integers(0, 10**6), rho=st.floats(0.5, 20), shift=st.floats(-50, 50))
 def test_kd_equals_its_formula_and_ignores_a_common_shift_of_the_logits(seed, rho, shift):
     g = torch.Generator().manual_seed(seed)
-    z_s, z_t = torch.randn(6, 5, dtype=torch.float64, generator=g), 3 * torch.randn(6, 5, dtype=torch.float64, generator=g)
+    z_s, z_t = torch.randn(6, 5, dtype=torch.float64,
+                           generator=g), 3 * torch.randn(6, 5, dtype=torch.float64, generator=g)
     loss = kd_loss(z_s, z_t, rho)
     assert loss.item() == pytest.approx(kd_by_loops(z_s, z_t, rho), abs=1e-10)
     assert loss >= 0 and kd_loss(z_t, z_t, rho).abs() < 1e-12
@@ -68,7 +70,8 @@ def test_hint_takes_feature_maps_and_a_scale_per_feature():
     torch.testing.assert_close(hint_loss(s, t), F.mse_loss(s, t))
     sigma = torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1)
     torch.testing.assert_close(hint_loss(s, t, scale=sigma), F.mse_loss(s / sigma, t / sigma))
-    torch.testing.assert_close(hint_loss(s, t, normalize=True), F.mse_loss(F.normalize(s.flatten(1)), F.normalize(t.flatten(1))))
+    torch.testing.assert_close(hint_loss(s, t, normalize=True),
+                               F.mse_loss(F.normalize(s.flatten(1)), F.normalize(t.flatten(1))))
 
 
 @pytest.mark.parametrize("loss", [kd_loss, hint_loss])
@@ -96,7 +99,8 @@ def test_half_precision_is_lifted(loss):
     (torch.ones(3), torch.ones(3), ["student has shape (3,)", "(N, ...)"]),
     (torch.ones(0, 2), torch.ones(0, 2), ["shape (0, 2)"]),
     (torch.ones(3, 2), torch.ones(3, 2).long(), ["teacher", "torch.int64", "floating-point"]),
-    (torch.ones(3, 2), torch.tensor([[1.0, 2], [1, float("nan")], [float("inf"), 1]]), ["teacher holds NaN or infinity in 2 of 3 rows (first in row 1)"]),
+    (torch.ones(3, 2), torch.tensor([[1.0, 2], [1, float("nan")], [float("inf"), 1]]),
+     ["teacher holds NaN or infinity in 2 of 3 rows (first in row 1)"]),
     (torch.ones(3, 2), torch.ones(3, 2, device="meta"), ["student is on cpu, teacher on meta"]),
 ])
 def test_bad_input_is_named(loss, s, t, words):
@@ -121,7 +125,9 @@ def test_bad_numbers_and_types_are_named():
 
 
 def test_the_cross_entropy_form_has_its_closed_values_and_the_same_gradient():
-    z_t, z_s = torch.tensor([[2.0, 0.0, -2.0]], dtype=torch.float64), torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    z_t, z_s = torch.tensor([[2.0, 0.0, -2.0]],
+                            dtype=torch.float64), torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64,
+                                                               requires_grad=True)
     for rho, ce, kl in ((1, 0.5566689, 0.1156114), (4, 16.6287828, 0.3057213)):
         values = {form: kd_loss(z_s, z_t, rho, form=form) for form in ("ce", "kl")}
         assert abs(values["ce"] - ce) < 1e-6 and abs(values["kl"] - kl) < 1e-6
@@ -136,7 +142,8 @@ def attention_by_loops(student, teacher):
     for a, b in zip(student, teacher):
         maps = []
         for x in (a, b):
-            energy = [sum(float(v) ** 2 for v in x[:, i, j]) / len(x) for i in range(x.shape[1]) for j in range(x.shape[2])]
+            energy = [sum(float(v) ** 2 for v in x[:, i, j]) / len(x) for i in range(x.shape[1])
+                      for j in range(x.shape[2])]
             length = sum(e * e for e in energy) ** 0.5
             maps.append([e / length for e in energy])
         total += sum((p - q) ** 2 for p, q in zip(*maps))
@@ -149,7 +156,8 @@ def test_attention_is_its_formula_and_knows_neither_channels_nor_size():
     s, t = (torch.randn(3, c, 4, 3, generator=g, dtype=torch.float64) for c in (2, 5))
     assert abs(float(attention_loss(s, t)) - attention_by_loops(s, t)) < 1e-12
     assert attention_loss(7 * t, t) < 1e-20 and attention_loss(t.repeat(1, 3, 1, 1), t) < 1e-20
-    assert attention_loss(t.repeat_interleave(2, 2).repeat_interleave(2, 3), t) < 1e-20           # pooled to the smaller size
+    # pooled to the smaller size
+    assert attention_loss(t.repeat_interleave(2, 2).repeat_interleave(2, 3), t) < 1e-20
     s_, t_ = s.clone().requires_grad_(), t.clone().requires_grad_()
     attention_loss(s_, t_).backward()
     assert t_.grad is None and s_.grad.abs().sum() > 0
@@ -164,7 +172,8 @@ def test_vid_is_the_likelihood_of_a_gaussian_up_to_its_constant():
         vid.alpha.copy_(torch.randn(16))
     s, t = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 16, dtype=torch.float64, requires_grad=True)
     variance = (1 + vid.alpha.exp()).log() + 1e-5
-    expected = -torch.distributions.Normal(vid.mu(s), variance.sqrt()).log_prob(t).mean() - 0.5 * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
+    constant = 0.5 * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
+    expected = -torch.distributions.Normal(vid.mu(s), variance.sqrt()).log_prob(t).mean() - constant
     torch.testing.assert_close(vid(s, t), expected)
     vid(s, t).backward()
     assert t.grad is None and all(p.grad.abs().sum() > 0 for p in vid.parameters())

@@ -17,8 +17,10 @@ def draw(n=12, d=7, classes=5, seed=0):
     return torch.randn(n, d, generator=g, dtype=torch.float64), torch.randint(classes, (n,), generator=g)
 
 
-@pytest.mark.parametrize("margin, expected", [(lambda c: cos_margin(c, FIRST, 0.35), 0.0312087), (lambda c: arc_margin(c, FIRST, 0.5), 0.0442575),
-                                              (lambda c: arc_margin(c, FIRST, 0.0), 0.00095682), (lambda c: cos_margin(c, FIRST, 0.0), 0.00095682)])
+@pytest.mark.parametrize("margin, expected", [(lambda c: cos_margin(c, FIRST, 0.35), 0.0312087),
+                                              (lambda c: arc_margin(c, FIRST, 0.5), 0.0442575),
+                                              (lambda c: arc_margin(c, FIRST, 0.0), 0.00095682),
+                                              (lambda c: cos_margin(c, FIRST, 0.0), 0.00095682)])
 def test_published_forms_by_hand(margin, expected):
     assert F.cross_entropy(10 * margin(COSINES), FIRST).item() == pytest.approx(expected, rel=1e-5)
     assert arc_margin(COSINES, FIRST, 0.5)[0, 0].item() == pytest.approx(0.4144107, abs=5e-8)
@@ -32,7 +34,8 @@ def slow_loss(head, features, labels):
         for j, w in enumerate(head.weight.detach()):
             c = float(w @ s / (w.norm() * s.norm()))
             if j == y and isinstance(head, ArcFace):
-                c = math.cos(math.acos(c) + head.margin) if math.acos(c) + head.margin <= math.pi else c - head.margin * math.sin(head.margin)
+                past = math.acos(c) + head.margin > math.pi
+                c = c - head.margin * math.sin(head.margin) if past else math.cos(math.acos(c) + head.margin)
             elif j == y:
                 c = c - head.margin
             z.append(head.scale * c)
@@ -87,7 +90,8 @@ def test_gradients_are_right_and_finite_at_the_poles(kind):
     features, labels = draw(5)
     head = kind(7, 5, 16.0).double()
     assert torch.autograd.gradcheck(lambda x: head(x, labels), features.requires_grad_())
-    for sign in (1.0, -1.0):                                     # an embedding exactly on its class, and exactly opposite
+    # an embedding exactly on its class, and exactly opposite
+    for sign in (1.0, -1.0):
         at = (sign * head.weight[labels].detach()).float().requires_grad_()
         head.float()(at, labels).backward()
         assert at.grad.isfinite().all()

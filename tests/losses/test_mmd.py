@@ -18,7 +18,9 @@ def cloud(seed, *shape, shift=0.0):
 
 
 def by_loops(x, y, kernel, biased=True):
-    """The double sums of the definition, one pair at a time; the bandwidth likewise, over ordered pairs of the pooled sample."""
+    """The double sums of the definition, one pair at a time;
+    the bandwidth likewise, over ordered pairs of the pooled sample.
+    """
     x, y = x.tolist(), y.tolist()
 
     def squared(u, v):
@@ -41,7 +43,8 @@ def by_loops(x, y, kernel, biased=True):
     return block(x, x, True) - 2 * block(x, y, False) + block(y, y, True)
 
 
-@pytest.mark.parametrize(("kernel", "value"), [("gaussian", 3.1483146583), ("linear", 2.5), ("polynomial", 21.5), ("laplace", 2.2981120685)])
+@pytest.mark.parametrize(("kernel", "value"),
+                         [("gaussian", 3.1483146583), ("linear", 2.5), ("polynomial", 21.5), ("laplace", 2.2981120685)])
 def test_two_points_against_two(kernel, value):
     assert mmd2(X, Y, kernel).item() == pytest.approx(value, abs=1e-9)
     assert mmd2(Y, X, kernel).item() == pytest.approx(value, abs=1e-9)
@@ -50,13 +53,16 @@ def test_two_points_against_two(kernel, value):
 def test_other_values_by_hand():
     assert mean_distance(X, Y).item() == pytest.approx(11 / 3, abs=1e-12)
     one = mmd2(torch.zeros(1, 1).double(), torch.ones(1, 1).double())
-    assert one.item() == pytest.approx(10 - 2 * sum(math.exp(-1 / q) for q in (0.25, 0.5, 1, 2, 4)), abs=1e-12) == pytest.approx(6.1862763878, abs=1e-9)
+    assert one.item() == pytest.approx(10 - 2 * sum(math.exp(-1 / q) for q in (0.25, 0.5, 1, 2, 4)),
+                                       abs=1e-12) == pytest.approx(6.1862763878, abs=1e-9)
     near, far = torch.tensor([[-1.0], [1]]).double(), torch.tensor([[-2.0], [2]]).double()
-    assert [mmd2(near, far, k).item() for k in ("linear", "polynomial", "gaussian")] == pytest.approx([0, 9, 1.1506891508], abs=1e-9)
+    assert [mmd2(near, far, k).item()
+            for k in ("linear", "polynomial", "gaussian")] == pytest.approx([0, 9, 1.1506891508], abs=1e-9)
 
 
 @quick
-@given(seed=st.integers(0, 10**6), n=st.integers(1, 6), m=st.integers(1, 6), kernel=st.sampled_from(KERNELS), biased=st.booleans())
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 6), m=st.integers(1, 6), kernel=st.sampled_from(KERNELS),
+       biased=st.booleans())
 def test_equals_the_loops_in_float64_and_float32(seed, n, m, kernel, biased):
     n, m = (n, m) if biased else (n + 1, m + 1)
     x, y = cloud(seed, n, 3), cloud(seed + 1, m, 3, shift=1)
@@ -74,7 +80,8 @@ def test_invariances_and_bounds_of_the_gaussian_form(seed, scale, shift):
     for a, b in ((x.flip(0), y), (x + shift, y + shift), (x @ turn, y @ turn), (scale * x, scale * y), (y, x)):
         assert mmd2(a, b).item() == pytest.approx(value.item(), abs=1e-9)
     assert 0 <= value <= 10
-    assert mmd2(scale * x, scale * y, "linear").item() == pytest.approx(scale**2 * mmd2(x, y, "linear").item(), rel=1e-9)
+    assert mmd2(scale * x, scale * y,
+                "linear").item() == pytest.approx(scale**2 * mmd2(x, y, "linear").item(), rel=1e-9)
     assert -1e-14 <= mmd2(x, x.flip(0)) < 1e-13 and mmd2(x, x.flip(0), biased=False) < 0
 
 
@@ -91,7 +98,8 @@ def test_linear_is_the_distance_of_means_and_polynomial_that_of_two_moments(seed
 
 def test_a_huge_width_gives_the_distance_of_means_in_many_dimensions():
     x, y = cloud(0, 20, 2048), cloud(1, 30, 2048)
-    assert mmd2(x, y, unit=1e8).item() * 1e8 / 15.5 == pytest.approx((x.mean(0) - y.mean(0)).square().sum().item(), rel=1e-3)
+    assert mmd2(x, y, unit=1e8).item() * 1e8 / 15.5 == pytest.approx((x.mean(0) - y.mean(0)).square().sum().item(),
+                                                                     rel=1e-3)
 
 
 def test_the_bandwidth_gets_no_gradient():
@@ -110,7 +118,8 @@ def test_gradients_stay_finite_and_zero_where_nothing_can_move():
     x = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)                  # all points coincide: b = 0
     value = mmd2(x, torch.ones(2, 2).double())
     assert value == 0 and torch.autograd.grad(value, x)[0].abs().sum() == 0
-    x = cloud(0, 1, 4).requires_grad_()                                            # a single point does not repel itself
+    # a single point does not repel itself
+    x = cloud(0, 1, 4).requires_grad_()
     assert torch.autograd.grad(squared_distances(x, x).sum(), x)[0].abs().sum() == 0
     near, far = torch.tensor([[-1.0], [1]]).double().requires_grad_(), torch.tensor([[-2.0], [2]]).double()
     assert torch.autograd.grad(mmd2(near, far, "linear"), near)[0].abs().max() == 0
@@ -135,7 +144,8 @@ def test_half_precision_and_autocast_are_computed_in_float32():
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"kernel": "rbf"}, "unknown kernel 'rbf'; known: gaussian, linear, polynomial, laplace"),
-    ({"y": torch.ones(3, 5)}, "same d"), ({"y": torch.ones(2)}, "(..., n, d)"), ({"y": torch.ones(0, 2)}, "nothing empty"),
+    ({"y": torch.ones(3, 5)}, "same d"), ({"y": torch.ones(2)}, "(..., n, d)"),
+    ({"y": torch.ones(0, 2)}, "nothing empty"),
     ({"y": torch.ones(1, 2), "biased": False}, "at least 2 points"), ({"x": X.long()}, "floating point"),
     ({"x": X / 0}, "x holds NaN"), ({"bandwidths": (1.0, 0.0)}, "bandwidths[1] is 0.0"),
 ])
@@ -146,7 +156,9 @@ def test_bad_input_is_answered_in_one_line(change, words):
 
 
 def variance_and_hits(kernel, rate):
-    """50 points from the centre, 500 steps towards two modes at (-2, 0) and (2, 0): variance ratio along x, share of points within 1 of a mode."""
+    """50 points from the centre, 500 steps towards two modes at (-2, 0) and (2, 0):
+    variance ratio along x, share of points within 1 of a mode.
+    """
     g = torch.Generator().manual_seed(0)
     goal = 0.3 * torch.randn(400, 2, generator=g) + torch.tensor([2.0, 0]) * (2 * (torch.arange(400) % 2)[:, None] - 1)
     points = (0.1**0.5 * torch.randn(50, 2, generator=g)).requires_grad_()
@@ -157,7 +169,8 @@ def variance_and_hits(kernel, rate):
         optimizer.step()
     p = points.detach()
     hit = torch.cdist(p, torch.tensor([[-2.0, 0], [2, 0]])).amin(1) < 1
-    return (p[:, 0].var() / goal[:, 0].var()).item(), hit.float().mean().item(), (p.mean(0) - goal.mean(0)).abs().max().item()
+    return (p[:, 0].var()
+            / goal[:, 0].var()).item(), hit.float().mean().item(), (p.mean(0) - goal.mean(0)).abs().max().item()
 
 
 def test_matching_means_leaves_the_heap_and_the_gaussian_kernel_finds_both_modes():

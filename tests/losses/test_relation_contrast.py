@@ -1,4 +1,6 @@
-"""Contrast of relations: the formula as loops in float64 for every option, invariances, who learns, and what is remembered."""
+"""Contrast of relations:
+the formula as loops in float64 for every option, invariances, who learns, and what is remembered.
+"""
 
 import itertools
 import math
@@ -50,7 +52,8 @@ def by_loops(model, s, t, index, drawn, norm):
             chance = []
             for k in [k for k in drawn[name] if side.bank.keys[k] != LABELS[index[j]]][: side.n]:
                 row = side.bank.rows[k]
-                chance.append(v_ts @ relation(model.within, t[i], row) if name == "teacher" else v_t @ relation(model.across, t[i], row))
+                chance.append(v_ts @ relation(model.within, t[i], row)
+                              if name == "teacher" else v_t @ relation(model.across, t[i], row))
             scores[i, j] = (float(v_t @ v_ts), [float(x) for x in chance])
         tau = side.critic.temperature
         Z = math.exp(float(side.critic.log_Z)) if norm == "crd" else 1.0
@@ -73,7 +76,8 @@ def test_the_loss_equals_its_double_loop(norm, sides):
     assert abs(value - by_loops(model, s, t, index, drawn, norm)) < 1e-10
 
 
-@pytest.mark.parametrize("options", [{"tie": True, "sides": "both"}, {"share_in": True}, {"relation": "difference"}, {"bank": "index"}, {"relation": "difference", "sides": "both"}])
+@pytest.mark.parametrize("options", [{"tie": True, "sides": "both"}, {"share_in": True}, {"relation": "difference"},
+                                     {"bank": "index"}, {"relation": "difference", "sides": "both"}])
 def test_every_reading_equals_its_double_loop(options):
     model, s, t, index = made(**options), normal(1, 4, 3), normal(2, 4, 4), torch.tensor([3, 0, 7, 4])
     value = model(s, t, index, torch.Generator().manual_seed(5)).item()
@@ -121,13 +125,15 @@ def test_teacher_memories_and_z_are_constants(sides, bank):
 def test_a_shared_input_map_has_no_use_for_its_bias():
     model, s, t = made(share_in=True), normal(1, 5, 3), normal(2, 5, 4)
     model(s, t, torch.arange(5)).backward()
-    assert model.within.relation.in_i.bias.grad.abs().max() < 1e-12 and model.within.relation.in_i.weight.grad.abs().sum() > 0
+    assert model.within.relation.in_i.bias.grad.abs().max() < 1e-12
+    assert model.within.relation.in_i.weight.grad.abs().sum() > 0
 
 
 def test_tied_modules_share_all_but_the_students_map():
     model = RelationContrast(3, 4, LABELS, p=6, tie=True)
     assert model.across.relation.out is model.within.relation.out and model.across.h is model.within.h
-    assert model.across.relation.in_i is model.within.relation.in_i and model.across.relation.in_j is not model.within.relation.in_j
+    assert model.across.relation.in_i is model.within.relation.in_i
+    assert model.across.relation.in_j is not model.within.relation.in_j
     untied = RelationContrast(3, 4, LABELS, p=6)
     assert sum(p.numel() for p in untied.parameters()) > sum(p.numel() for p in model.parameters())
 
@@ -201,7 +207,8 @@ def test_random_anchors_estimate_the_loss_of_all():
 
 def test_gradients_and_half_precision():
     model, t = made(norm="none"), normal(2, 4, 4)
-    assert torch.autograd.gradcheck(lambda s: model(s, t, torch.arange(4), torch.Generator().manual_seed(0)), normal(1, 4, 3).requires_grad_())
+    assert torch.autograd.gradcheck(lambda s: model(s, t, torch.arange(4), torch.Generator().manual_seed(0)),
+                                    normal(1, 4, 3).requires_grad_())
     single = made().float()
     s, t = normal(1, 5, 3, dtype=torch.float32), normal(2, 5, 4, dtype=torch.float32)
     exact = single(s, t, torch.arange(5), torch.Generator().manual_seed(0))
@@ -220,7 +227,8 @@ def test_gradients_and_half_precision():
     (lambda: RelationContrast(3, 4, LABELS, temperature=-1.0), ("temperature", "above 0")),
     (lambda: RelationContrast(3, 4, torch.zeros(9, dtype=torch.long)), ("two classes",)),
     (lambda: RelationContrast(3, 4, LABELS)(torch.ones(3, 3), torch.ones(2, 4), torch.arange(3)), ("3 rows", "2")),
-    (lambda: RelationContrast(3, 4, LABELS)(torch.full((2, 3), math.nan), torch.ones(2, 4), torch.arange(2)), ("student holds NaN",)),
+    (lambda: RelationContrast(3, 4, LABELS)(torch.full((2, 3), math.nan), torch.ones(2, 4), torch.arange(2)),
+     ("student holds NaN",)),
 ])
 def test_bad_requests_say_what_is_expected(call, words):
     with pytest.raises(ValueError) as error:

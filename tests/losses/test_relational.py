@@ -1,4 +1,5 @@
-"""Relations of every order, against their formulas written as loops in float64, and by what must leave them unchanged."""
+"""Relations of every order, against their formulas written as loops in float64, and by what must leave them unchanged.
+"""
 
 import math
 import subprocess
@@ -67,7 +68,8 @@ def mu_by_loops(t):
 def pair_by_loops(s, t, delta=1.0):
     s, t = s.tolist(), t.tolist()
     mu_s, mu_t, n = mu_by_loops(s), mu_by_loops(t), range(len(s))
-    return sum(huber(distance(s[i], s[j]) / mu_s - distance(t[i], t[j]) / mu_t, delta) for i in n for j in n) / len(s) ** 2
+    return sum(huber(distance(s[i], s[j]) / mu_s - distance(t[i], t[j]) / mu_t, delta) for i in n
+               for j in n) / len(s) ** 2
 
 
 def cosine_by_loops(a, vertex, b):
@@ -78,7 +80,8 @@ def cosine_by_loops(a, vertex, b):
 
 def triplet_by_loops(s, t, delta=1.0):
     s, t, n = s.tolist(), t.tolist(), range(len(s))
-    return sum(huber(cosine_by_loops(s[i], s[j], s[k]) - cosine_by_loops(t[i], t[j], t[k]), delta) for i in n for j in n for k in n) / len(s) ** 3
+    return sum(huber(cosine_by_loops(s[i], s[j], s[k]) - cosine_by_loops(t[i], t[j], t[k]), delta) for i in n
+               for j in n for k in n) / len(s) ** 3
 
 
 def similarity_by_loops(s, t):
@@ -231,7 +234,8 @@ def test_the_mean_distance_of_the_student_carries_gradient():
 
 
 def test_large_mismatches_count_linearly():
-    far = torch.tensor([[0.0], [0.01], [0.02], [0.03], [10.0]]).double()       # the last point is 2.5 mean distances away
+    # the last point is 2.5 mean distances away
+    far = torch.tensor([[0.0], [0.01], [0.02], [0.03], [10.0]]).double()
     near = torch.tensor([[0.0], [10.0], [0.01], [0.02], [0.03]]).double()
     psi_s, psi_t = pair_potentials(far).requires_grad_(), pair_potentials(near)
     assert (psi_s - psi_t).abs().max() > 1.5
@@ -241,7 +245,8 @@ def test_large_mismatches_count_linearly():
     assert g.abs().max() <= 1 / 25 + 1e-12
     assert_close(g.abs().max(), torch.tensor(1 / 25).double())
     step = torch.zeros_like(psi_t)
-    step[0, 4] = 1.0                                   # psi_s is 2.5 above psi_t there: every further unit costs the same
+    # psi_s is 2.5 above psi_t there: every further unit costs the same
+    step[0, 4] = 1.0
     costs = [(F.huber_loss(psi_s + k * step, psi_t) * 25).item() for k in range(3)]
     assert costs[2] - costs[1] == pytest.approx(costs[1] - costs[0]) == pytest.approx(1)
 
@@ -254,7 +259,8 @@ def test_large_mismatches_count_linearly():
 def test_degenerate_batches_stay_finite(loss, dtype):
     x = normal(0, 6, 4, dtype=dtype)
     t = normal(1, 6, 4, dtype=dtype)
-    for s in (x[[0, 1, 2, 0, 1, 2]], x[[0] * 6], torch.zeros(6, 4, dtype=dtype), 1e-12 * x, 1e8 * x, x + 1e5, x[:2], torch.cat([x[:5], x[:1] + 1e-6])):
+    for s in (x[[0, 1, 2, 0, 1, 2]], x[[0] * 6], torch.zeros(6, 4, dtype=dtype), 1e-12 * x, 1e8 * x, x + 1e5, x[:2],
+              torch.cat([x[:5], x[:1] + 1e-6])):
         s = s.clone().requires_grad_()
         for a, b in ((s, t[: len(s)]), (s, s.detach()), (s, x[[0] * len(s)])):
             value = loss(a, b)
@@ -267,7 +273,8 @@ def test_copies_stay_out_of_the_mean_distance():
     d = pair_distances(t)
     assert d[1, 5] == 0 and (d.diagonal() == 0).all()
     assert_close(pair_potentials(t).sum() / 28, torch.tensor(1.0))        # 30 ordered pairs less the two of the copy
-    assert pair_loss(t.double(), normal(1, 6, 3)).item() == pytest.approx(pair_by_loops(t.double(), normal(1, 6, 3)), abs=1e-10)
+    assert pair_loss(t.double(),
+                     normal(1, 6, 3)).item() == pytest.approx(pair_by_loops(t.double(), normal(1, 6, 3)), abs=1e-10)
     assert (pair_potentials(torch.ones(4, 3)) == 0).all()                 # no pair is left: the unit is 1
 
 
@@ -275,8 +282,10 @@ def test_a_batch_of_copies_equals_the_loops():
     s, t = normal(0, 4, 3)[[0, 1, 2, 3, 3, 0]], normal(1, 5, 3)[[0, 1, 2, 2, 3, 4]]
     assert triplet_loss(s, t).item() == pytest.approx(triplet_by_loops(s, t), abs=1e-10)
     s.requires_grad_()
-    through_cosines = F.huber_loss(triplet_cosines(s), triplet_cosines(t))       # normalising a zero difference would explode here
-    assert_close(torch.autograd.grad(triplet_loss(s, t), s), torch.autograd.grad(through_cosines, s), rtol=1e-9, atol=1e-12)
+    # normalising a zero difference would explode here
+    through_cosines = F.huber_loss(triplet_cosines(s), triplet_cosines(t))
+    assert_close(torch.autograd.grad(triplet_loss(s, t), s), torch.autograd.grad(through_cosines, s), rtol=1e-9,
+                 atol=1e-12)
 
 
 @quick
@@ -315,7 +324,8 @@ from pathlib import Path
 from kdnotes.losses.relational import triplet_loss
 
 def resident(field):
-    return next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 g = torch.Generator().manual_seed(0)
 s, t = torch.randn(512, 64, generator=g).requires_grad_(), torch.randn(512, 64, generator=g)
@@ -328,7 +338,8 @@ print(resident("VmHWM") - before, loss.item())
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of resident memory as Linux tells it")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(),
+                    reason="reads the peak of resident memory as Linux tells it")
 def test_a_large_batch_needs_memory_for_a_few_vertices_only():
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     used, loss = map(float, done.stdout.split())
@@ -336,7 +347,8 @@ def test_a_large_batch_needs_memory_for_a_few_vertices_only():
     s, t = (torch.randn(512, 64, generator=g).double() for _ in range(2))
     units = ([F.normalize(x - x[j], dim=1) for x in (s, t)] for j in range(512))
     assert loss == pytest.approx(sum(F.huber_loss(a @ a.T, b @ b.T).item() for a, b in units) / 512, abs=1e-6)
-    assert 8 < used < 64, f"{used:.0f} MiB; all cosines of one side would be 512 MiB, the three tables of four vertices are 12"
+    # all cosines of one side would be 512 MiB, the three tables of four vertices are 12
+    assert 8 < used < 64, f"{used:.0f} MiB"
 
 
 def test_random_vertices_estimate_loss_and_gradient_without_bias():
@@ -350,7 +362,8 @@ def test_random_vertices_estimate_loss_and_gradient_without_bias():
     assert_close(triplet_loss(s, t, vertices=16, generator=g), whole)
     again = [triplet_loss(s, t, vertices=3, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
     assert again[0] == again[1]
-    one = torch.stack([triplet_loss(s, t, vertices=1, generator=torch.Generator().manual_seed(i)) for i in range(200)]).detach()
+    one = torch.stack([triplet_loss(s, t, vertices=1, generator=torch.Generator().manual_seed(i))
+                       for i in range(200)]).detach()
     seen = {round(x, 12) for x in one.tolist()}
     assert len(seen) == 16 and sum(seen) / 16 == pytest.approx(whole.item(), abs=1e-10)    # each vertex once: the whole
 
@@ -440,7 +453,8 @@ def test_the_centroid_group_compares_classes_by_pairs_and_triplets():
     (torch.ones(3), torch.ones(3), ["student has shape (3,)"]),
     (torch.ones(3, 2), torch.ones(3, 2, 4, 4), ["teacher has shape (3, 2, 4, 4)", "(N, D)", "flatten"]),
     (torch.ones(3, 2), torch.ones(3, 2).int(), ["teacher", "torch.int32", "floating-point"]),
-    (torch.tensor([[1.0], [2.0], [float("nan")]]), torch.ones(3, 2), ["student holds NaN or infinity in 1 of 3 rows (first in row 2)"]),
+    (torch.tensor([[1.0], [2.0], [float("nan")]]), torch.ones(3, 2),
+     ["student holds NaN or infinity in 1 of 3 rows (first in row 2)"]),
     (torch.ones(3, 2), torch.full((3, 2), float("inf")), ["teacher holds NaN or infinity in 3 of 3 rows"]),
 ])
 def test_bad_embeddings_are_named(loss, s, t, words):
@@ -451,7 +465,8 @@ def test_bad_embeddings_are_named(loss, s, t, words):
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda x: triplet_loss(x, x, vertices=0), "triplet_loss: vertices is 0; expected a whole number from 1 to the batch size, 4, or None"),
+    (lambda x: triplet_loss(x, x, vertices=0),
+     "triplet_loss: vertices is 0; expected a whole number from 1 to the batch size, 4, or None"),
     (lambda x: triplet_loss(x, x, vertices=5), "vertices is 5"),
     (lambda x: triplet_loss(x, x, vertices=2.0), "vertices is 2.0"),
     (lambda x: triplet_loss(x, x, chunk=0), "triplet_loss: chunk is 0; expected a finite number above 0"),

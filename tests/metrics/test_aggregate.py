@@ -38,12 +38,14 @@ def slow_dawid_skene(item, annotator, label, n, r, c, steps, smoothing):
 def test_em_agrees_with_the_dense_formula_and_never_loses_likelihood(seed, smoothing):
     rng = np.random.default_rng(seed)
     n, r, c, many = 25, 6, 3, 90
-    item, annotator = np.r_[np.arange(n), rng.integers(0, n, many)], rng.integers(0, r, n + many)  # repeated pairs included
+    # repeated pairs included
+    item, annotator = np.r_[np.arange(n), rng.integers(0, n, many)], rng.integers(0, r, n + many)
     truth = rng.integers(0, c, n)
     label = np.where(rng.random(len(item)) < 0.7, truth[item], rng.integers(0, c, len(item)))
     found = dawid_skene(item, annotator, label, n, r, c, iterations=5, tolerance=0, smoothing=smoothing)
     mu, theta, prior, likelihood = slow_dawid_skene(item, annotator, label, n, r, c, 5, smoothing)
-    assert np.allclose(found.posterior, mu, atol=1e-10) and np.allclose(found.confusions, theta) and np.allclose(found.prior, prior)
+    assert np.allclose(found.posterior, mu, atol=1e-10) and np.allclose(found.confusions, theta)
+    assert np.allclose(found.prior, prior)
     assert found.log_likelihood[-1] == pytest.approx(likelihood, rel=1e-12)
     if not smoothing:
         assert (np.diff(found.log_likelihood) > -1e-9 * abs(likelihood)).all()
@@ -84,7 +86,8 @@ def test_the_anaesthetists_of_1979():
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "em", "vote"), [("bluebird", 89.81, 75.93), ("rte", 92.75, None), ("product", 93.97, 89.66), ("trec", 70.24, 65.14)])
+@pytest.mark.parametrize(("name", "em", "vote"), [("bluebird", 89.81, 75.93), ("rte", 92.75, None),
+                                                  ("product", 93.97, 89.66), ("trec", 70.24, 65.14)])
 def test_classic_sets(name, em, vote):
     (item, annotator, label), (which, truth) = classic(name)
     found = dawid_skene(item, annotator, label, tolerance=1e-10)
@@ -97,9 +100,11 @@ def test_classic_sets(name, em, vote):
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "expected", "slack"), [("labelme", 79, 1), ("music", 77.43, 0.1), ("cifar10n", 90.94, 0.02)])
+@pytest.mark.parametrize(("name", "expected", "slack"),
+                         [("labelme", 79, 1), ("music", 77.43, 0.1), ("cifar10n", 90.94, 0.02)])
 def test_real_crowds(name, expected, slack):
     crowd = PUBLISHED[name](SHARED / name, **({"images": False} if name == "cifar10n" else {})).crowd
     found = dawid_skene(crowd.item, crowd.annotator, crowd.label, tolerance=1e-10)
-    assert 100 * (found.posterior.argmax(1) == crowd.truth.reveal()).double().mean() == pytest.approx(expected, abs=slack)
+    right = 100 * (found.posterior.argmax(1) == crowd.truth.reveal()).double().mean()
+    assert right == pytest.approx(expected, abs=slack)
     assert (np.diff(found.log_likelihood) > -1e-9 * abs(found.log_likelihood[-1])).all()

@@ -45,7 +45,9 @@ def test_top1_and_topk_agree_with_scikit_learn():
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([None, 1, 2]))
 def test_invariances(seed, levels):
-    """Increasing maps of the scores and the order of the images change nothing; more places never hurt; all places are enough."""
+    """Increasing maps of the scores and the order of the images change nothing; more places never hurt;
+    all places are enough.
+    """
     scores, labels = draw(seed, levels=levels)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     rates = [accuracy(scores, labels, k) for k in range(1, 8)]
@@ -82,7 +84,8 @@ def test_absent_classes_have_no_rate_but_a_row():
 
 def test_arrays_lists_and_half_precision_are_welcome():
     scores, labels = draw(5)
-    assert accuracy(scores.numpy(), labels.numpy()) == accuracy(scores, labels.tolist()) == accuracy(scores, labels.int())
+    assert accuracy(scores.numpy(), labels.numpy()) == accuracy(scores,
+                                                                labels.tolist()) == accuracy(scores, labels.int())
     assert accuracy(scores.bfloat16(), labels) == slow_topk(scores.bfloat16(), labels, 1)
     assert isinstance(accuracy(scores, labels), float)
 
@@ -93,7 +96,8 @@ def test_infinite_scores_are_scores():
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda: accuracy(torch.zeros(3, 2), torch.zeros(4, dtype=torch.long)), ["(3, 2)", "4 labels", "expected scores (4, C)"]),
+    (lambda: accuracy(torch.zeros(3, 2), torch.zeros(4, dtype=torch.long)),
+     ["(3, 2)", "4 labels", "expected scores (4, C)"]),
     (lambda: accuracy(torch.zeros(3, 2, 2), torch.zeros(3, dtype=torch.long)), ["(3, 2, 2)"]),
     (lambda: accuracy(torch.zeros(3, 2), torch.zeros(3)), ["labels are torch.float32", "whole numbers"]),
     (lambda: accuracy(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)), ["N >= 1"]),

@@ -16,7 +16,8 @@ def blobs(seed=0, classes=4, n=160, d=6):
 def test_it_is_the_regularised_softmax_regression():
     x, y = blobs()
     z = (x - x.mean(0)) / x.std(0)
-    plain = LogisticRegression(C=1 / (2 * 0.01 * len(x)), tol=1e-8, max_iter=5000).fit(z.numpy(), y.numpy())       # decay |W|^2 beside the mean loss
+    # decay |W|^2 beside the mean loss
+    plain = LogisticRegression(C=1 / (2 * 0.01 * len(x)), tol=1e-8, max_iter=5000).fit(z.numpy(), y.numpy())
     found = linear_probe(x, y, x[:20], steps=2000, decay=0.01).softmax(1)
     assert torch.allclose(found.double(), torch.tensor(plain.predict_proba(z[:20].numpy())).double(), atol=1e-3)
 
@@ -33,8 +34,10 @@ def test_it_changes_nothing_and_runs_in_every_mode():
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda x, y: (x[:1], y[:1], x), "1 training features"), (lambda x, y: (x, y - 1, x), "labels from -1"), (lambda x, y: (x, y, x[:, :2]), "dimension 2"),
-    (lambda x, y: (x, y, x[:0]), "test features have shape"), (lambda x, y: (x / 0, y, x), "NaN"), (lambda x, y: (x, y[:3], x), "expected whole numbers"),
+    (lambda x, y: (x[:1], y[:1], x), "1 training features"), (lambda x, y: (x, y - 1, x), "labels from -1"),
+    (lambda x, y: (x, y, x[:, :2]), "dimension 2"),
+    (lambda x, y: (x, y, x[:0]), "test features have shape"), (lambda x, y: (x / 0, y, x), "NaN"),
+    (lambda x, y: (x, y[:3], x), "expected whole numbers"),
 ])
 def test_bad_input_is_refused_in_one_line(change, words):
     with pytest.raises(ValueError) as error:

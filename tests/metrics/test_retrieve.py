@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdnotes.metrics.retrieve import NEVER, first_right, hit_rates, inner_form, match_rank, mean_average_precision, recall_at_k
+from kdnotes.metrics.retrieve import (NEVER, first_right, hit_rates, inner_form, match_rank, mean_average_precision,
+                                      recall_at_k)
 
 
 def draw(seed, n=40, d=5, classes=6, grid=None):
@@ -36,7 +37,8 @@ def cosine(x, y):
     return -sum(a * b for a, b in zip(x, y)) / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
 
 
-@pytest.mark.parametrize("metric, distance, grid", [("euclidean", euclidean, None), ("euclidean", euclidean, 1), ("cosine", cosine, None)])
+@pytest.mark.parametrize("metric, distance, grid",
+                         [("euclidean", euclidean, None), ("euclidean", euclidean, 1), ("cosine", cosine, None)])
 def test_recall_equals_brute_force(metric, distance, grid):
     for seed in range(4):
         x, y = draw(seed, grid=grid, d=2 if grid else 5)
@@ -65,21 +67,26 @@ def test_perfect_clusters_and_collapse():
     centres = 10 * torch.eye(5, dtype=torch.float64)[y]
     assert recall_at_k(centres + 0.1 * draw(1, n=20)[0], y, 1) == {1: 1.0}
     assert recall_at_k(centres, y, 1) == {1: 1.0}
-    assert recall_at_k(torch.full((20, 5), 0.1), y, (1, 16, 17)) == {1: 0.0, 16: 0.0, 17: 1.0}        # 16 strangers at the same place
+    # 16 strangers at the same place
+    assert recall_at_k(torch.full((20, 5), 0.1), y, (1, 16, 17)) == {1: 0.0, 16: 0.0, 17: 1.0}
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), grid=st.sampled_from([None, 1.0]), metric=st.sampled_from(["euclidean", "cosine"]))
 def test_invariances(seed, grid, metric):
-    """Monotone in K; the order of the samples, their class numbers, the chunk, isometries and positive scaling change nothing."""
+    """Monotone in K;
+    the order of the samples, their class numbers, the chunk, isometries and positive scaling change nothing.
+    """
     x, y = draw(seed, n=24, d=3, grid=grid)
     x = x + (x == 0).all(1, keepdim=True) * 0.5
     ks = (1, 2, 3, 5, 8, 23)
     recall = recall_at_k(x, y, ks, metric=metric)
     assert list(recall.values()) == sorted(recall.values()) and all(0 <= v <= 1 for v in recall.values())
-    assert recall[23] == pytest.approx(sum((y == label).sum() > 1 for label in y.tolist()) / 24)          # all others seen
+    # all others seen
+    assert recall[23] == pytest.approx(sum((y == label).sum() > 1 for label in y.tolist()) / 24)
     g = torch.Generator().manual_seed(seed)
-    order, turn = torch.randperm(24, generator=g), torch.linalg.qr(torch.randn(3, 3, generator=g, dtype=torch.float64)).Q
+    order, turn = torch.randperm(24,
+                                 generator=g), torch.linalg.qr(torch.randn(3, 3, generator=g, dtype=torch.float64)).Q
     names = torch.tensor([40, -3, 7, 0, 99, 5])
     assert recall_at_k(x[order], y[order], ks, metric=metric) == recall
     assert recall_at_k(x, names[y], ks, metric=metric) == recall
@@ -95,7 +102,8 @@ def test_duplicates_of_another_class_count_against_the_query():
     g = torch.Generator().manual_seed(0)
     x = torch.randn(50, 512, generator=g, dtype=torch.float64) + 3
     x, y = torch.cat([x, x, x]), torch.arange(3).repeat_interleave(50)
-    y = torch.cat([torch.arange(50), torch.arange(50), torch.arange(50) + 50])           # two of one class, one stranger, all at one place
+    # two of one class, one stranger, all at one place
+    y = torch.cat([torch.arange(50), torch.arange(50), torch.arange(50) + 50])
     assert (match_rank(x, y)[:100] == 2).all()
 
 
@@ -134,7 +142,8 @@ def test_inner_form_orders_like_the_distance():
 
 def test_first_right_for_every_small_pattern():
     """All arrangements of three scores and right answers, against a sort with strangers first."""
-    for values, marks in itertools.product(itertools.product((0.0, 1.0, 2.0), repeat=3), itertools.product((False, True), repeat=3)):
+    for values, marks in itertools.product(itertools.product((0.0, 1.0, 2.0), repeat=3),
+                                           itertools.product((False, True), repeat=3)):
         order = sorted(zip(values, marks), key=lambda pair: (-pair[0], pair[1]))
         expected = next((i for i, (_, mark) in enumerate(order, start=1) if mark), NEVER)
         assert first_right(torch.tensor([values]), torch.tensor([marks])).item() == expected
@@ -205,22 +214,27 @@ def slow_average_precision(distances, labels, y):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_mean_average_precision_equals_the_definition(grid, metric):
     g = torch.Generator().manual_seed(3)
-    gallery, probe = torch.randn(40, 3, generator=g, dtype=torch.float64), torch.randn(15, 3, generator=g, dtype=torch.float64)
+    gallery, probe = torch.randn(40, 3, generator=g,
+                                 dtype=torch.float64), torch.randn(15, 3, generator=g, dtype=torch.float64)
     gallery, probe = ((x / grid).round() * grid + 0.5 if grid else x for x in (gallery, probe))
     y, z = torch.arange(40) % 5, torch.arange(15) % 5
     slow = []
     for q, c in zip(probe, z.tolist()):
-        d = (gallery - q).norm(dim=1) if metric == "euclidean" else -torch.nn.functional.cosine_similarity(gallery, q[None])
+        cosines = torch.nn.functional.cosine_similarity(gallery, q[None])
+        d = (gallery - q).norm(dim=1) if metric == "euclidean" else -cosines
         slow.append(slow_average_precision(d.tolist(), y.tolist(), c))
     got = mean_average_precision(probe, z, gallery, y, metric=metric)
-    assert got == pytest.approx(sum(slow) / 15, abs=1e-9) and got == mean_average_precision(probe, z, gallery, y, metric=metric, chunk=4)
+    assert got == pytest.approx(sum(slow) / 15, abs=1e-9)
+    assert got == mean_average_precision(probe, z, gallery, y, metric=metric, chunk=4)
     alone = mean_average_precision(gallery, y, metric=metric)
-    assert alone < mean_average_precision(gallery, y, gallery, y, metric=metric)                       # a query does not find itself
+    # a query does not find itself
+    assert alone < mean_average_precision(gallery, y, gallery, y, metric=metric)
 
 
 def test_mean_average_precision_in_the_limits():
     eye, y = torch.eye(4).repeat(3, 1), torch.arange(12) % 4
     assert mean_average_precision(eye, y) == 1.0
-    assert mean_average_precision(torch.ones(12, 2), y) == pytest.approx((1 / 10 + 2 / 11) / 2)        # all equal: the two right ones come last
+    # all equal: the two right ones come last
+    assert mean_average_precision(torch.ones(12, 2), y) == pytest.approx((1 / 10 + 2 / 11) / 2)
     with pytest.raises(ValueError, match="1 of 12 queries have no image of their class"):
         mean_average_precision(eye, torch.where(torch.arange(12) == 0, 9, y))

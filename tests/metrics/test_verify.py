@@ -55,7 +55,8 @@ def test_cuts_equal_a_count_at_every_threshold(levels):
     for seed in range(5):
         scores, same = draw(seed, levels=levels)
         made = cuts(scores, same)
-        assert made.threshold[1:].tolist() == sorted(set(scores.tolist()), reverse=True) and made.threshold[0] == torch.inf
+        assert made.threshold[1:].tolist() == sorted(set(scores.tolist()), reverse=True)
+        assert made.threshold[0] == torch.inf
         for t, genuine, impostors in zip(*made):
             accepted = scores >= t
             assert genuine == (accepted & same).sum() and impostors == (accepted & ~same).sum()
@@ -110,8 +111,10 @@ def test_tar_at_far_is_the_best_rate_within_the_limit(levels):
 def test_a_far_that_falls_on_a_step_is_reached():
     """29 of 100 impostors are a rate of 0.29, though 0.29 * 100 < 29 in floating point."""
     scores = torch.arange(200.0)
-    same = torch.cat([torch.ones(100), torch.zeros(100)]).bool()                      # all impostors above all genuine pairs
-    scores[:100] = 170.5                                                              # genuine pairs behind 29 impostors
+    # all impostors above all genuine pairs
+    same = torch.cat([torch.ones(100), torch.zeros(100)]).bool()
+    # genuine pairs behind 29 impostors
+    scores[:100] = 170.5
     assert tar_at_far(scores, same, (0.28, 0.29)) == {0.28: 0.0, 0.29: 1.0}
     assert tar_at_far(scores, same, 0.29) == {0.29: 1.0}
 
@@ -130,19 +133,23 @@ def test_equal_error_rate_by_hand():
     assert equal_error_rate(torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.tensor([0, 0, 1, 1])) == 1
     assert equal_error_rate(torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.tensor([1, 0, 1, 0])) == 0.5
     assert equal_error_rate(torch.zeros(5), torch.tensor([1, 1, 1, 0, 0])) == 0.5
-    # one tie of a genuine pair and an impostor between two clear ones: the line from (0, 1/2) to (1/2, 1) meets FAR = FRR at 1/4
+    # one tie of a genuine pair and an impostor between two clear ones: the line from (0, 1/2) to (1/2, 1) meets FAR =
+    # FRR at 1/4
     assert equal_error_rate(torch.tensor([3.0, 2.0, 2.0, 1.0]), torch.tensor([1, 1, 0, 0])) == 0.25
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([None, 1, 2]))
 def test_invariances(seed, levels):
-    """Order of pairs and increasing maps change nothing; swapping the sign of scores and the kinds of pairs mirrors the curve."""
+    """Order of pairs and increasing maps change nothing;
+    swapping the sign of scores and the kinds of pairs mirrors the curve.
+    """
     scores, same = draw(seed, n=30, levels=levels)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(seed))
     fars = (0.0, 0.1, 0.3)
     rate, rates = equal_error_rate(scores, same), tar_at_far(scores, same, fars)
-    assert equal_error_rate(scores[order], same[order]) == rate and tar_at_far(scores[order], same[order], fars) == rates
+    assert equal_error_rate(scores[order], same[order]) == rate
+    assert tar_at_far(scores[order], same[order], fars) == rates
     assert equal_error_rate(torch.exp(scores), same) == rate and tar_at_far(torch.exp(scores), same, fars) == rates
     assert equal_error_rate(-scores, ~same) == pytest.approx(rate)
     assert equal_error_rate(-scores, same) == pytest.approx(1 - rate)
@@ -194,7 +201,8 @@ def test_a_threshold_never_sees_its_test_fold(seed, k):
     if min(same.sum(), (~same).sum()) < 5:
         return
     fold = fold_numbers(same, 5)
-    other = torch.where(fold == k, torch.randn(60, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 9, scores)
+    other = torch.where(fold == k,
+                        torch.randn(60, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 9, scores)
     assert judge_folds(scores, same, 5).threshold[k] == judge_folds(other, same, 5).threshold[k]
 
 
@@ -216,7 +224,8 @@ def test_kfold_accuracy_on_embeddings():
     second = torch.where(same, first, (first + 1 + torch.randint(38, (600,), generator=g)) % 40)
     near = [identity[i] + 0.05 * torch.randn(600, 16, generator=g) for i in (first, second)]
     assert kfold_accuracy(*near, same) > 0.98 and kfold_accuracy(*near, same, metric="euclidean") > 0.98
-    assert kfold_accuracy(5 * near[0], near[1], same) == kfold_accuracy(*near, same)                 # the cosine ignores lengths
+    # the cosine ignores lengths
+    assert kfold_accuracy(5 * near[0], near[1], same) == kfold_accuracy(*near, same)
     assert kfold_accuracy(torch.ones(600, 4), torch.ones(600, 4), same) == 0.5
     assert isinstance(kfold_accuracy(near[0].numpy(), near[1].numpy(), same.numpy().astype(int)), float)
 
@@ -229,7 +238,8 @@ def test_pair_scores_equal_the_formulas():
         dot = sum(p * q for p, q in zip(x, y))
         assert c == pytest.approx(dot / math.sqrt(sum(p * p for p in x) * sum(q * q for q in y)))
         assert d == pytest.approx(-math.dist(x, y))
-    assert pair_scores(torch.zeros(1, 3), torch.ones(1, 3)).tolist() == [0.0]                         # no direction, no similarity
+    # no direction, no similarity
+    assert pair_scores(torch.zeros(1, 3), torch.ones(1, 3)).tolist() == [0.0]
 
 
 # --- identification --------------------------------------------------------------------------------------------------
@@ -251,13 +261,15 @@ def test_identification_equals_a_slow_sort():
 def test_identity_features_are_found_at_rank_one_and_ties_count_against_the_probe():
     eye = torch.eye(8)
     assert identification_rate(eye, torch.arange(8), 3 * eye, torch.arange(8), 1) == {1: 1.0}
-    assert identification_rate(torch.ones(8, 3), torch.arange(8), torch.ones(8, 3), torch.arange(8), (1, 7, 8)) == {1: 0.0, 7: 0.0, 8: 1.0}
+    assert identification_rate(torch.ones(8, 3), torch.arange(8), torch.ones(8, 3), torch.arange(8),
+                               (1, 7, 8)) == {1: 0.0, 7: 0.0, 8: 1.0}
 
 
 def test_distractors_only_hurt():
     g = torch.Generator().manual_seed(6)
     gallery, probe = torch.randn(20, 4, generator=g), torch.randn(20, 4, generator=g)
-    more, ids = torch.cat([gallery, torch.randn(200, 4, generator=g)]), torch.cat([torch.arange(20), torch.arange(100, 300)])
+    more, ids = torch.cat([gallery,
+                           torch.randn(200, 4, generator=g)]), torch.cat([torch.arange(20), torch.arange(100, 300)])
     plain = identification_rate(gallery, torch.arange(20), probe, torch.arange(20), (1, 5))
     crowded = identification_rate(more, ids, probe, torch.arange(20), (1, 5))
     assert all(crowded[k] <= plain[k] for k in plain)
@@ -276,11 +288,14 @@ def test_distractors_only_hurt():
     (lambda s, y: tar_at_far(s, y, (0.1, 1.5)), ["1.5", "[0, 1]"]),
     (lambda s, y: tar_at_far(s, y, ()), ["[]"]),
     (lambda s, y: judge_folds(s, y, 1), ["1 folds"]),
-    (lambda s, y: judge_folds(s[:6], y[:6] * 0 + torch.tensor([1, 0, 1, 0, 0, 0]), 3), ["3 folds", "2 genuine", "4 impostor"]),
+    (lambda s, y: judge_folds(s[:6], y[:6] * 0 + torch.tensor([1, 0, 1, 0, 0, 0]), 3),
+     ["3 folds", "2 genuine", "4 impostor"]),
     (lambda s, y: kfold_accuracy(s[:, None], s[:-1, None], y), ["(80, 1)", "(79, 1)"]),
     (lambda s, y: kfold_accuracy(s[:, None], s[:, None], y, metric="dot"), ["'dot'"]),
-    (lambda s, y: identification_rate(s[:4, None], [0, 1, 2, 3], s[:3, None], [0, 9, 8]), ["2 of 3 probes", "gallery does not hold"]),
-    (lambda s, y: identification_rate(s[:4, None], [0, 1, 2], s[:3, None], [0, 1, 2]), ["gallery labels", "(3,)", "(4,)"]),
+    (lambda s, y: identification_rate(s[:4, None], [0, 1, 2, 3], s[:3, None], [0, 9, 8]),
+     ["2 of 3 probes", "gallery does not hold"]),
+    (lambda s, y: identification_rate(s[:4, None], [0, 1, 2], s[:3, None], [0, 1, 2]),
+     ["gallery labels", "(3,)", "(4,)"]),
 ])
 def test_bad_input_says_what_is_expected(call, words):
     with pytest.raises(ValueError) as error:
@@ -288,7 +303,8 @@ def test_bad_input_says_what_is_expected(call, words):
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
 
 
-# --- templates, identities, strangers ----------------------------------------------------------------------------------
+# --- templates, identities, strangers
+# ----------------------------------------------------------------------------------
 
 
 def test_labels_of_the_held_out_fold_do_not_move_its_threshold():
@@ -356,7 +372,8 @@ def slow_open_set(ranks, f, k):
     mated = [(r, s) for r, s in zip(ranks.rank.tolist(), ranks.own.tolist()) if r != NEVER]
     strangers = [s for r, s in zip(ranks.rank.tolist(), ranks.other.tolist()) if r == NEVER]
     points = sorted([*strangers, *(s for _, s in mated)])
-    allowed = [t for t in [-math.inf, *((a + b) / 2 for a, b in zip(points, points[1:])), math.inf] if sum(s >= t for s in strangers) / len(strangers) <= f]
+    allowed = [t for t in [-math.inf, *((a + b) / 2 for a, b in zip(points, points[1:])), math.inf]
+               if sum(s >= t for s in strangers) / len(strangers) <= f]
     return max(sum(r <= k and s >= t for r, s in mated) / len(mated) for t in allowed)
 
 
@@ -369,7 +386,8 @@ def test_open_set_rate_equals_a_search_over_thresholds(k):
     ranks, fpirs = identity_ranks(gallery, ids, probe, truth), (0, 0.05, 0.1, 0.3, 0.5, 1)
     rates = open_set_rate(gallery, ids, probe, truth, fpirs, rank=k)
     assert list(rates.values()) == [pytest.approx(slow_open_set(ranks, f, k)) for f in fpirs]
-    assert list(rates.values()) == sorted(rates.values()) and rates[0.0] < rates[1.0] == (ranks.rank[ranks.rank != NEVER] <= k).double().mean().item()
+    assert list(rates.values()) == sorted(rates.values())
+    assert rates[0.0] < rates[1.0] == (ranks.rank[ranks.rank != NEVER] <= k).double().mean().item()
 
 
 @pytest.mark.parametrize("call, words", [
@@ -388,12 +406,14 @@ def test_bad_input_of_identification(call, words):
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
 
 
-# ---- what papers print ----------------------------------------------------------------------------------------------------------------------
+# ---- what papers print
+# ----------------------------------------------------------------------------------------------------------------------
 
 def test_the_first_picture_of_each_person_is_the_gallery():
     labels = torch.tensor([0, 0, 1, 2, 1, 3])
     features = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0, 1], [0, 0.2, 0.9], [0, 0, 1.1]])
-    assert by_first_picture(features, labels, (1, 3, 4)) == {"rank1": 50.0, "rank3": 100.0, "rank4": 100.0}      # 4 is nearer to 2 and to the distractor 3
+    # 4 is nearer to 2 and to the distractor 3
+    assert by_first_picture(features, labels, (1, 3, 4)) == {"rank1": 50.0, "rank3": 100.0, "rank4": 100.0}
 
 
 def test_verification_is_what_the_measures_say_one_by_one():
@@ -405,8 +425,10 @@ def test_verification_is_what_the_measures_say_one_by_one():
     scores, same = pair_scores(x[first], x[second]), pairs.same
     found = verification(x, pairs, (0.1, 0.01))
     assert found["verification_accuracy"] == pytest.approx(100 * float(judge_folds(scores, same, 3).accuracy.mean()))
-    assert found["auc"] == pytest.approx(100 * sk.roc_auc_score(same, scores)) and found["equal_error_rate"] == pytest.approx(100 * equal_error_rate(scores, same))
-    assert [found["tar_at_far_0.1"], found["tar_at_far_0.01"]] == [100 * rate for rate in tar_at_far(scores, same, (0.1, 0.01)).values()]
+    assert found["auc"] == pytest.approx(100 * sk.roc_auc_score(same, scores))
+    assert found["equal_error_rate"] == pytest.approx(100 * equal_error_rate(scores, same))
+    assert [found["tar_at_far_0.1"],
+            found["tar_at_far_0.01"]] == [100 * rate for rate in tar_at_far(scores, same, (0.1, 0.01)).values()]
     whole = recognition(x.half(), labels.to(torch.int16), pairs)
     assert list(whole) == ["verification_accuracy", "auc", "equal_error_rate", "tar_at_far_0.1", "rank1", "rank5"]
 
@@ -415,20 +437,28 @@ def test_verification_is_what_the_measures_say_one_by_one():
 def test_a_search_is_what_the_measures_say_one_by_one(strangers):
     g = torch.Generator().manual_seed(2)
     centres = torch.randn(30, 6, generator=g)
-    ids, truth = torch.cat([torch.arange(12).repeat_interleave(3), torch.arange(12, 25)]), torch.cat([torch.arange(12).repeat(4), 25 + torch.arange(strangers) % 5])
+    ids, truth = torch.cat([torch.arange(12).repeat_interleave(3),
+                            torch.arange(12, 25)]), torch.cat([torch.arange(12).repeat(4),
+                                                               25 + torch.arange(strangers) % 5])
     gallery, probe = (centres[y] + torch.randn(len(y), 6, generator=g) for y in (ids, truth))
     found = search(gallery, ids, probe, truth, ranks=(1, 3), fpirs=(0.3, 0.1))
     rank, mated = identity_ranks(gallery, ids, probe, truth).rank, truth < 25
-    assert [found["rank1"], found["rank3"]] == pytest.approx([100 * float((rank[mated] <= k).float().mean()) for k in (1, 3)]) and found["rank1"] < found["rank3"]
-    assert found["mean_average_precision"] == pytest.approx(100 * mean_average_precision(probe[mated], truth[mated], gallery, ids))
+    assert [found["rank1"],
+            found["rank3"]] == pytest.approx([100 * float((rank[mated] <= k).float().mean()) for k in (1, 3)])
+    assert found["rank1"] < found["rank3"]
+    precision = mean_average_precision(probe[mated], truth[mated], gallery, ids)
+    assert found["mean_average_precision"] == pytest.approx(100 * precision)
     if strangers:
         expected = open_set_rate(gallery, ids, probe, truth, (0.3, 0.1), rank=20)
-        assert [found["tpir20_at_fpir_0.3"], found["tpir20_at_fpir_0.1"]] == pytest.approx([100 * rate for rate in expected.values()])
+        assert [found["tpir20_at_fpir_0.3"],
+                found["tpir20_at_fpir_0.1"]] == pytest.approx([100 * rate for rate in expected.values()])
     assert len(found) == 3 + 2 * bool(strangers) and all(0 <= value <= 100 for value in found.values())
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda: verification(torch.eye(3), SimpleNamespace(first=torch.tensor([0, 3]), second=torch.tensor([1, 1]), same=torch.tensor([True, False]), folds=2)), "0 to 3; expected rows of 3"),
+    (lambda: verification(torch.eye(3),
+                          SimpleNamespace(first=torch.tensor([0, 3]), second=torch.tensor([1, 1]),
+                                          same=torch.tensor([True, False]), folds=2)), "0 to 3; expected rows of 3"),
     (lambda: by_first_picture(torch.eye(3), torch.arange(3)), "expected somebody with two or more"),
     (lambda: by_first_picture(torch.eye(3), torch.arange(2)), "expected whole numbers of shape"),
     (lambda: search(torch.eye(3), torch.arange(3), torch.eye(3), 5 + torch.arange(3)), "none of the 3 probes"),

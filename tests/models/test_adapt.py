@@ -1,4 +1,6 @@
-"""FaceBN and its relatives: closed forms, limits, exactness of the pooled moments, and that nothing but the statistics moves."""
+"""FaceBN and its relatives:
+closed forms, limits, exactness of the pooled moments, and that nothing but the statistics moves.
+"""
 
 import copy
 import math
@@ -20,7 +22,8 @@ class Block(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.branch = nn.Sequential(nn.Conv2d(c, c, 3, padding=1, bias=False), nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1))
+        self.branch = nn.Sequential(nn.Conv2d(c, c, 3, padding=1, bias=False), nn.BatchNorm2d(c), nn.ReLU(),
+                                    nn.Conv2d(c, c, 3, padding=1))
         self.after = nn.BatchNorm2d(c)
         self.shortcut = nn.Sequential(nn.Conv2d(c, c, 1, bias=False), nn.BatchNorm2d(c))
 
@@ -29,7 +32,9 @@ class Block(nn.Module):
 
 
 def network(seed=0, dtype=torch.float64, eps=1e-5):
-    """Convolutions, a residual block, a linear layer and a last BatchNorm of vectors, with source statistics from a little training."""
+    """Convolutions, a residual block, a linear layer and a last BatchNorm of vectors,
+    with source statistics from a little training.
+    """
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), Block(6),
                         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5), nn.BatchNorm1d(5)).to(dtype)
@@ -98,8 +103,10 @@ def test_batch_moments_are_biased_and_taken_over_batch_and_space():
     u = torch.randn(4, 3, 2, 5, generator=torch.Generator().manual_seed(0))
     mean, var = channel_moments(u)
     rows = u.transpose(0, 1).flatten(1)
-    assert torch.allclose(mean, rows.mean(1)) and torch.allclose(var, ((rows - rows.mean(1, keepdim=True)) ** 2).mean(1))
-    assert all(m.dtype == torch.float32 for m in channel_moments(u.half())) and channel_moments(u.double())[0].dtype == torch.float64
+    assert torch.allclose(mean, rows.mean(1))
+    assert torch.allclose(var, ((rows - rows.mean(1, keepdim=True)) ** 2).mean(1))
+    assert all(m.dtype == torch.float32 for m in channel_moments(u.half()))
+    assert channel_moments(u.double())[0].dtype == torch.float64
     assert mix((0.0, 1.0), (3.0, 4.0), 0.25) == (0.75, 1.75)
 
 
@@ -134,11 +141,13 @@ def test_adabn_is_one_large_batch_whatever_the_order_and_the_split():
     with FaceBN(net, "prediction"):
         whole = net(x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
-    for batches in ([x], list(x.split(48)), list(x.split(7)), list(x[order].split(5)), [x[order][:1], x[order][1:40], x[order][40:]]):
+    for batches in ([x], list(x.split(48)), list(x.split(7)), list(x[order].split(5)),
+                    [x[order][:1], x[order][1:40], x[order][40:]]):
         with FaceBN(net) as face:
             face.adapt(batches)
             assert torch.allclose(net(x), whole, atol=1e-10)
-            assert torch.allclose(torch.cat([net(part) for part in x.split(11)]), whole, atol=1e-10)   # pass 2 does not look at its batches
+            # pass 2 does not look at its batches
+            assert torch.allclose(torch.cat([net(part) for part in x.split(11)]), whole, atol=1e-10)
     with FaceBN(net) as face:
         face.adapt(x, batch_size=10)
         assert torch.allclose(net(x), whole, atol=1e-10)
@@ -147,7 +156,8 @@ def test_adabn_is_one_large_batch_whatever_the_order_and_the_split():
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 1000))
 def test_pooled_moments_are_those_of_all_at_once(sizes, seed):
-    parts = [7 + torch.randn(n, 3, 2, generator=torch.Generator().manual_seed(seed + n), dtype=torch.float64) for n in sizes]
+    parts = [7 + torch.randn(n, 3, 2, generator=torch.Generator().manual_seed(seed + n), dtype=torch.float64)
+             for n in sizes]
     pooled = Pooled()
     for part in parts:
         pooled.add(part)
@@ -156,7 +166,9 @@ def test_pooled_moments_are_those_of_all_at_once(sizes, seed):
 
 
 def test_a_single_pooled_pass_is_something_else():
-    """With the source statistics below, it does not depend on the split; but its deeper moments do not fit what pass 2 sees."""
+    """With the source statistics below, it does not depend on the split;
+    but its deeper moments do not fit what pass 2 sees.
+    """
     net, x = network(), faces()
     outputs = []
     for size in (48, 7):
@@ -199,7 +211,8 @@ def test_nothing_but_the_statistics_moves_and_reset_is_exact(mode, guard):
         if mode in ("adabn", "ema", "mixture"):
             face.adapt(list(x.split(16)))
         adapted = state(net)
-        assert same_state({k: v for k, v in before.items() if k in dict(net.named_parameters())}, {k: v for k, v in adapted.items() if k in dict(net.named_parameters())})
+        assert same_state({k: v for k, v in before.items() if k in dict(net.named_parameters())},
+                          {k: v for k, v in adapted.items() if k in dict(net.named_parameters())})
         assert same_state(before, adapted) == (mode == "plain")
         face.reset()
         assert same_state(before, state(net))
@@ -286,7 +299,8 @@ def test_any_model_with_batch_normalisation():
 # 14 and TENT
 def test_entropy_by_hand():
     assert math.isclose(entropy(torch.tensor([[0.0, math.log(3.0)]], dtype=torch.float64)), 0.5623351, abs_tol=1e-7)
-    assert math.isclose(entropy(torch.zeros(2, 4, dtype=torch.float64)), math.log(4)) and entropy(torch.tensor([[1e4, 0.0]])) == 0
+    assert math.isclose(entropy(torch.zeros(2, 4, dtype=torch.float64)), math.log(4))
+    assert entropy(torch.tensor([[1e4, 0.0]])) == 0
 
 
 def closed_set(seed=0):
@@ -302,7 +316,8 @@ def test_tent_moves_scale_and_shift_alone_and_gives_them_back():
     before, trainable = state(net), {name: p.requires_grad for name, p in net.named_parameters()}
     with torch.no_grad():
         by_batch = copy.deepcopy(net).train()(x).logits
-    affine = {f"{name}.{part}" for name, layer in net.named_modules() if isinstance(layer, nn.BatchNorm2d) for part in ("weight", "bias")}
+    affine = {f"{name}.{part}" for name, layer in net.named_modules() if isinstance(layer, nn.BatchNorm2d)
+              for part in ("weight", "bias")}
     with torch.inference_mode(), Tent(net, lr=1e-2) as tent:
         first = tent.step(x)
         moved = {key for key, value in net.named_parameters() if not torch.equal(value, before[key])}
@@ -393,4 +408,5 @@ def test_a_layer_that_runs_twice_has_no_one_statistic():
 
 
 def test_the_modes_are_those_of_the_table():
-    assert set(MODES) == {"plain", "prediction", "mixture", "pseudo_count", "ema", "adabn"} and set(BATCHWISE) == set(MODES) - {"plain", "adabn"}
+    assert set(MODES) == {"plain", "prediction", "mixture", "pseudo_count", "ema", "adabn"}
+    assert set(BATCHWISE) == set(MODES) - {"plain", "adabn"}

@@ -20,7 +20,8 @@ from kdnotes.models.classifiers import (
     names,
 )
 
-SMALL = ["resnet8", "resnet20", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "shufflenet_v1", "shufflenet_v2", "smallconv"]
+SMALL = ["resnet8", "resnet20", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "shufflenet_v1", "shufflenet_v2",
+         "smallconv"]
 
 
 def on_meta(name, classes=100, channels=3, size=32, **options):
@@ -33,7 +34,8 @@ def on_meta(name, classes=100, channels=3, size=32, **options):
 
 
 def resnet_count(depth, widths, channels, classes, projections=True):
-    """He et al. 2016, section 4.2: 3x3 convolutions without bias, each followed by batch normalisation (2 per channel)."""
+    """He et al. 2016, section 4.2: 3x3 convolutions without bias, each followed by batch normalisation (2 per channel).
+    """
     n, a = (depth - 2) // 6, widths[0]
     total = 9 * channels * a + 2 * a
     for i, b in enumerate(widths[1:]):
@@ -64,17 +66,22 @@ def vgg_count(convolutions, channels, classes):
 @pytest.mark.parametrize("channels, classes", [(3, 100), (3, 10), (1, 7)])
 def test_counts_follow_from_the_papers_descriptions(channels, classes):
     for depth in (8, 14, 20, 32, 44, 56, 110):
-        assert count_parameters(on_meta(f"resnet{depth}", classes, channels)) == resnet_count(depth, (16, 16, 32, 64), channels, classes)
+        assert count_parameters(on_meta(f"resnet{depth}", classes,
+                                        channels)) == resnet_count(depth, (16, 16, 32, 64), channels, classes)
     for depth in (8, 32):
-        assert count_parameters(on_meta(f"resnet{depth}x4", classes, channels)) == resnet_count(depth, (32, 64, 128, 256), channels, classes)
+        assert count_parameters(on_meta(f"resnet{depth}x4", classes,
+                                        channels)) == resnet_count(depth, (32, 64, 128, 256), channels, classes)
     for depth, k in itertools.product((16, 40), (1, 2)):
-        assert count_parameters(on_meta(f"wrn_{depth}_{k}", classes, channels)) == wrn_count(depth, k, channels, classes)
+        assert count_parameters(on_meta(f"wrn_{depth}_{k}", classes,
+                                        channels)) == wrn_count(depth, k, channels, classes)
     for name, convolutions in {"vgg8": (1, 1, 1, 1, 1), "vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2)}.items():
         assert count_parameters(on_meta(name, classes, channels)) == vgg_count(convolutions, channels, classes)
 
 
 def shufflenet_v1_count(channels, classes):
-    """Zhang et al. 2018, figure 2: grouped 1x1 (3 groups), 3x3 by channel, grouped 1x1, each normalised; a quarter of the width inside."""
+    """Zhang et al. 2018, figure 2: grouped 1x1 (3 groups), 3x3 by channel, grouped 1x1, each normalised;
+    a quarter of the width inside.
+    """
     a, total = 24, channels * 24 + 48
     for b, blocks in ((240, 4), (480, 8), (960, 4)):
         for unit in range(blocks):
@@ -110,7 +117,9 @@ def shuffled(x, groups):
 
 def test_shuffle_units_equal_a_forward_pass_written_out():
     torch.manual_seed(0)
-    x, norm = torch.randn(2, 48, 6, 6), lambda layer, x: layer[1](F.conv2d(x, layer[0].weight, None, layer[0].stride, layer[0].padding, 1, layer[0].groups))
+    x, norm = torch.randn(2, 48, 6,
+                          6), lambda layer, x: layer[1](F.conv2d(x, layer[0].weight, None, layer[0].stride,
+                                                                 layer[0].padding, 1, layer[0].groups))
     for stride, outputs in ((1, 48), (2, 96)):
         unit = classifiers.GroupedUnit(48, outputs, stride).eval()
         a, _, _, b, _, c = unit.branch
@@ -130,10 +139,12 @@ def test_shuffle_units_equal_a_forward_pass_written_out():
     ("resnet20", 10, 272_474), ("resnet56", 10, 855_770), ("resnet110", 10, 1_730_714), ("resnet18", 10, 11_173_962),
     ("resnet34", 10, 21_282_122),
     # 100 classes: the nets of the distillation benchmark (CRD, ICLR 2020)
-    ("resnet8x4", 100, 1_233_540), ("resnet32x4", 100, 7_433_860), ("wrn_16_1", 100, 180_916), ("wrn_16_2", 100, 703_284),
+    ("resnet8x4", 100, 1_233_540), ("resnet32x4", 100, 7_433_860), ("wrn_16_1", 100, 180_916),
+    ("wrn_16_2", 100, 703_284),
     ("wrn_40_1", 100, 569_780), ("wrn_40_2", 100, 2_255_156), ("vgg8", 100, 3_965_028), ("vgg13", 100, 9_462_180),
     ("resnet18", 100, 11_220_132), ("resnet50", 100, 23_705_252),
-    ("vgg11", 100, 9_277_284), ("shufflenet_v1", 100, 949_258), ("shufflenet_v2", 100, 1_355_528), ("wrn_50_2", 100, 67_031_460),
+    ("vgg11", 100, 9_277_284), ("shufflenet_v1", 100, 949_258), ("shufflenet_v2", 100, 1_355_528),
+    ("wrn_50_2", 100, 67_031_460),
 ])
 def test_counts_are_the_published_integers(name, classes, count):
     assert count_parameters(on_meta(name, classes)) == count
@@ -143,7 +154,8 @@ def test_counts_are_the_published_integers(name, classes, count):
     (20, 269_722, 0.27), (32, 464_154, 0.46), (44, 658_586, 0.66), (56, 853_018, 0.85), (110, 1_727_962, 1.7),
 ])
 def test_counts_without_projections_are_those_of_he_et_al(depth, option_a, millions):
-    """Their table 6 counts parameter-free shortcuts; ours have a 1x1 projection with normalisation in stages 2 and 3."""
+    """Their table 6 counts parameter-free shortcuts; ours have a 1x1 projection with normalisation in stages 2 and 3.
+    """
     projections = (16 * 32 + 64) + (32 * 64 + 128)
     assert count_parameters(on_meta(f"resnet{depth}", 10)) - projections == option_a
     assert option_a == resnet_count(depth, (16, 16, 32, 64), 3, 10, projections=False)
@@ -164,7 +176,8 @@ def test_large_images_get_the_imagenet_net(name, count):
 # --- forward passes --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in names() if not name.startswith("convnet")])     # those have tests of their own
+# those have tests of their own
+@pytest.mark.parametrize("name", [name for name in names() if not name.startswith("convnet")])
 def test_shapes_and_stage_names(name):
     for channels, size in ((3, 32), (1, 28), (1, 8)):
         net = on_meta(name, 10, channels, size).eval()
@@ -185,7 +198,8 @@ def test_logits_are_linear_in_the_features_and_every_weight_learns(name):
     F.cross_entropy(logits, torch.tensor([0, 1, 2, 9])).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
     silent = {key for key, p in net.named_parameters() if not p.grad.any()}
-    assert all(key.endswith("bias") and name.startswith("vgg") for key in silent)      # bias in front of batch normalisation
+    # bias in front of batch normalisation
+    assert all(key.endswith("bias") and name.startswith("vgg") for key in silent)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -198,14 +212,16 @@ def test_eval_mode_treats_images_one_by_one(name):
 
 
 def normalise(x, state, prefix):
-    return F.batch_norm(x, state[f"{prefix}.running_mean"], state[f"{prefix}.running_var"], state[f"{prefix}.weight"], state[f"{prefix}.bias"])
+    return F.batch_norm(x, state[f"{prefix}.running_mean"], state[f"{prefix}.running_var"], state[f"{prefix}.weight"],
+                        state[f"{prefix}.bias"])
 
 
 def shake(net):
     """Give the normalisation layers something to do, else they are close to the identity in eval mode."""
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            for tensor, low in ((layer.weight, 0.5), (layer.bias, -0.5), (layer.running_mean, -0.5), (layer.running_var, 0.5)):
+            for tensor, low in ((layer.weight, 0.5), (layer.bias, -0.5), (layer.running_mean, -0.5),
+                                (layer.running_var, 0.5)):
                 nn.init.uniform_(tensor, low, low + 1)
     return net.double().eval()
 
@@ -217,7 +233,8 @@ def test_resnet_equals_a_forward_pass_written_out():
     h = F.relu(normalise(F.conv2d(x, state["trunk.stem.0.weight"], padding=1), state, "trunk.stem.1"))
     for s, b in itertools.product((1, 2, 3), (0, 1)):
         at, stride = f"trunk.stage{s}.{b}", 2 if s > 1 and b == 0 else 1
-        f = F.relu(normalise(F.conv2d(h, state[f"{at}.branch.0.weight"], stride=stride, padding=1), state, f"{at}.branch.1"))
+        f = F.relu(normalise(F.conv2d(h, state[f"{at}.branch.0.weight"], stride=stride, padding=1), state,
+                             f"{at}.branch.1"))
         f = normalise(F.conv2d(f, state[f"{at}.branch.3.weight"], padding=1), state, f"{at}.branch.4")
         if stride == 2:
             h = normalise(F.conv2d(h, state[f"{at}.shortcut.0.weight"], stride=2), state, f"{at}.shortcut.1")
@@ -233,7 +250,8 @@ def test_wide_resnet_equals_a_forward_pass_written_out():
     for s, b in itertools.product((1, 2, 3), (0, 1)):
         at, stride = f"trunk.stage{s}.{b}", 2 if s > 1 and b == 0 else 1
         a = F.relu(normalise(h, state, f"{at}.activate.0"))
-        f = F.relu(normalise(F.conv2d(a, state[f"{at}.branch.0.weight"], stride=stride, padding=1), state, f"{at}.branch.1"))
+        f = F.relu(normalise(F.conv2d(a, state[f"{at}.branch.0.weight"], stride=stride, padding=1), state,
+                             f"{at}.branch.1"))
         f = F.conv2d(f, state[f"{at}.branch.3.weight"], padding=1)
         h = (F.conv2d(a, state[f"{at}.project.weight"], stride=stride) if b == 0 else h) + f
     features = F.relu(normalise(h, state, "trunk.pool.0")).mean((2, 3))
@@ -243,11 +261,14 @@ def test_wide_resnet_equals_a_forward_pass_written_out():
 @pytest.mark.parametrize("inputs, outputs, stride", [(8, 8, 1), (8, 16, 2), (8, 16, 1)])
 def test_residual_block_is_torchvisions(inputs, outputs, stride):
     ours, x = shake(PostActivation(inputs, outputs, stride)), torch.rand(2, inputs, 8, 8, dtype=torch.float64)
-    down = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)) if (inputs, stride) != (outputs, 1) else None
+    down = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False),
+                         nn.BatchNorm2d(outputs)) if (inputs, stride) != (outputs, 1) else None
     theirs = BasicBlock(inputs, outputs, stride, down).double().eval()
-    names_of = {"conv1": "branch.0", "bn1": "branch.1", "conv2": "branch.3", "bn2": "branch.4", "downsample": "shortcut"}
+    names_of = {"conv1": "branch.0", "bn1": "branch.1", "conv2": "branch.3", "bn2": "branch.4",
+                "downsample": "shortcut"}
     state = ours.state_dict()
-    theirs.load_state_dict({key: state[names_of[key.split(".")[0]] + key[key.index("."):]] for key in theirs.state_dict()})
+    theirs.load_state_dict({key: state[names_of[key.split(".")[0]] + key[key.index("."):]]
+                            for key in theirs.state_dict()})
     assert torch.allclose(ours(x), theirs(x), atol=1e-12)
 
 
@@ -401,5 +422,6 @@ def test_bad_images_say_what_is_expected(images):
 
 
 def test_torchvision_is_imported_by_the_nets_that_need_it_only():
-    owners = {getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in vars(classifiers).values()}
+    owners = {getattr(value, "__module__", None) or getattr(value, "__name__", "")
+              for value in vars(classifiers).values()}
     assert not any(str(owner).startswith("torchvision") for owner in owners)

@@ -8,7 +8,8 @@ from kdnotes.models.convnets import convnet
 
 SIZES = [
     ("convnet3", {"classes": 10}, 320_010, 2048), ("convnet3", {"classes": 100}, 504_420, 2048),
-    ("convnet3", {"classes": 10, "channels": 1, "size": 28}, 317_706, 2048), ("convnet3", {"classes": 200, "size": 64}, 1_938_120, 8192),
+    ("convnet3", {"classes": 10, "channels": 1, "size": 28}, 317_706, 2048),
+    ("convnet3", {"classes": 200, "size": 64}, 1_938_120, 8192),
     ("convnet5", {"classes": 10, "size": 128}, 615_690, 2048), ("densenet121", {"classes": 10}, 1_000_618, 384),
     ("resnet18", {"classes": 10}, 11_173_962, 512),
 ]
@@ -34,8 +35,10 @@ def test_published_sizes(name, shape, weights, features):
 
 
 @pytest.mark.parametrize(("name", "size", "widths", "kernel", "last"), [
-    ("resnet10", 32, (32, 64, 128, 256), 3, 4), ("resnetap10", 32, (32, 64, 128, 256), 3, 4), ("resnet10_in", 28, (32, 64, 128, 256), 3, 4),
-    ("resnetap10", 224, (64, 128, 256, 512), 7, 7), ("resnet10", 224, (64, 128, 256, 512), 7, 7), ("resnetap10", 128, (64, 128, 256, 512), 3, 8),
+    ("resnet10", 32, (32, 64, 128, 256), 3, 4), ("resnetap10", 32, (32, 64, 128, 256), 3, 4),
+    ("resnet10_in", 28, (32, 64, 128, 256), 3, 4),
+    ("resnetap10", 224, (64, 128, 256, 512), 7, 7), ("resnet10", 224, (64, 128, 256, 512), 7, 7),
+    ("resnetap10", 128, (64, 128, 256, 512), 3, 8),
 ])
 def test_resnet10_sizes_and_the_grid_of_its_last_stage(name, size, widths, kernel, last):
     with torch.device("meta"):
@@ -49,11 +52,13 @@ def test_resnet10_sizes_and_the_grid_of_its_last_stage(name, size, widths, kerne
 def test_average_pooling_stands_where_strides_were():
     strides = [m.stride for m in build("resnetap10", 2, size=32).modules() if isinstance(m, torch.nn.Conv2d)]
     assert set(strides) == {(1, 1)}
-    assert sum(s == (2, 2) for s in (m.stride for m in build("resnet10", 2).modules() if isinstance(m, torch.nn.Conv2d))) == 6
+    assert sum(s == (2, 2)
+               for s in (m.stride for m in build("resnet10", 2).modules() if isinstance(m, torch.nn.Conv2d))) == 6
 
 
 @pytest.mark.parametrize(("name", "options", "together"), [
-    ("convnet3", {"width": 16}, True), ("resnetap10", {"widths": (4, 4, 4, 4)}, True), ("resnet10_in", {"widths": (4, 4, 4, 4)}, True),
+    ("convnet3", {"width": 16}, True), ("resnetap10", {"widths": (4, 4, 4, 4)}, True),
+    ("resnet10_in", {"widths": (4, 4, 4, 4)}, True),
     ("convnet3", {"width": 16, "norm_kind": "batch"}, False), ("resnet10", {"widths": (4, 4, 4, 4)}, False),
 ])
 def test_classes_may_share_a_batch_with_instance_norm_only(name, options, together):
@@ -67,14 +72,17 @@ def test_classes_may_share_a_batch_with_instance_norm_only(name, options, togeth
 def test_convnet_is_written_as_published():
     trunk, width = convnet(1, 28)
     assert [type(m).__name__ for m in trunk[0]] == ["Conv2d", "GroupNorm", "ReLU", "AvgPool2d"] and width == 2048
-    assert trunk[0][0].padding == (3, 3) and trunk[1][0].padding == (1, 1) and trunk[0][1].num_groups == 128 and trunk[0][1].affine
+    assert trunk[0][0].padding == (3, 3) and trunk[1][0].padding == (1, 1) and trunk[0][1].num_groups == 128
+    assert trunk[0][1].affine
     assert convnet(3, 28)[0][0][0].padding == (1, 1) and convnet(3, 28)[1] == 128 * 9
 
 
 @pytest.mark.parametrize(("call", "words"), [
-    (lambda: build("convnet3", 10, size=4), "at least 8 pixels"), (lambda: build("convnet3", 10, norm_kind="layer"), "unknown norm 'layer'"),
+    (lambda: build("convnet3", 10, size=4), "at least 8 pixels"),
+    (lambda: build("convnet3", 10, norm_kind="layer"), "unknown norm 'layer'"),
     (lambda: build("resnet10", 10, size=4), "at least 8 pixels"), (lambda: build("convnet9", 10), "did you mean"),
-    (lambda: build("densenet121", 10, size=4), "at least 8 pixels"), (lambda: build("convnet3", 10, depth=2), "it takes embedding, norm_kind, width"),
+    (lambda: build("densenet121", 10, size=4), "at least 8 pixels"),
+    (lambda: build("convnet3", 10, depth=2), "it takes embedding, norm_kind, width"),
 ])
 def test_bad_input_is_answered_in_one_line(call, words):
     with pytest.raises(ValueError) as error:

@@ -1,4 +1,6 @@
-"""Face embedders: sizes, shapes at every size, BatchNorm after every convolution, gradients, the pair with a margin head, bad input."""
+"""Face embedders:
+sizes, shapes at every size, BatchNorm after every convolution, gradients, the pair with a margin head, bad input.
+"""
 import pytest
 import torch
 from torch import nn
@@ -17,7 +19,9 @@ def ghost(name, **options):
 
 
 def test_sizes():
-    """Millions of weights at 112 pixels and 512 features; the structure is that of the ArcFace authors' code, counted block by block in the notebook."""
+    """Millions of weights at 112 pixels and 512 features;
+    the structure is that of the ArcFace authors' code, counted block by block in the notebook.
+    """
     millions = {"iresnet18": 24.03, "iresnet34": 34.14, "iresnet50": 43.59, "iresnet100": 65.16}
     assert {name: round(count_parameters(ghost(name)) / 1e6, 2) for name in millions} == millions
     exact = {"iresnet18": 24_025_600, "iresnet50": 43_590_848}
@@ -30,13 +34,15 @@ def test_depth_is_what_the_name_says():
         assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in ghost(name).modules()) + 1 == depth
 
 
-@pytest.mark.parametrize("name, size", [*((name, size) for name in names() for size in (16, 24, 64, 112)), ("smallface", 8), ("iresnet18", 15), ("face_resnet18", 65)])
+@pytest.mark.parametrize("name, size", [*((name, size) for name in names() for size in (16, 24, 64, 112)),
+                                        ("smallface", 8), ("iresnet18", 15), ("face_resnet18", 65)])
 def test_embeddings_have_the_announced_shape(name, size):
     net = ghost(name, dim=64, size=size)
     assert net.eval()(torch.empty(2, 3, size, size, device="meta")).shape == (2, 64) and net.feature_dim == 64
 
 
-@pytest.mark.parametrize("name, size, side", [("iresnet18", 16, 2), ("face_resnet18", 16, 2), ("iresnet50", 112, 7), ("face_resnet50", 112, 4), ("smallface", 16, 4)])
+@pytest.mark.parametrize("name, size, side", [("iresnet18", 16, 2), ("face_resnet18", 16, 2), ("iresnet50", 112, 7),
+                                              ("face_resnet50", 112, 4), ("smallface", 16, 4)])
 def test_the_stem_keeps_small_faces_whole(name, size, side):
     net = ghost(name, size=size)
     maps = net.trunk(torch.empty(1, 3, size, size, device="meta"))
@@ -90,14 +96,16 @@ def test_residual_block_equals_its_parts():
     torch.manual_seed(0)
     block, x = ImprovedResidual(4, 8, 2).eval(), torch.randn(3, 4, 9, 9)
     expected = block.shortcut[1](block.shortcut[0](x)) + block.branch(x)
-    assert torch.allclose(block(x), expected) and block(x).shape == (3, 8, 5, 5) and block.branch[4].stride == (2, 2) and block.branch[1].stride == (1, 1)
+    assert torch.allclose(block(x), expected) and block(x).shape == (3, 8, 5, 5) and block.branch[4].stride == (2, 2)
+    assert block.branch[1].stride == (1, 1)
 
 
 def test_a_recogniser_answers_like_a_classifier():
     model = Recogniser(embedder("smallface", dim=16, size=16), ArcFace(16, 7, scale=32.0))
     images = torch.randint(0, 256, (10, 3, 16, 16), dtype=torch.uint8)
     logits, features = predict(model, images, batch_size=4)
-    assert logits.shape == (10, 7) and torch.allclose(logits, model.head.logits(features), atol=1e-4) and logits.abs().max() <= 32.001
+    assert logits.shape == (10, 7) and torch.allclose(logits, model.head.logits(features), atol=1e-4)
+    assert logits.abs().max() <= 32.001
     assert model.feature_dim == 16 and count_parameters(model) - count_parameters(model.embedder) == 7 * 16
 
 
@@ -119,4 +127,5 @@ def test_bad_input_says_what_is_expected(call, words):
 
 def test_embedder_is_a_trunk_and_a_head():
     net = embedder("smallface", dim=8, size=16, widths=(4, 8))
-    assert isinstance(net, Embedder) and [name for name, _ in net.trunk.named_children()] == ["stage1", "stage2"] and net.head[3].in_features == 8 * 8 * 8
+    assert isinstance(net, Embedder) and [name for name, _ in net.trunk.named_children()] == ["stage1", "stage2"]
+    assert net.head[3].in_features == 8 * 8 * 8

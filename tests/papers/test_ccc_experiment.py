@@ -172,7 +172,7 @@ def test_a_second_run_trains_nothing_and_equals_the_first(whole, monkeypatch):
 def test_a_change_of_the_correction_trains_only_what_is_corrected(whole, monkeypatch):
     config, root, _ = whole
     monkeypatch.setattr(ccc, "normalise_correction", lambda D, T, gamma: 0 * D)
-    planner, kinds = alone(config, root).planner, {}
+    planner, kinds = alone(config, root), {}
     for row in rows_of(config):
         path = root / f"{planner.node(row.stage).name}.pt"
         kinds.setdefault(type(row.stage).__name__, set()).add(path.is_file())
