@@ -126,8 +126,6 @@ class Relation(Mapped):
 
 # %% ../../nbs/papers/aird.ipynb #085f6461
 BASELINES = ("CE", "KD, added", "FitNet, unit deviation", "RKD", "SP, weight 300", "CRD")
-
-
 PARTS_OF_AIRD = ("CE", "IlD", "RlD", "AIRD")
 
 
