@@ -117,7 +117,7 @@ def _check_bounds(name: str, value: Any, rule: Rule, kind: type) -> None:
     if kind in (int, float) and value not in rule.unset:
         inside = ((rule.at_least is None or value >= rule.at_least) and (rule.above is None or value > rule.above)
                   and (rule.at_most is None or value <= rule.at_most) and (rule.below is None or value < rule.below))
-        if (rule.finite and not math.isfinite(value)) or not inside:
+        if (rule.finite and isinstance(value, float) and not math.isfinite(value)) or not inside:
             raise ValueError(f"{name}={value!r} is out of range; expected {kind.__name__}{_range(rule, kind) or ', finite'}")
 
 # %% ../nbs/config.ipynb #c6c5ab04
