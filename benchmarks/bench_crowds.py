@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kdnotes.condense.study import LiveBytes
+from kdnotes.crowdlearn.committee import couple
 from kdnotes.data import crowds
 from kdnotes.losses.crowd import crowd_nll
 from kdnotes.metrics.aggregate import dawid_skene
@@ -97,7 +98,7 @@ def test_sparse_likelihood(batch, benchmark):
 
 def test_head_only_correction(benchmark):
     crowd = make_crowd(2 * B)
-    expert = ccc.couple(network, crowd).experts[0].train()
+    expert = couple(network, crowd).experts[0].train()
     index, annotations = torch.arange(B), crowd.annotations(torch.arange(B))
     groups, meta = torch.arange(R) % G, (crowd.features[B:], torch.arange(B) % C)
     with_graph = lambda: expert(crowd.features[index])
@@ -171,7 +172,7 @@ def plain_epoch(committee, crowd, optimizers, meta_size):
 def test_an_epoch(benchmark):
     crowd, correction = make_crowd(4 * B), ccc.Correction(groups=G, meta_size=200, meta_batch=B)
     sgd = lambda module: torch.optim.SGD(module.parameters(), ETA, momentum=0.9, weight_decay=5e-4)
-    plain, ours = ccc.couple(network, crowd), ccc.couple(network, crowd)
+    plain, ours = couple(network, crowd), couple(network, crowd)
     optimizers, fabric = [sgd(expert) for expert in plain.experts], make_fabric("cpu", "fp32")
     optimizer = sgd(ours)
     run = lambda: ccc.fit(ours, crowd, optimizer=optimizer, epochs=1, warmup=0, correction=correction, batch_size=B,

@@ -5,7 +5,7 @@ import torch
 
 from kdnotes.crossres import (
     Optimisation, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
-    predict_view, train_all, trained, weights_of,
+    predict_view, weights_of,
 )
 from kdnotes.data.catalogue import SEARCHES, face_sets, load, search_sets
 from kdnotes.data.imageset import first_of_each, join, to_float, unseen_classes
@@ -16,7 +16,6 @@ from kdnotes.data.degrade import low_resolution
 from kdnotes.losses.margin import CosFace
 from kdnotes.metrics.probe import linear_probe
 from kdnotes.metrics.verify import recognition, search, verification
-from kdnotes.parallel import Place
 from kdnotes.recipes import Learner, recipe, target_in
 from kdnotes.runtime import fingerprint, make_fabric
 from kdnotes.train import one_cycle
@@ -68,18 +67,15 @@ def test_networks_of_one_seed_start_alike():
 @pytest.mark.parametrize("views", [Views(low=3), Views(low=3, flip=True)])
 def test_answers_travel_with_their_images(digits, views):
     teacher = fresh_network("smallconv:4-8-16:32", 10, 1, 8, 0).eval()
-    calls = []
-
-    def ask(batch):
-        calls.append(len(batch["images"]))
-        return {"brightness": batch["low"].mean((1, 2, 3))}
-
-    batches = paired_batches(digits[0], views, 64, seed=0, teachers={"teacher": (teacher, "low")}, ask=ask)
+    looked = []
+    teacher.register_forward_pre_hook(lambda module, args: looked.append(len(args[0])))
+    batches = paired_batches(digits[0], views, 64, seed=0, teachers={"teacher": (teacher, "low")})
+    assert sum(looked) == (0 if views.random else len(digits[0]))                         # once for all where nothing moves
+    looked.clear()
     for batch in batches:
         with torch.no_grad():
             torch.testing.assert_close(target_in(batch), teacher(batch["low"]))
-        assert torch.allclose(batch["brightness"], batch["low"].mean((1, 2, 3)))
-    assert calls == ([64] * len(batches) if views.random else [len(digits[0])])          # once for all where nothing moves
+    assert looked == [64] * len(batches) * (2 if views.random else 1)                     # ... else at each batch, beside our own look
 
 
 # ---- native low resolution -----------------------------------------------------------------------------------------------------------------
@@ -192,32 +188,6 @@ def test_a_kept_network_is_frozen_and_asked_about_a_view(digits):
     assert [views.side(view, 8) for view in ("high", "low")] == [8, 3] and Views(low=3).side("low", 8) == 8
     with pytest.raises(ValueError, match="unknown view 'fedd'; did you mean 'fed'"):
         predict_view(network, images, "fedd", views, statistics)
-
-
-def trained_on(value, place, count=None):
-    """A network whose first weights are all `value`, as if it had been trained to that; every training is one more line in the file `count`."""
-    def train(checkpoint):
-        assert checkpoint.parent == place.root and not checkpoint.exists()
-        network = fresh_network("smallconv:2-4-8:8", 5, 1, 8, seed=0)
-        torch.nn.init.constant_(network.trunk.stage1[0].weight, value)
-        if count:
-            count.write_text((count.read_text() if count.exists() else "") + f"{value}\n")
-        return weights_of(network)
-
-    return trained({"value": value}, lambda: fresh_network("smallconv:2-4-8:8", 5, 1, 8, seed=0), train, place, "constant")
-
-
-def test_a_network_is_trained_once_and_comes_back_frozen(tmp_path):
-    place, count = Place("cpu", "32-true", tmp_path / "stages"), tmp_path / "count"
-    (tmp_path / "stages").mkdir()
-    for value in (1, 2, 2):                                                               # one stream at a time needs no other process
-        assert train_all(lambda value: trained_on(value, place, count), [value], place) is None
-    assert count.read_text().split() == ["1", "2"]
-    network = trained_on(2, place, count)
-    assert len(count.read_text().split()) == 2 and (network.trunk.stage1[0].weight == 2).all()
-    assert not network.training and not any(p.requires_grad for p in network.parameters())
-    assert fingerprint(weights_of(network)) == fingerprint(network.state_dict()) == fingerprint(weights_of(trained_on(2, place)))
-    assert sorted(path.name.split("-")[0] for path in place.root.glob("*.pt")) == ["constant"] * 2
 
 
 @pytest.mark.parametrize("call, words", [

@@ -231,7 +231,7 @@ def test_every_number_leads_to_the_stages_that_made_it(tmp_path):
     stages = {"teacher0": {"stage": "Teacher", "fields": {"network": EVIL}, "parents": {}, "data": {"digits": "d" * 64},
                            "code": "c0de" * 16, "seconds": 12.34, "built": "2026-11-27T23:00:00+00:00",
                            "device": "cpu"}}
-    stages |= {f"{name}{seed}": {"stage": "Student", "fields": {"seed": seed, "loss": name},
+    stages |= {f"{name}{seed}": {"stage": "Student", "fields": {"seed": seed, "loss": name, "task": f"Set(seed={seed})", "teacher": stages["teacher0"]},
                                  "parents": {"teacher": "teacher0"},
                                  "data": {}, "code": "beef" * 16, "seconds": 3.0, "built": "",
                                  "device": {"type": "cpu"}}
@@ -245,13 +245,13 @@ def test_every_number_leads_to_the_stages_that_made_it(tmp_path):
     assert {link for link, _ in links} <= set(tags.ids)
     assert all(link[1:] in tags.ids for link in tags.links if link.startswith("#"))
     words = " ".join(" ".join(tags.text).split())
-    assert 'Teacher : network = "<script>' in words and "data digits dddddddddddddddd · code c0dec0dec0dec0de" in words
-    assert "12.3 s, 2026-11-27 23:00:00 UTC, cpu" in words
-    assert 'Student : loss = "taught" · code beefbeefbeefbeef' in words
+    assert "Teacher : network = <script>" in words and "· code c0dec0dec0dec0de" in words
+    assert "12.3 s, 2026-11-27 23:00:00 UTC, cpu, data dddddddd" in words
+    assert "Student : loss = taught, task = Set(seed=…) · code beefbeefbeefbeef" in words
     assert words.count("Student : ") == 2 and "Unused" not in words                  # one entry for all seeds
     made = text.index(f'id="{links[1][0]}"')
     stage = re.search(r'href="#([^"]+)">Student', text[made:])[1]
-    assert text.index(f'id="{stage}"') < text.index('loss = &#34;taught&#34;') and "seed 2, 3.0 s" in words
+    assert text.index(f'id="{stage}"') < text.index("loss = taught") and "seed 2, 3.0 s" in words
 
 
 def test_addresses_are_quoted(tmp_path):

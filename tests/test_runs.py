@@ -486,7 +486,10 @@ def test_figures_and_tables_keep_their_captions_in_order(tmp_path):
     table = compare(book().frame(), None, "Table 1")
     path = run.save_table(table, "table_1", "Table 1")
     assert pd.read_csv(path, dtype=str).to_dict() == table.to_dict()
-    assert runs.read_captions(run.tables)["table_1"] == {"caption": "Table 1", "notes": table.attrs["notes"]}
+    kept = {"caption": "Table 1", "notes": table.attrs["notes"], "layout": table.attrs["layout"]}
+    assert runs.read_captions(run.tables)["table_1"] == kept
+    run.save_table(pd.DataFrame({"a": [1]}), "plain")
+    assert runs.read_captions(run.tables)["plain"] == {"caption": "", "notes": []}
     for bad in ("../x", "", ".hidden", "a/b"):
         with pytest.raises(ValueError, match="name"):
             run.save_table(table, bad)

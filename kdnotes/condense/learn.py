@@ -22,7 +22,7 @@ from .selection import choose_images
 from .synthetic import SyntheticSet, from_real
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
-from ..profiles import unknown_name
+from ..config import unknown_name
 from ..runtime import derive_seed
 from ..train import predict
 

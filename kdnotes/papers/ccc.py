@@ -6,11 +6,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,109 +16,31 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 # %% auto #0
-__all__ = ['MERGED', 'THRIFTY', 'METHODS', 'REAL', 'LABELME', 'MUSIC', 'SENTIMENT', 'SYNTHETIC', 'CODE', 'CIFAR10N', 'QUICK',
-           'SMALL', 'DISPLAY', 'MAIN', 'SHORT', 'ALONE', 'Expert', 'Committee', 'outputs', 'in_float', 'probabilities',
-           'couple', 'group_annotators', 'distil', 'lookahead', 'forward_with', 'naive_gradient', 'mixed_derivative',
-           'head_gradient', 'normalise_correction', 'meta_batch', 'Correction', 'committee_step', 'fit', 'fine_tune',
-           'confusions', 'posterior', 'OneVoice', 'one_voice', 'dawid_skene_of', 'merged_labels', 'head_of',
-           'Labelling', 'parse_network', 'new_network', 'Schedule', 'Tables', 'Config', 'Pictures', 'first_images',
-           'Answers', 'PublishedCrowd', 'Material', 'Task', 'agreement', 'examiner', 'look_back', 'Learner', 'OneLabel',
-           'OneExpert', 'Pair', 'CoupledPair', 'scores', 'measured', 'task_of', 'stage_of', 'main_rows', 'display_name',
-           'ablation_rows', 'several', 'labels_alone', 'add_findings', 'add_leads', 'check_fit', 'run', 'claims',
+__all__ = ['METHODS', 'REAL', 'LABELME', 'MUSIC', 'SENTIMENT', 'SYNTHETIC', 'CODE', 'CIFAR10N', 'QUICK', 'SMALL', 'DISPLAY',
+           'MAIN', 'SHORT', 'ALONE', 'group_annotators', 'distil', 'lookahead', 'forward_with', 'naive_gradient',
+           'mixed_derivative', 'head_gradient', 'normalise_correction', 'meta_batch', 'Correction', 'advice', 'fit',
+           'fine_tune', 'Labelling', 'Schedule', 'Tables', 'Config', 'CoupledPair', 'task_of', 'stage_of', 'main_rows',
+           'display_name', 'ablation_rows', 'several', 'add_findings', 'add_leads', 'check_fit', 'run', 'claims',
            'ablation_claims']
 
 # %% ../../nbs/papers/ccc.ipynb #2820842e
 from ..config import Settings, conform, leaves, section, setting
+from ..crowdlearn.baselines import APPROACHES, CrowdLayers, approach, labels_alone
+from ..crowdlearn.committee import Advise, Committee, Expert, in_float, outputs
+from ..crowdlearn.committee import fit as fit_committee
+from ..crowdlearn.study import Answers, Pictures, PublishedCrowd, Task, TrainedCommittee, Training
+from ..crowdlearn.study import measured, new_network, parse_network
 from ..data import crowds
-from ..data.augment import channel_statistics, normalise
 from ..data.batches import Batches
-from ..data.catalogue import load, load_crowd
-from ..data.crowds import Crowd, CrowdData, Labelled, Synthetic, sealed
-from ..data.imageset import ImageSet, to_float
+from ..data.crowds import Crowd, sealed
 from ..data.sets.crowds import PUBLISHED
-from ..experiment import Data, Experiment, Here, Row, Stage, Study
-from ..losses.annotators import CoNAL, DoctorNet, MaxMIG, UnionNet, vote_confusions
-from ..losses.crowd import CrowdHead, CrowdLayer, VectorCrowdLayer, crowd_nll
-from ..metrics.aggregate import dawid_skene, majority_vote
-from ..metrics.classify import accuracy
-from ..models.classifiers import Prediction, build
-from ..models.convnets import ARCHITECTURES
-from ..models.perceptron import Perceptron
-from ..models.written import parse
+from ..experiment import Experiment, Here, Row, Study
+from ..losses.crowd import CrowdLayer, crowd_nll
+from ..models.classifiers import Prediction
 from ..results import Claim, Results
-from ..runtime import derive_seed, make_fabric, make_generator, seed_everything
+from ..runtime import derive_seed, make_fabric, make_generator
+from ..train import History
 from ..train import fit as train
-from ..train import multistep
-
-# %% ../../nbs/papers/ccc.ipynb #500b2a83
-class Expert(nn.Module):
-    """A classifier `network(inputs) -> Prediction` with a crowd `head`."""
-
-    def __init__(self, network: nn.Module, head: CrowdHead):
-        super().__init__()
-        self.network, self.head = network, head
-
-    def forward(self, inputs: Tensor) -> Prediction:
-        return self.network(inputs)
-
-# %% ../../nbs/papers/ccc.ipynb #281ebeeb
-class Committee(nn.Module):
-    """Experts that are trained side by side.
-
-    `lessons`, kept with the weights, holds what CCC draws anew each epoch (see `Correction.prepare`).
-    """
-
-    def __init__(self, experts: list[Expert]):
-        super().__init__()
-        self.experts = nn.ModuleList(experts)
-        self.lessons: dict = {}
-
-    def forward(self, inputs: Tensor) -> list[Prediction]:
-        return [expert(inputs) for expert in self.experts]
-
-    def get_extra_state(self) -> dict:
-        return self.lessons
-
-    def set_extra_state(self, state: dict) -> None:
-        device = next(self.parameters()).device
-        self.lessons = {name: [v.to(device) for v in value] if isinstance(value, list) else value
-                        for name, value in state.items()}
-
-# %% ../../nbs/papers/ccc.ipynb #3567fb3c
-@torch.no_grad()
-def outputs(committee: Committee, features: Tensor, output: Callable, fabric=None, batch_size: int = 512) -> Tensor:
-    """`output(expert, prediction)` `(N, C)` of every expert in evaluation mode.
-
-    Returns `(experts, N, C)` on the committee's device; the committee's mode is afterwards what it was.
-    """
-    mode, device, parts = committee.training, next(committee.parameters()).device, []
-    committee.eval()
-    for x in features.split(batch_size):
-        with fabric.autocast() if fabric else nullcontext():
-            predictions = committee(x.to(device))
-        pairs = zip(committee.experts, map(in_float, predictions))
-        parts.append(torch.stack([output(expert, prediction) for expert, prediction in pairs]))
-    committee.train(mode)
-    return torch.cat(parts, 1)
-
-
-def in_float(prediction: Prediction) -> Prediction:
-    """The prediction in float32 (float64 stays): what follows the network is never computed in half precision."""
-    return Prediction(*(v if v.dtype == torch.float64 else v.float() for v in prediction))
-
-# %% ../../nbs/papers/ccc.ipynb #4366b1b5
-def probabilities(committee: Committee, features: Tensor, fabric=None) -> Tensor:
-    """Each expert's class probabilities `(experts, N, C)`; their mean over the first axis is the committee's answer."""
-    return outputs(committee, features, lambda expert, prediction: expert.head.classify(prediction), fabric)
-
-
-def couple(make_network: Callable[[], nn.Module], crowd: Crowd, seed: int = 0, stochastic: bool = False) -> Committee:
-    """Two experts of one architecture with a crowd layer each, from different random starts."""
-    experts = []
-    for m in (1, 2):
-        seed_everything(derive_seed(seed, "weights", m))
-        experts.append(Expert(make_network(), CrowdLayer(crowd.annotators, len(crowd.classes), stochastic)))
-    return Committee(experts)
 
 # %% ../../nbs/papers/ccc.ipynb #b148e79e
 def group_annotators(T: Tensor, groups: int, seed: int = 0) -> Tensor:
@@ -288,50 +207,41 @@ class Correction:
         return {"V": normalise_correction(D, T, self.gamma), "groups": groups}
 
 # %% ../../nbs/papers/ccc.ipynb #9d2d8445
-def committee_step(committee: Committee, crowd: Crowd, optimizer, correction: Correction | None = None, seed: int = 0,
-                   fabric=None) -> Callable:
-    """One training step on `crowd`; `correction` takes effect once the committee has its lessons."""
+def advice(committee: Committee, crowd: Crowd, optimizer, correction: Correction, seed: int = 0, fabric=None) -> Advise:
+    """What the crowd layers take beside a batch: its correction, once the committee has its lessons."""
     autocast = fabric.autocast if fabric else nullcontext
 
-    def step(model: nn.Module, batch: dict) -> dict[str, Tensor]:
-        annotations, losses = crowd.annotations(batch["index"]), []
-        with autocast():  # not through the wrapper: the virtual step differentiates before the wrapper's backward
-            predictions = committee(batch["inputs"])
+    def advise(predictions: list[Prediction], annotations) -> list[dict]:
+        if not committee.lessons:
+            return [{} for _ in predictions]
         eta = optimizer.param_groups[0]["lr"]
-        for m, (expert, prediction) in enumerate(zip(committee.experts, map(in_float, predictions))):
-            more = {}
-            if correction is not None and committee.lessons:
-                more = correction.correct(committee, m, prediction, annotations, crowd, eta, seed, autocast)
-            losses.append(expert.head(prediction, annotations, batch["inputs"], **more))
-        if committee.lessons:
-            committee.lessons["tick"] += 1
-        return {"loss": torch.stack(losses).sum()} | {f"loss {m + 1}": loss for m, loss in enumerate(losses)}
+        found = [correction.correct(committee, m, prediction, annotations, crowd, eta, seed, autocast)
+                 for m, prediction in enumerate(predictions)]
+        committee.lessons["tick"] += 1
+        return found
 
-    return step
+    return advise
 
 # %% ../../nbs/papers/ccc.ipynb #a0c4a520
-def fit(committee: Committee, crowd: Crowd, *, optimizer, epochs: int, warmup: int = 10,
-        correction: Correction | None = None, batch_size: int = 128, seed: int = 0, fabric=None, callbacks=(),
-        **options):
-    """Train a committee on a crowd's labels, `warmup` epochs plain and `epochs` with `correction`; the `History`.
+def fit(committee: Committee, crowd: Crowd, *, optimizer, epochs: int, correction: Correction, warmup: int = 10,
+        seed: int = 0, fabric=None, callbacks=(), **options) -> History:
+    """Train a committee of crowd layers on a crowd's labels, `warmup` epochs plain and `epochs` with `correction`.
 
-    `correction` None trains plain throughout; one wants experts with a `CrowdLayer`. `options` (schedule, checkpoint,
-    every, clip, desc) go to `kdnotes.train.fit`: with a checkpoint the training continues exactly after a kill. The
-    true classes are sealed meanwhile.
+    `options` (batch_size, schedule, checkpoint, every, clip, desc) go to `kdnotes.crowdlearn.committee.fit`: with a
+    checkpoint the training continues exactly after a kill. The true classes are sealed meanwhile.
     """
     fabric = fabric or make_fabric("auto", "fp32")
     crowd = crowds.to(crowd, fabric.device)
-    batches = Batches({"inputs": crowd.features}, min(batch_size, crowd.items), seed=derive_seed(seed, "batches"))
-    step = committee_step(committee.to(fabric.device), crowd, optimizer, correction, seed, fabric)
+    advise = advice(committee.to(fabric.device), crowd, optimizer, correction, seed, fabric)
 
     def next_lessons(model, epoch: int) -> None:
-        if correction is not None and warmup <= epoch < warmup + epochs:
+        if warmup <= epoch < warmup + epochs:
             correction.prepare(committee, crowd, seed, fabric)
 
     with sealed():
         next_lessons(committee, 0)
-        return train(committee, batches, step, optimizer=optimizer, epochs=warmup + epochs, fabric=fabric,
-                     callbacks=(*callbacks, next_lessons), plan={"warmup": warmup}, **options)
+        return fit_committee(committee, crowd, optimizer=optimizer, epochs=warmup + epochs, seed=seed, fabric=fabric,
+                             advise=advise, callbacks=(*callbacks, next_lessons), plan={"warmup": warmup}, **options)
 
 # %% ../../nbs/papers/ccc.ipynb #e5b0d8ce
 def fine_tune(committee: Committee, crowd: Crowd, epochs: int, lr: float = 1e-4, batch_size: int = 128, seed: int = 0,
@@ -353,69 +263,8 @@ def fine_tune(committee: Committee, crowd: Crowd, epochs: int, lr: float = 1e-4,
         with sealed():
             train(expert.network, batches, step, optimizer=optimizer, epochs=epochs, fabric=fabric)
 
-# %% ../../nbs/papers/ccc.ipynb #c297164a
-def confusions(committee: Committee) -> Tensor:
-    """Estimated answers of every annotator, `(R, C, C)`, rows (true classes) sum to 1: the mean over the experts."""
-    return torch.stack([expert.head.confusions() for expert in committee.experts]).mean(0)
-
-
-def posterior(committee: Committee, crowd: Crowd, fabric=None) -> Tensor:
-    """Belief `(N, C)` about the class of every item of the crowd, from its features and its labels together."""
-    log_theta = confusions(committee).clamp_min(1e-12).log()
-    crowd = crowds.to(crowd, log_theta.device)
-    evidence = log_theta[crowd.annotator, :, crowd.label]
-    log_p = probabilities(committee, crowd.features, fabric).mean(0).clamp_min(1e-12).log()
-    return log_p.index_add(0, crowd.item, evidence.to(log_p.dtype)).softmax(1)
-
-# %% ../../nbs/papers/ccc.ipynb #cb7c38e4
-class OneVoice(CrowdHead):
-    """Plain cross-entropy on the one label of every item."""
-
-    def forward(self, prediction: Prediction, annotations, inputs=None) -> Tensor:
-        row, _, label = annotations
-        return F.cross_entropy(prediction.logits[row], label)
-
-
-def one_voice(crowd: Crowd, labels: Tensor) -> Crowd:
-    """The crowd's items with one label each, by a single annotator."""
-    annotator = torch.zeros(crowd.items, dtype=torch.long)
-    return Crowd(torch.arange(crowd.items), annotator, labels.cpu(), crowd.items, 1, crowd.classes, crowd.features)
-
-
-def dawid_skene_of(crowd: Crowd):
-    """What Dawid & Skene's EM finds in the labels of a crowd alone."""
-    size = (crowd.items, crowd.annotators, len(crowd.classes))
-    return dawid_skene(crowd.item, crowd.annotator, crowd.label, *size)
-
-
-def merged_labels(method: str, crowd: Crowd, seed: int) -> Tensor:
-    """The single label of every item: by vote, by Dawid & Skene's EM, or the truth."""
-    if method == "clean labels":
-        return crowd.truth.reveal()
-    if method == "MajorVote":
-        return majority_vote(crowds.votes(crowd), generator=make_generator(seed, "ties"))
-    return dawid_skene_of(crowd).posterior.argmax(1)
-
-# %% ../../nbs/papers/ccc.ipynb #db2f611e
-MERGED = ("clean labels", "MajorVote", "Dawid-Skene")
-THRIFTY = {f"CrowdLayer {kind}": kind for kind in VectorCrowdLayer.KINDS}
-METHODS = (*MERGED, "CrowdLayer", "CrowdLayer ×2", *THRIFTY, "DoctorNet", "Max-MIG", "CoNAL", "UnionNet", "CCC")
-
-
-def head_of(method: str, crowd: Crowd, network: nn.Module) -> CrowdHead:
-    """The head of a method with one expert for `crowd`."""
-    r, c = crowd.annotators, len(crowd.classes)
-    if method in THRIFTY:
-        return VectorCrowdLayer(r, c, THRIFTY[method])
-    if method == "DoctorNet":
-        return DoctorNet(r, c, network.feature_dim)
-    if method == "Max-MIG":
-        belief = F.one_hot(crowds.votes(crowd).argmax(1), c).float()
-        start = vote_confusions(crowd.item, crowd.annotator, crowd.label, belief, r)
-        return MaxMIG(start, belief.mean(0).clamp_min(1e-3))
-    if method == "CoNAL":
-        return CoNAL(r, c, crowd.features[0].numel())
-    return UnionNet(r, c)
+# %% ../../nbs/papers/ccc.ipynb #b2bd71f3
+METHODS = (*APPROACHES, "CCC")
 
 # %% ../../nbs/papers/ccc.ipynb #35483add
 @dataclass(frozen=True)
@@ -431,32 +280,6 @@ class Labelling:
     holdout: float = setting(0.1, "ours", "share of the items whose annotations choose the epoch; 0: the published "
                              "validation set", at_least=0, below=1)
     train_size: int = setting(0, "scale", "the first items only; 0: all", at_least=0)
-
-# %% ../../nbs/papers/ccc.ipynb #4cf5ab5d
-def parse_network(text: str) -> tuple[str, dict]:
-    """Name and options of a network: "mlp:512-256", "mlp:128:dropout:norm", or a classifier as in `models.written`.
-
-    ValueError for another form, an unknown name, and an option that the network does not have.
-    """
-    mlp = functools.partial(Perceptron, inputs=0, classes=0)  # these two are not for the text to say
-    name, options = parse(text, ARCHITECTURES | {"mlp": mlp}, () if text.startswith("mlp") else ("embedding",))
-    if name == "mlp" and "widths" not in options:
-        raise ValueError(f"network {text!r} has no layers; write mlp:widths[:dropout][:norm], such as mlp:512-256")
-    return name, options
-
-
-def new_network(text: str, sample: Tensor, classes: int) -> nn.Module:
-    """The network written `text` for inputs like `sample` (no batch axis); ValueError where they do not fit."""
-    name, options = parse_network(text)
-    if name == "mlp":
-        return Perceptron(sample.numel(), classes, **options)
-    if sample.ndim != 3:
-        raise ValueError(f"network {text!r} looks at images, but an item is {tuple(sample.shape)}; use an mlp")
-    network = build(name, classes, channels=len(sample), size=sample.shape[-1], **options)
-    if name in ("resnet18", "resnet34"):
-        first = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
-        first.padding = (0, 0)  # 32 x 32 becomes 30 x 30, as in the authors' code
-    return network
 
 # %% ../../nbs/papers/ccc.ipynb #6cab9732
 @dataclass(frozen=True)
@@ -474,16 +297,10 @@ class Schedule:
     milestones: tuple[int, ...] = setting((), "scale", "epochs after the warm-up at which the rate falls to a tenth; "
                                           "30 in the code", at_least=0)
 
-    def new_optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
-        """The optimizer for groups of parameters."""
-        if self.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=self.lr, weight_decay=self.weight_decay)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
-
-    def rates(self) -> Callable | None:
-        """How the learning rate falls."""
-        places = [self.warmup + milestone for milestone in self.milestones]
-        return multistep(places, of=self.warmup + self.epochs) if places else None
+    def whole(self) -> Training:
+        """The training from its first epoch to its last, the warm-up included."""
+        epochs, milestones = self.warmup + self.epochs, tuple(self.warmup + epoch for epoch in self.milestones)
+        return Training(self.network, self.optimizer, self.lr, self.weight_decay, self.batch_size, epochs, milestones)
 
 # %% ../../nbs/papers/ccc.ipynb #20ac89ef
 @dataclass(frozen=True)
@@ -491,8 +308,9 @@ class Tables:
     """What is compared."""
 
     methods: tuple[str, ...] = setting(
-        (*MERGED, "CrowdLayer", "CrowdLayer ×2", "DoctorNet", "Max-MIG", "CoNAL", "UnionNet", "CCC"), "paper",
-        "rows of the main table; CrowdLayer ×2 and the clean labels are ours", choices=METHODS, length=(1, None))
+        ("clean labels", "MajorVote", "Dawid-Skene", "CrowdLayer", "CrowdLayer ×2", "DoctorNet", "Max-MIG", "CoNAL",
+         "UnionNet", "CCC"), "paper", "rows of the main table; CrowdLayer ×2 and the clean labels are ours",
+        choices=METHODS, length=(1, None))
     group_sweep: tuple[int, ...] = setting((1, 0), "scale", "further G, 0: every annotator alone; 5, 30, 100, 250 in "
                                            "the paper", at_least=0)
     density_sweep: tuple[float, ...] = setting((1.0,), "scale", "further labels per item; 1, 3, 5, 7, 9 in the paper",
@@ -569,250 +387,33 @@ Config.DATASETS = {
     ("paper", "fashion_mnist"): {**SYNTHETIC, **CODE, "network": "resnet18"},
 }
 
-# %% ../../nbs/papers/ccc.ipynb #e5792964
-@dataclass(frozen=True)
-class Pictures(Data):
-    """Images of a split with their classes; of the training images the first `size` (0: all).
-
-    They are normalised per channel, as those training images are.
-    """
-
-    dataset: str
-    split: str
-    size: int
-
-    def load(self) -> Labelled:
-        train = first_images(self.dataset, self.size)
-        images = train if self.split == "train" else load(self.dataset, self.split)
-        return Labelled(normalise(to_float(images.images), *channel_statistics(train.images)), images.labels)
-
-
-def first_images(dataset: str, size: int) -> ImageSet:
-    """The first `size` training images of a data set; 0: all."""
-    images = load(dataset, "train")
-    return images.take(slice(size)) if size else images
-
-# %% ../../nbs/papers/ccc.ipynb #f35e02b0
-@dataclass(frozen=True)
-class Answers(Data):
-    """What a synthetic crowd says about the first `size` training images (0: all), and what it was drawn from."""
-
-    dataset: str
-    size: int
-    case: str
-    annotators: int
-    labels_per_item: float
-    alpha: float
-    seed: int
-
-    def load(self) -> Synthetic:
-        train = first_images(self.dataset, self.size)
-        return crowds.synthetic(None, train.labels, train.classes, self.case, self.annotators, self.labels_per_item,
-                                self.alpha, seed=self.seed)
-
-# %% ../../nbs/papers/ccc.ipynb #3d0cb4fb
-@dataclass(frozen=True)
-class PublishedCrowd(Data):
-    """The first `size` items (0: all) of a published crowd, standardised: images per channel, features one by one."""
-
-    dataset: str
-    size: int
-
-    def load(self) -> CrowdData:
-        data = load_crowd(self.dataset)
-        if self.size:
-            data = data._replace(crowd=crowds.take(data.crowd, torch.arange(min(self.size, data.crowd.items))))
-        if data.crowd.features.dtype != torch.uint8:
-            return crowds.standardise(data)
-        statistics = channel_statistics(data.crowd.features)
-        scale = lambda images: normalise(to_float(images), *statistics)
-        crowd = replace(data.crowd, features=scale(data.crowd.features))
-        return data._replace(crowd=crowd, test=data.test._replace(features=scale(data.test.features)))
-
-# %% ../../nbs/papers/ccc.ipynb #91a1cd46
-class Material(NamedTuple):
-    """The crowd to learn from, what chooses the epoch, what judges, and how a synthetic crowd errs `(R, C, C)`."""
-
-    crowd: Crowd
-    valid: Crowd | Labelled
-    test: Labelled
-    theta: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """A crowd, with `pictures` (training, test) where it is synthetic; a share `holdout` of it chooses the epoch.
-
-    `holdout` 0 leaves that to the published validation set.
-    """
-
-    crowd: Answers | PublishedCrowd
-    pictures: tuple[Pictures, ...]
-    holdout: float
-    seed: int
-
-    def material(self, here: Here) -> Material:
-        """ValueError for a crowd without a test set, or without the validation set that is asked for."""
-        found, theta = here.read(self.crowd), None
-        if self.pictures:
-            train, test = map(here.read, self.pictures)
-            found, theta = CrowdData(replace(found.crowd, features=train.features), test), found.confusions
-        if found.test is None:
-            raise ValueError(f"{self.crowd.dataset} has no test set: nothing can be measured on it")
-        if not self.holdout and found.valid is None:
-            raise ValueError(f"{self.crowd.dataset} has no published validation set: give holdout > 0")
-        parts = (found.crowd, found.valid)
-        if self.holdout:
-            parts = crowds.hold_out(found.crowd, self.holdout, derive_seed(self.seed, "holdout") % 2**31)
-        return Material(*parts, found.test, theta)
-
-# %% ../../nbs/papers/ccc.ipynb #86e9486a
-def agreement(p: Tensor, valid: Crowd | Labelled) -> float:
-    """How well probabilities `(N, C)` agree with a validation set, in %.
-
-    That is the accuracy, or the share of a crowd's annotations that name the predicted class.
-    """
-    if isinstance(valid, Labelled):
-        return 100 * accuracy(p, valid.labels)
-    return 100 * (p.argmax(1).cpu()[valid.item] == valid.label).double().mean().item()
-
-
-def examiner(material: Material, fabric) -> Callable:
-    """A callback that adds test accuracy (`accuracy`, `accuracy 1`) and `validation`, `validation 1` to an epoch."""
-    def examine(committee: Committee, epoch: int) -> dict[str, float]:
-        row = {}
-        for name, part in (("accuracy", material.test), ("validation", material.valid)):
-            p = probabilities(committee, part.features, fabric)
-            row |= {name: agreement(p.mean(0), part), f"{name} 1": agreement(p[0], part)}
-        return row
-
-    return examine
-
-# %% ../../nbs/papers/ccc.ipynb #d0ab4aa0
-def look_back(committee: Committee, crowd: Crowd, fabric) -> dict:
-    """Estimated confusions, groups, and the shares in % of right labels in the posterior and in the last meta sets."""
-    truth, lessons = crowd.truth.reveal(), committee.lessons
-    T = torch.stack([expert.head.T.detach().cpu() for expert in committee.experts])
-    found = {"T": T, "confusions": confusions(committee).cpu(),
-             "label_accuracy": 100 * accuracy(posterior(committee, crowd, fabric).cpu(), truth)}
-    if lessons:
-        right = [(truth[items.cpu()] == labels.cpu()).double().mean().item()
-                 for items, labels in zip(lessons["items"], lessons["labels"])]
-        found |= {"groups": lessons["groups"][0].cpu(), "meta_accuracy": 100 * sum(right) / len(right)}
-    return found
-
-# %% ../../nbs/papers/ccc.ipynb #fe001518
-@dataclass(frozen=True)
-class Learner(Stage):
-    """A committee that learns a task from one seed; kept are the rows of its epochs."""
-
-    task: Task
-    seed: int
-    schedule: Schedule
-
-    def assemble(self, crowd: Crowd) -> tuple[Committee, Crowd]:
-        """The untrained committee and what it learns from; all methods of one seed start from the same weights."""
-        raise NotImplementedError(f"{type(self).__name__} does not say who is in its committee")
-
-    def network(self, crowd: Crowd) -> nn.Module:
-        """A new network for the crowd's items."""
-        return new_network(self.schedule.network, crowd.features[0], len(crowd.classes))
-
-    def groups(self, committee: Committee) -> list[dict]:
-        """The parameters as the optimizer takes them."""
-        return [{"params": committee.parameters()}]
-
-    def build(self, parents, here: Here, checkpoint: Path) -> dict:
-        material = self.task.material(here)
-        committee, crowd = self.assemble(material.crowd)
-        seed_everything(derive_seed(self.seed, "training"))
-        return self.learn(committee, crowd, material, here.fabric, checkpoint=checkpoint)
-
-    def learn(self, committee: Committee, crowd: Crowd, material: Material, fabric, **options) -> dict:
-        """Train; `options` go to `fit`."""
-        s = self.schedule
-        history = fit(committee, crowd, optimizer=s.new_optimizer(self.groups(committee)), epochs=s.epochs,
-                      warmup=s.warmup, batch_size=s.batch_size, seed=self.seed, fabric=fabric, schedule=s.rates(),
-                      callbacks=[examiner(material, fabric)], **options)
-        kept = [{k: v for k, v in row.items() if k.startswith(("accuracy", "validation"))} for row in history.rows]
-        return {"rows": kept}
-
-# %% ../../nbs/papers/ccc.ipynb #3663fa67
-@dataclass(frozen=True)
-class OneLabel(Learner):
-    """One expert that learns a single label of every item, see `merged_labels`."""
-
-    method: str
-
-    def assemble(self, crowd):
-        seed_everything(derive_seed(self.seed, "weights", 1))
-        committee = Committee([Expert(self.network(crowd), OneVoice())])
-        return committee, one_voice(crowd, merged_labels(self.method, crowd, self.seed))
-
-
-@dataclass(frozen=True)
-class OneExpert(Learner):
-    """One expert with the head of a method, see `head_of`."""
-
-    method: str
-
-    def assemble(self, crowd):
-        seed_everything(derive_seed(self.seed, "weights", 1))
-        network = self.network(crowd)
-        return Committee([Expert(network, head_of(self.method, crowd, network))]), crowd
-
-    def groups(self, committee):
-        """Max-MIG's aggregator learns ten times more slowly, as in its paper."""
-        expert, = committee.experts
-        slow = {"lr": 0.1 * self.schedule.lr} if self.method == "Max-MIG" else {}
-        return [{"params": expert.network.parameters()}, {"params": expert.head.parameters(), **slow}]
-
 # %% ../../nbs/papers/ccc.ipynb #df612e81
 @dataclass(frozen=True)
-class Pair(Learner):
-    """Two crowd layers side by side; kept is also what they found out about the crowd."""
-
-    stochastic: bool
-
-    def assemble(self, crowd):
-        return couple(lambda: self.network(crowd), crowd, self.seed, self.stochastic), crowd
-
-    def learn(self, committee, crowd, material, fabric, **options):
-        return super().learn(committee, crowd, material, fabric, **options) | look_back(committee, crowd, fabric)
-
-
-@dataclass(frozen=True)
-class CoupledPair(Pair):
-    """CCC: a pair whose members correct each other, and are fine-tuned for `finetune` epochs at the end."""
+class CoupledPair(TrainedCommittee):
+    """CCC: crowd layers that correct each other after `warmup` epochs, and are fine-tuned for `finetune` at the end."""
 
     correction: Correction
+    warmup: int
     finetune: int
 
-    def learn(self, committee, crowd, material, fabric, **options):
-        found = super().learn(committee, crowd, material, fabric, correction=self.correction, **options)
-        if not self.finetune:
-            return found
-        s, rows = self.schedule, found["rows"]
-        fine_tune(committee, crowd, self.finetune, batch_size=s.batch_size, seed=self.seed, fabric=fabric)
-        last = rows[-1] | examiner(material, fabric)(committee, s.warmup + s.epochs)
-        return {"rows": [*rows, last]} | look_back(committee, crowd, fabric)
+    def fit(self, committee, crowd, **options):
+        epochs = self.training.epochs - self.warmup
+        return fit(committee, crowd, epochs=epochs, warmup=self.warmup, correction=self.correction, **options)
 
-# %% ../../nbs/papers/ccc.ipynb #06cd744b
-def scores(rows: list[dict], expert: int = 0) -> dict[str, float]:
-    """The metrics of a training in percent, from the rows of its epochs.
+    def learn(self, committee, crowd, examine, *, fabric, **options):
+        rows = super().learn(committee, crowd, examine, fabric=fabric, **options)
+        if self.finetune:
+            size = self.training.batch_size
+            fine_tune(committee, crowd, self.finetune, batch_size=size, seed=self.seed, fabric=fabric)
+            rows.append(rows[-1] | examine(committee, self.training.epochs))
+        return rows
 
-    `expert` 0 is the committee's answer, 1 that of its first expert alone.
-    """
-    mark = f" {expert}" if expert else ""
-    curve, validation = ([row[name + mark] for row in rows] for name in ("accuracy", "validation"))
-    chosen = max(range(len(rows)), key=lambda e: (validation[e], -e))
-    return {"accuracy_best": max(curve), "accuracy_last": curve[-1], "accuracy_selected": curve[chosen],
-            "accuracy_drop": max(curve) - curve[-1]}
-
-
-def measured(stage: Learner, made: dict, here: Here, expert: int = 0) -> dict[str, float]:
-    """The metrics of a stage."""
-    return scores(made["rows"], expert)
+    def findings(self, committee, crowd, fabric):
+        truth, lessons = crowd.truth.reveal(), committee.lessons
+        right = [(truth[items.cpu()] == labels.cpu()).double().mean().item()
+                 for items, labels in zip(lessons["items"], lessons["labels"])]
+        own = {"groups": lessons["groups"][0].cpu(), "meta_accuracy": 100 * sum(right) / len(right)}
+        return super().findings(committee, crowd, fabric) | own
 
 # %% ../../nbs/papers/ccc.ipynb #5444de19
 def task_of(config: Config, seed: int, case: str = "", labels_per_item: float = 0) -> Task:
@@ -826,17 +427,19 @@ def task_of(config: Config, seed: int, case: str = "", labels_per_item: float = 
     return Task(answers, pictures, c.holdout, seed)
 
 
-def stage_of(method: str, seed: int, config: Config, case: str = "", labels_per_item: float = 0, **changes) -> Learner:
+def stage_of(method: str, seed: int, config: Config, case: str = "", labels_per_item: float = 0,
+             **changes) -> TrainedCommittee:
     """The training of a method, CCC's with `changes` of the correction.
 
     A single CrowdLayer is the first of two that are trained side by side.
     """
-    common = (task_of(config, seed, case, labels_per_item), seed, config.training)
+    common = (task_of(config, seed, case, labels_per_item), seed, config.training.whole())
+    pair = CrowdLayers(config.stochastic)
     if method == "CCC":
-        return CoupledPair(*common, config.stochastic, replace(config.correction, **changes), config.finetune)
-    if method in ("CrowdLayer", "CrowdLayer ×2"):
-        return Pair(*common, config.stochastic)
-    return OneLabel(*common, method) if method in MERGED else OneExpert(*common, method)
+        correction = replace(config.correction, **changes)
+        return CoupledPair(*common, pair, correction, config.training.warmup, config.finetune)
+    known = approach(method)
+    return TrainedCommittee(*common, pair if isinstance(known, CrowdLayers) else known)
 
 # %% ../../nbs/papers/ccc.ipynb #6643250e
 DISPLAY = {"labelme": "LabelMe", "music": "MUSIC", "cifar10n": "CIFAR-10N", "cifar10": "CIFAR-10",
@@ -895,17 +498,10 @@ def several(sweep: tuple, default: float) -> list:
     return list(values.values()) if len(values) > 1 else []
 
 # %% ../../nbs/papers/ccc.ipynb #24fae201
-def labels_alone(crowd: Crowd) -> dict[str, float]:
-    """The share in % of right labels in a crowd: raw, after a vote, and after Dawid & Skene's EM."""
-    em = accuracy(dawid_skene_of(crowd).posterior, crowd.truth.reveal())
-    shares = {"raw labels": crowds.raw_accuracy(crowd), "MajorVote": crowds.majority_accuracy(crowd), "Dawid-Skene": em}
-    return {method: 100 * share for method, share in shares.items()}
-
-
 def add_findings(experiment: Experiment, rows: list[Row]) -> None:
     """How many labels of the crowd itself were put right in the main table, and how clean the meta sets were."""
-    main = {row.stage: row for row in rows if row.table in MAIN.values() and isinstance(row.stage, Pair)}
-    for stage, row in main.items():
+    in_main = [row for row in rows if row.table in MAIN.values() and isinstance(row.stage.approach, CrowdLayers)]
+    for stage, row in {row.stage: row for row in in_main}.items():
         density = {"labels_per_instance": stage.task.crowd.labels_per_item} if row.setting else {}
         add = functools.partial(experiment.results.add, "labels recovered", row.dataset, seed=stage.seed,
                                 setting={**row.setting, **density})

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'OURS', 'METHODS', 'STUDY_NAMES', 'PAIRS', 'CLOSED', 'READINGS', 'EVERY_READING', 'READ', 'PEERS',
-           'CROSS', 'GREY', 'COLOUR', 'SGD', 'SMALL_FACES', 'CASIA', 'JUDGED_ON', 'EVERY_METHOD', 'TINY', 'TRANSFER',
-           'NUMBERS', 'DRAWN', 'TABLES', 'DATASET_NAMES', 'JUDGES', 'STUDIES', 'CLOSED_SETS', 'Objective', 'recipe_of',
-           'Images', 'check_pair', 'Networks', 'Sweeps', 'check_embedder', 'Faces', 'Training', 'Config', 'over',
-           'People', 'Probe', 'TinyPeople', 'TinySearch', 'Subjects', 'Head', 'Network', 'Unaided', 'Answers', 'Taught',
-           'Tuned', 'outputs', 'recalled', 'classified', 'probed', 'transferred', 'pair_similarities', 'overlap',
-           'verified', 'identified', 'searched', 'people_of', 'pictures_of', 'views_of', 'network_of', 'main_rows',
-           'further', 'named', 'retrieval_rows', 'classification_rows', 'probe_rows', 'changed', 'negatives_rows',
-           'temperature_rows', 'readings_rows', 'pairs_rows', 'judge_of', 'protocols_of', 'faces_rows', 'rows', 'run',
-           'embedding_claims', 'closed_claims', 'face_claims', 'sweep_claims', 'claims']
+           'CROSS', 'GREY', 'COLOUR', 'SGD', 'SMALL_FACES', 'CASIA', 'JUDGED_ON', 'EVERY_METHOD', 'PAIRED', 'TRANSFER',
+           'NUMBERS', 'JUDGED', 'DRAWN', 'TABLES', 'DATASET_NAMES', 'JUDGES', 'STUDIES', 'CLOSED_SETS', 'Objective',
+           'recipe_of', 'Images', 'check_pair', 'Networks', 'Sweeps', 'check_embedder', 'Faces', 'Training', 'Config',
+           'over', 'Classes', 'Probe', 'named', 'Taught', 'Tuned', 'people_of', 'task_of', 'student_of', 'transferred',
+           'pair_similarities', 'overlap', 'verified', 'main_rows', 'retrieval_rows', 'classification_rows',
+           'probe_rows', 'changed', 'swept', 'sweep_rows', 'readings_rows', 'pairs_rows', 'judge_of', 'protocols_of',
+           'further', 'faces_rows', 'rows', 'run', 'embedding_claims', 'closed_claims', 'face_claims', 'sweep_claims',
+           'claims']
 
 # %% ../../nbs/papers/crrcd.ipynb #dcad9122
 import itertools
@@ -26,30 +25,20 @@ from torch import Tensor, nn
 
 from ..config import Settings, by_full_name, section, setting
 from kdnotes.crossres import (
-    Optimisation, Pictures, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
-    predict_view,
+    Answers, Head, Network, Optimisation, People, Pictures, Task, Unaided, Views, classified,
+    identified, learnt, probed, retrieved, searched, seen_by,
 )
-from ..data.augment import channel_statistics
-from ..data.catalogue import face_sets, search_sets
+from ..data.catalogue import load
 from ..data.degrade import MODES
-from ..data.faces import faces
-from ..data.imageset import ImageSet, rank_in_class
-from ..data.protocols import split_identities, verification_pairs
-from ..data.sets.uccs import subjects_of
+from ..data.imageset import ImageSet
+from ..data.protocols import FaceSets
 from ..experiment import Data, Experiment, Here, Row, Stage, Study
-
-# %% ../../nbs/papers/crrcd.ipynb #767daa35
-from ..losses.margin import ArcFace, CosFace
-from ..metrics.classify import accuracy
-from ..metrics.probe import linear_probe
-from ..metrics.retrieve import recall_at_k
-from ..metrics.verify import by_first_picture, judge_folds, pair_scores, search
+from ..faces import NativeTest
+from ..metrics.verify import judge_folds, pair_scores
 from ..models import embedders
-from ..models.classifiers import Prediction
 from ..models.written import parse, printed
 from ..recipes import Learner, Recipe, RelationalContrast, SoftLabels, recipe
 from ..results import Claim, Results
-from ..runtime import derive_seed, seed_everything
 
 # %% ../../nbs/papers/crrcd.ipynb #3160f0db
 @dataclass(frozen=True)
@@ -63,10 +52,11 @@ class Objective:
     tau: float = setting(0.1, "paper", "temperature of the critic", above=0)
     p: int = setting(64, "scale; paper 128", "dimension of relations", at_least=1)
     anchors: int = setting(8, "scale", "a random part of the batch as anchors, 0 = all of it", at_least=0)
-    sides: str = setting("teacher", "inferred", "whose memory gives the chance pairs", choices=("teacher", "student", "both"))
+    sides: str = setting("teacher", "inferred", "whose memory gives the chance pairs",
+                         choices=("teacher", "student", "both"))
     norm: str = setting("crd", "component", "Z from the first batch, or the literal Eq. 10", choices=("crd", "none"))
     bank: str = setting("queue", "paper", "form of the memory", choices=("queue", "index"))
-    policy: str = setting("labels", "paper", "chance pairs from other classes, or other images", choices=("labels", "index"))
+    policy: str = setting("labels", "paper", "a chance pair: other classes, or images", choices=("labels", "index"))
     relation: str = setting("module", "paper", "a hidden layer, or as in CRCD none", choices=("module", "difference"))
     tie: bool = setting(False, "inferred", "F^t and F^{t,s} share all but the student's map")
     share_in: bool = setting(False, "inferred", "one input map in F^t for both members")
@@ -74,7 +64,8 @@ class Objective:
 
     def contrast(self) -> RelationalContrast:
         """The term L_rcd with its weight."""
-        options = {name: getattr(self, name) for name in ("n", "p", "anchors", "sides", "norm", "bank", "policy", "relation", "tie", "share_in")}
+        names = ("n", "p", "anchors", "sides", "norm", "bank", "policy", "relation", "tie", "share_in")
+        options = {name: getattr(self, name) for name in names}
         return RelationalContrast(self.beta, temperature=self.tau, **options)
 
 # %% ../../nbs/papers/crrcd.ipynb #37fcbc81
@@ -88,7 +79,8 @@ def recipe_of(method: str, objective: Objective) -> Recipe:
     own = objective.contrast()
     if method not in OURS:
         memory = {"p": objective.p, "policy": objective.policy}
-        return recipe(method).fitted(crd=memory | {"n": objective.crd_n}, crcd=memory | {"n": objective.n, "anchors": objective.anchors})
+        relations = memory | {"n": objective.n, "anchors": objective.anchors}
+        return recipe(method).fitted(crd=memory | {"n": objective.crd_n}, crcd=relations)
     soft = () if method == "RCD only" else (SoftLabels(objective.alpha, temperature=objective.rho, form="ce"),)
     return Recipe(1.0, (*soft, replace(own, norm="none") if method == "CRRCD, literal critic" else own))
 
@@ -101,8 +93,9 @@ class Images:
     """The degradation and what is measured."""
 
     studies: tuple[str, ...] = setting(STUDY_NAMES, "ours", "what is run", choices=STUDY_NAMES, length=(1, None))
-    seen: tuple[int, ...] = setting((0, 2, 4, 6, 8), "scale", "classes trained on where unseen ones are searched", at_least=0, length=(2, None))
-    searched: str = setting("all", "scale", "unseen images of all splits, or of the test split", choices=("all", "test"))
+    seen: tuple[int, ...] = setting((0, 2, 4, 6, 8), "scale", "classes trained on where unseen ones are searched",
+                                    at_least=0, length=(2, None))
+    searched: str = setting("all", "scale", "unseen images of all splits, or the test split", choices=("all", "test"))
     probe_dataset: str = setting("", "scale", 'set of the linear classifier, "" = the unseen classes')
     train_size: int = setting(0, "scale", "training images per class, 0 = all", at_least=0)
     size: int = setting(0, "scale", "high resolution in pixels, 0 = the data set's own", at_least=0)
@@ -131,15 +124,16 @@ class Networks:
     teacher: str = setting("smallconv:32-64-128:128", "scale", "teacher", check=parse)
     student: str = setting("smallconv:4-8-16:32", "scale", "student", check=parse)
     pairs: tuple[tuple[str, str, str], ...] = setting(PAIRS, "scale", "teacher, student, family", check=check_pair)
-    pair_methods: tuple[str, ...] = setting(("Student", "KD", "CRD", "CRRCD"), "scale", "for each pair", choices=METHODS)
+    pair_methods: tuple[str, ...] = setting(("Student", "KD", "CRD", "CRRCD"), "scale", "for a pair", choices=METHODS)
     closed_methods: tuple[str, ...] = setting(CLOSED, "scale", "in classification, none = all", choices=METHODS)
     stage: str = setting("stage2", "inferred", "whose maps AT compares", choices=("stage1", "stage2", "stage3"))
 
 # %% ../../nbs/papers/crrcd.ipynb #8aa6afa3
 READINGS: dict[str, dict] = {
     "as configured": {}, "both sides": {"sides": "both"}, "both sides, tied modules": {"sides": "both", "tie": True},
-    "student side alone": {"sides": "student"}, "tied modules": {"tie": True}, "shared input map in F^t": {"share_in": True},
-    "index bank": {"bank": "index"}, "negatives of any class": {"policy": "index"}, "plain differences": {"relation": "difference"},
+    "student side alone": {"sides": "student"}, "tied modules": {"tie": True},
+    "shared input map in F^t": {"share_in": True}, "index bank": {"bank": "index"},
+    "negatives of any class": {"policy": "index"}, "plain differences": {"relation": "difference"},
     "half as many anchors": {"anchors": 0.5}, "literal critic": {"norm": "none"},
 }
 EVERY_READING = tuple(READINGS)[1:]
@@ -171,7 +165,7 @@ class Faces:
     low: int = setting(5, "scale; paper 16", "low resolution, native: a seventh, as in the paper", at_least=1)
     teacher: str = setting("smallface:8-16-32-64:64", "scale", "teacher", check=check_embedder)
     student: str = setting("smallface:8-16-32:32", "scale", "student", check=check_embedder)
-    methods: tuple[str, ...] = setting(("Student", "KD", "CRD", "CRRCD"), "scale", "rows of the tables", choices=METHODS)
+    methods: tuple[str, ...] = setting(("Student", "KD", "CRD", "CRRCD"), "scale", "of the tables", choices=METHODS)
     margin: str = setting("arcface", "paper", "head", choices=("arcface", "cosface"))
     scale: float = setting(16.0, "scale; component 64", "of the head", above=0)
     angle: float = setting(0.2, "scale; component 0.5", "margin of the head", at_least=0, below=1.5)
@@ -199,8 +193,9 @@ class Training:
     def how(self, steps: int, network: str) -> Optimisation:
         """The optimisation of `network`; with SGD a ShuffleNet has a fifth of the rate, as in CRD's benchmark."""
         slow = self.optimizer == "sgd" and network.startswith("shufflenet")
-        return Optimisation(steps, self.batch_size, self.lr / 5 if slow else self.lr, self.weight_decay, self.optimizer,
-                            self.milestones, self.milestones_of)
+        schedule = (self.optimizer, self.milestones, self.milestones_of)
+        lr = self.lr / 5 if slow else self.lr
+        return Optimisation(steps, self.batch_size, lr, self.weight_decay, *schedule, channels_last=True)
 
 
 @dataclass(frozen=True)
@@ -217,32 +212,36 @@ class Config(Settings):
 
     def check(self) -> None:
         """What contradicts each other."""
-        if self.training.milestones and max(self.training.milestones) > self.training.milestones_of:
-            raise ValueError(f"training.milestones={self.training.milestones} lie beyond milestones_of={self.training.milestones_of}")
-        if self.faces.low > self.faces.size:
-            raise ValueError(f"faces.low={self.faces.low} must not exceed the high resolution, faces.size={self.faces.size}")
+        milestones, whole = self.training.milestones, self.training.milestones_of
+        low, size = self.faces.low, self.faces.size
+        if milestones and max(milestones) > whole:
+            raise ValueError(f"training.milestones={milestones} lie beyond milestones_of={whole}")
+        if low > size:
+            raise ValueError(f"faces.low={low} must not exceed the high resolution, faces.size={size}")
 
 # %% ../../nbs/papers/crrcd.ipynb #1df71eba
 PEERS = (("wrn_40_2", "wrn_16_2"), ("wrn_40_2", "wrn_40_1"), ("resnet56", "resnet20"), ("resnet110", "resnet20"),
          ("resnet110", "resnet32"), ("resnet32x4", "resnet8x4"), ("vgg13", "vgg8"))
-CROSS = (("resnet18", "vgg8"), ("vgg11", "shufflenet_v1"), ("resnet18", "shufflenet_v2"), ("wrn_50_2", "shufflenet_v1"), ("wrn_50_2", "vgg8"))
+CROSS = (("resnet18", "vgg8"), ("vgg11", "shufflenet_v1"), ("resnet18", "shufflenet_v2"), ("wrn_50_2", "shufflenet_v1"),
+         ("wrn_50_2", "vgg8"))
 GREY = {"seen": (0, 1, 2, 3, 4, 5), "searched": "test", "images.low": 7}
-COLOUR = {"images": {"seen": (0, 1, 2, 3, 4, 5), "searched": "test", "low": 8, "restore": False, "flip": True, "padding": 4},
-          "objective": {"n": 512, "crd_n": 16384, "p": 128, "anchors": 0},
-          "sweeps": {"negatives": (64, 128, 256, 1024), "taus": (0.02, 0.05, 0.08, 0.2, 0.3), "readings": EVERY_READING}}
+COLOUR = {"seen": (0, 1, 2, 3, 4, 5), "searched": "test", "flip": True, "padding": 4, "images.low": 8, "restore": False,
+          "n": 512, "crd_n": 16384, "p": 128, "anchors": 0, "negatives": (64, 128, 256, 1024),
+          "taus": (0.02, 0.05, 0.08, 0.2, 0.3), "readings": EVERY_READING}
 SGD = {"optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-4}
 SMALL_FACES = {"studies": ("faces",), "flip": True, "n": 512, "p": 128, "anchors": 32, "batch_size": 96,
-               "faces": {"size": 64, "low": 12, "teacher": "smallface:16-32-64-128:128", "student": "smallface:8-16-32-64:64",
-                         "steps": 2000, "pairs": 1000}}
+               "faces": {"size": 64, "low": 12, "steps": 2000, "pairs": 1000, "teacher": "smallface:16-32-64-128:128",
+                         "student": "smallface:8-16-32-64:64"}}
 
 # %% ../../nbs/papers/crrcd.ipynb #8611422c
 CASIA = {"studies": ("faces",), "flip": True, "batch_size": 96, "milestones": (21, 28, 32), "milestones_of": 35,
-         "faces.teacher": "face_resnet50::512", "faces.student": "face_resnet18::512", "faces.size": 112, "faces.low": 16, "faces.scale": 64.0,
-         "angle": 0.5, "faces.pairs": 6000}
-JUDGED_ON = ("casia", "uccs", "tinyface")   # networks from CASIA-WebFace are judged on LFW ("casia"), UCCS, TinyFace, or several: "casia+uccs"
-EVERY_METHOD = {"closed_methods": (), "faces.methods": ("Student", "KD", "RKD", "CRD", "CRCD", "RCD only", "CRRCD"), "anchors": 16,
-                "negatives": (16, 512), "taus": (0.02, 0.05, 0.3),
-                "readings": ("both sides, tied modules", "student side alone", "plain differences", "negatives of any class", "literal critic")}
+         "faces": {"teacher": "face_resnet50::512", "student": "face_resnet18::512", "size": 112, "low": 16,
+                   "scale": 64.0, "angle": 0.5, "pairs": 6000}}
+JUDGED_ON = ("casia", "uccs", "tinyface")   # networks from CASIA-WebFace: on LFW ("casia"), UCCS, TinyFace, or several
+EVERY_METHOD = {"closed_methods": (), "anchors": 16, "negatives": (16, 512), "taus": (0.02, 0.05, 0.3),
+                "faces.methods": ("Student", "KD", "RKD", "CRD", "CRCD", "RCD only", "CRRCD"),
+                "readings": ("both sides, tied modules", "student side alone", "plain differences",
+                             "negatives of any class", "literal critic")}
 
 
 def over(*parts: dict) -> dict:
@@ -253,74 +252,68 @@ def over(*parts: dict) -> dict:
     return merged
 
 # %% ../../nbs/papers/crrcd.ipynb #886f2e58
-TINY = {"student": "smallconv:2-4-8:8", "teacher": "smallconv:4-8-16:16", "pairs": (("smallconv:4-8-16:16", "resnet8", "cross"),),
-        "pair_methods": ("Student", "CRRCD"), "closed_methods": ()}
 Config.PROFILES = {
-    "smoke": {"train_size": 20, "seeds": (0,), "networks": TINY, "training": {"steps": 4, "teacher_steps": 4, "probe_steps": 20},
-              "sweeps": {"negatives": (8,), "taus": (0.3,), "readings": ("both sides, tied modules", "plain differences")},
-              "objective": {"n": 16, "p": 8, "anchors": 4},
-              "faces": {"steps": 4, "methods": ("Student", "CRRCD"), "people": (12, 20), "pictures": 6, "pairs": 100, "teacher": "smallface:4-8:8",
-                        "student": "smallface:4-8:8", "size": 16}},
+    "smoke": {
+        "seeds": (0,), "train_size": 20, "n": 16, "p": 8, "anchors": 4, "negatives": (8,), "taus": (0.3,),
+        "readings": ("both sides, tied modules", "plain differences"),
+        "networks": {"student": "smallconv:2-4-8:8", "teacher": "smallconv:4-8-16:16", "closed_methods": (),
+                     "pairs": (("smallconv:4-8-16:16", "resnet8", "cross"),), "pair_methods": ("Student", "CRRCD")},
+        "faces": {"people": (12, 20), "pictures": 6, "pairs": 100, "size": 16, "steps": 4, "teacher": "smallface:4-8:8",
+                  "student": "smallface:4-8:8", "methods": ("Student", "CRRCD")},
+        "training": {"steps": 4, "teacher_steps": 4, "probe_steps": 20},
+    },
     "demo": {},
-    "real": over(EVERY_METHOD, {"dataset": "cifar10", "networks": {"teacher": "resnet56", "student": "vgg8", "pairs": (
-                     ("resnet56", "resnet20", "peer"), ("resnet56", "shufflenet_v1", "cross"))},
-                 "training": {"steps": 12000, "teacher_steps": 12000, "batch_size": 128},
-                 "faces": {"steps": 6000, "people": (400, 200), "size": 64, "low": 16, "teacher": "smallface:32-64-128-256:256",
-                           "student": "smallface:16-32-64-128:128", "pairs": 6000}}),
-    "paper": over(EVERY_METHOD, {"dataset": "cifar100", "seeds": (0, 1, 2, 3, 4), "faces.steps": 180_000,
-                  "training": {"steps": 187_500, "teacher_steps": 187_500, "batch_size": 64}}),
+    "real": over(EVERY_METHOD, {
+        "dataset": "cifar10",
+        "networks": {"teacher": "resnet56", "student": "vgg8",
+                     "pairs": (("resnet56", "resnet20", "peer"), ("resnet56", "shufflenet_v1", "cross"))},
+        "training": {"steps": 12000, "teacher_steps": 12000, "batch_size": 128},
+        "faces": {"steps": 6000, "people": (400, 200), "size": 64, "low": 16, "pairs": 6000,
+                  "teacher": "smallface:32-64-128-256:256", "student": "smallface:16-32-64-128:128"},
+    }),
+    "paper": over(EVERY_METHOD, {
+        "dataset": "cifar100", "seeds": (0, 1, 2, 3, 4), "faces.steps": 180_000,
+        "training": {"steps": 187_500, "teacher_steps": 187_500, "batch_size": 64},
+    }),
 }
-TRANSFER = {"studies": ("pairs", "probe"), "images.low": 32, "images.restore": True, "probe_dataset": "stl10", "networks.teacher": "wrn_40_2",
-            "networks.student": "shufflenet_v1", "pair_methods": ("Student", *BASELINES, "RCD only", "CRRCD"),
-            "networks.pairs": tuple((*pair, kind) for kind, group in (("peer", PEERS), ("cross", CROSS)) for pair in group)}
-NUMBERS = {"studies": ("classification",), "networks.teacher": "resnet56", "networks.student": "vgg8", "training.steps": 26_700,
-           "training.teacher_steps": 26_700, "training.batch_size": 96, "images.flip": False, "milestones": (21, 28, 32), "milestones_of": 35}
+
+# %% ../../nbs/papers/crrcd.ipynb #8145f553
+PAIRED = tuple((*pair, family) for family, pairs in (("peer", PEERS), ("cross", CROSS)) for pair in pairs)
+TRANSFER = {"studies": ("pairs", "probe"), "images.low": 32, "images.restore": True, "probe_dataset": "stl10",
+            "networks.teacher": "wrn_40_2", "networks.student": "shufflenet_v1", "networks.pairs": PAIRED,
+            "pair_methods": ("Student", *BASELINES, "RCD only", "CRRCD")}
+NUMBERS = {"studies": ("classification",), "networks.teacher": "resnet56", "networks.student": "vgg8",
+           "training.steps": 26_700, "training.teacher_steps": 26_700, "training.batch_size": 96, "images.flip": False,
+           "milestones": (21, 28, 32), "milestones_of": 35}
+JUDGED = ["+".join(some) for count in (1, 2, 3) for some in itertools.combinations(JUDGED_ON, count)]
 Config.DATASETS = {
     ("demo", "mnist5k"): GREY, ("smoke", "mnist5k"): GREY, ("real", "cifar10"): COLOUR,
     ("real", "mnist"): GREY | {"networks.teacher": "smallconv:64-128-256:128"},
     ("real", "fashion_mnist"): GREY | {"networks.teacher": "smallconv:64-128-256:128", "flip": True},
     ("paper", "cifar100"): over(COLOUR, SGD, TRANSFER), ("paper", "svhn"): over(COLOUR, SGD, NUMBERS),
     ("paper", "lfw"): over(COLOUR, SGD, CASIA, {"faces.steps": 12_000}),
-    **{("paper", "+".join(some)): over(COLOUR, SGD, CASIA) for r in (1, 2, 3) for some in itertools.combinations(JUDGED_ON, r)},
+    **{("paper", dataset): over(COLOUR, SGD, CASIA) for dataset in JUDGED},
     **{("real", name): SMALL_FACES for name in ("lfw", "orl", "yaleb")},
 }
 
 # %% ../../nbs/papers/crrcd.ipynb #26d2fa96
-DRAWN = ("digits", "mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn")      # hold no faces: those are drawn
+# these hold no faces: with them faces are drawn
+DRAWN = ("digits", "mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn")
 
 
 @dataclass(frozen=True)
-class People(Data):
-    """Faces to train on ("train"), an `ImageSet`; or those of people who are never seen ("unseen") and the pairs of these to be verified.
+class Classes(People):
+    """The people of an image set whose classes they are: those of the training split, and those of the test split."""
 
-    LFW's first view; CASIA-WebFace, with LFW's second view where "casia" is asked for; drawn people; or an image set whose classes are people.
-    """
-
-    dataset: str                       # "": drawn
-    part: str
-    size: int
-    people: tuple[int, int] = (0, 0)
-    pictures: int = 0
-    nuisance: float = 0.0
-    pairs: int = 0
-
-    def load(self):
-        parts = self.dataset.split("+")
-        if self.dataset and (self.dataset == "lfw" or set(parts) <= set(JUDGED_ON)):
-            named = {"lfw": ("lfw", 2)}.get(self.dataset, ("casia" if "casia" in parts else "casia_webface", 1))
-            sets = face_sets(named[0], self.size, least=named[1])
-            return sets.learnt if self.part == "train" else (sets.test, sets.pairs)
-        if self.dataset:
-            images = Pictures(self.dataset, "train" if self.part == "train" else "test", self.size).load()
-        else:
-            drawn = faces(sum(self.people), self.pictures, self.size, 0, self.nuisance)
-            images = split_identities(drawn, self.people)[self.part != "train"]
-        return images if self.part == "train" else (images, verification_pairs(images.labels, self.pairs))
+    def sets(self) -> FaceSets:
+        return FaceSets(*(load(self.dataset, split, size=self.size) for split in ("train", "test")))
 
 
 @dataclass(frozen=True)
 class Probe(Data):
-    """Images of a linear classifier: of another data set, at the size of the images `like`; or of the classes that `like` leaves unseen."""
+    """Images of a linear classifier: of another data set, at the size of the images `like`; or of the classes that
+    `like` leaves unseen.
+    """
 
     dataset: str
     part: str
@@ -333,129 +326,44 @@ class Probe(Data):
         images = Pictures(self.dataset, self.part, self.like.size).load()
         return images.select([c for c in range(len(images.classes)) if c not in self.like.seen], relabel=True)
 
-
-@dataclass(frozen=True)
-class TinyPeople(Data):
-    """The training people of TinyFace."""
-
-    size: int
-
-    def load(self) -> ImageSet:
-        return face_sets("tinyface", self.size, least=1).learnt
-
-
-@dataclass(frozen=True)
-class TinySearch(Data):
-    """TinyFace's search: gallery with distractors, and probes."""
-
-    size: int
-
-    def load(self):
-        return search_sets("tinyface", self.size)
+# %% ../../nbs/papers/crrcd.ipynb #61bd9ab1
+TABLES = {
+    "retrieval": "retrieval of unseen classes", "classification": "low-resolution classification",
+    "probe": "linear probe", "negatives": "number of negatives", "temperature": "temperature of the critic",
+    "readings": "readings of the relational contrast", "pairs": "architecture pairs",
+    "verification": "verification of faces", "identification": "identification of faces", "search": "search for faces",
+}
+DATASET_NAMES = {
+    "cifar100": "CIFAR-100", "svhn": "SVHN", "cifar10": "CIFAR-10", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST",
+    "stl10": "STL10", "lfw": "LFW", "casia": "LFW", "uccs": "UCCS", "tinyface": "TinyFace",
+}
 
 
-@dataclass(frozen=True)
-class Subjects(Data):
-    """Pictures that a new last layer is fitted to, and others of the same people, drawn from UCCS."""
-
-    size: int
-    subjects: int
-
-    def load(self) -> tuple[ImageSet, ImageSet]:
-        return subjects_of(self.size, self.subjects)
-
-# %% ../../nbs/papers/crrcd.ipynb #80ee55d7
-@dataclass(frozen=True)
-class Head:
-    """The head of a recogniser of faces."""
-
-    margin: str
-    scale: float
-    angle: float
-
-
-@dataclass(frozen=True)
-class Network(Stage):
-    """One network, trained for `task` ("retrieval", "classification", "faces") on the `view` ("high" or "low") of the images."""
-
-    task: str
-    seed: int
-    images: Data
-    network: str
-    view: str
-    views: Views
-    how: Optimisation
-    head: Head | None = None
-
-    def fresh(self, here: Here, images: Data | None = None) -> nn.Module:
-        """The untrained network for the classes of `images`, by default those that it learns from."""
-        train = here.read(images or self.images)
-        shape = (len(train.classes), train.shape[0], self.views.side(self.view, train.shape[-1]), self.seed, self.task)
-        if self.head is None:
-            return fresh_network(self.network, *shape)
-        kind = {"arcface": ArcFace, "cosface": CosFace}[self.head.margin]
-        return fresh_recogniser(self.network, *shape, head=kind, scale=self.head.scale, margin=self.head.angle)
-
-    def open(self, kept: dict[str, Tensor], here: Here) -> nn.Module:
-        return frozen(self.fresh(here), kept, here.device)
-
-    def learn(self, network: nn.Module, recipe: Recipe, here: Here, checkpoint: Path, dims: dict[str, int] | None = None,
-              known: dict[str, Tensor] | None = None, **batches) -> dict[str, Tensor]:
-        """Weights of `network` after it has learned by `recipe`; `known`: the teacher's answers for all images."""
-        train, seed = here.read(self.images).to(here.device), derive_seed(self.seed, "batches", self.task)
-        drawn = paired_batches(train, self.views, self.how.batch_size, seed, known=known, **batches)
-        seed_everything(derive_seed(self.seed, "heads", self.task, *(term.name for term in recipe.terms)))
-        learner = Learner(network, recipe, dims, train.labels, batches.get("stage") or "stage2").to(here.device)
-        if known is not None:
-            learner.remember(known["teacher.features"].to(here.device))
-        learner = learner.to(memory_format=torch.channels_last)             # a fifth faster on a CPU, and made for tensor cores
-        return learnt(learner, drawn, self.view, self.how, here.fabric, checkpoint)
-
-
-@dataclass(frozen=True)
-class Unaided(Network):
-    """A network that learns from labels alone: the teacher, on the high view, and the plain student, on the low one."""
-
-    def build(self, parents: dict, here: Here, checkpoint: Path) -> dict[str, Tensor]:
-        return self.learn(self.fresh(here), Recipe(), here, checkpoint)
+def named(dataset: str) -> str:
+    """A data set as the paper writes it."""
+    return DATASET_NAMES.get(dataset, dataset)
 
 # %% ../../nbs/papers/crrcd.ipynb #8dbca7cd
-@dataclass(frozen=True)
-class Answers(Stage):
-    """The teacher's logits, features and the energy of its maps at `stage` for the high view of all training images."""
-
-    teacher: Unaided
-    stage: str
-
-    @property
-    def seed(self) -> int:
-        return self.teacher.seed
-
-    def needs(self) -> dict[str, Stage]:
-        return {"teacher": self.teacher}
-
-    def build(self, parents: dict[str, nn.Module], here: Here, checkpoint: Path) -> dict[str, Tensor]:
-        images = here.read(self.teacher.images).images.to(here.device)
-        x = both_views(images, self.teacher.views, *channel_statistics(images))["high"]
-        return {name: value.cpu() for name, value in answers(parents["teacher"], x, stage=self.stage).items()}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Taught(Network):
     """A student that learns by `recipe` from the `teacher`; attention looks at the maps of `stage`."""
 
-    recipe: Recipe = Recipe()
-    teacher: Unaided | None = None
-    stage: str = "stage2"
+    recipe: Recipe
+    teacher: Unaided
+    stage: str
 
     def needs(self) -> dict[str, Stage]:
         return {"teacher": self.teacher} | ({} if self.views.random else {"answers": Answers(self.teacher, self.stage)})
 
     def build(self, parents: dict, here: Here, checkpoint: Path) -> dict[str, Tensor]:
         teacher, known = parents["teacher"], parents.get("answers")
-        asked = {} if known else {"teachers": {"teacher": (teacher, "high")}}
+        asked = {} if known else {"teacher": (teacher, "high")}
         dims = {"teacher": teacher.feature_dim}
-        return self.learn(self.fresh(here), self.recipe, here, checkpoint, dims, known, stage=self.stage, **asked)
+        learner = self.learner(self.fresh(here), self.recipe, here, dims, self.stage)
+        if known:
+            learner.remember(known["teacher.features"].to(here.device))
+        batches = self.batches(here, asked, known=known, stage=self.stage)
+        return learnt(learner, batches, self.view, self.how, here.fabric, checkpoint)
 
 # %% ../../nbs/papers/crrcd.ipynb #4b2a1b38
 @dataclass(frozen=True)
@@ -473,52 +381,71 @@ class Tuned(Stage):
     def needs(self) -> dict[str, Stage]:
         return {"network": self.network}
 
+    def statistics(self, here: Here) -> tuple[Tensor, Tensor]:
+        return self.network.statistics(here)
+
     def build(self, parents: dict[str, nn.Module], here: Here, checkpoint: Path) -> dict[str, Tensor]:
-        network = self.network.fresh(here, self.images)
+        network, own = self.network.fresh(here, self.images), replace(self.network, images=self.images, how=self.how)
         network.embedder.load_state_dict(parents["network"].embedder.state_dict())
-        statistics = channel_statistics(here.read(self.network.images).images)
-        train, seed = here.read(self.images).to(here.device), derive_seed(self.seed, "batches", "tinyface")
-        batches = paired_batches(train, self.network.views, self.how.batch_size, seed, statistics=statistics)
-        learner = Learner(network, Recipe()).to(here.device).to(memory_format=torch.channels_last)
+        batches = replace(own, task="tinyface").batches(here, statistics=self.statistics(here))
+        learner = Learner(network, Recipe()).to(here.device)
         return learnt(learner, batches, self.network.view, self.how, here.fabric, checkpoint)
 
     def open(self, kept: dict[str, Tensor], here: Here) -> nn.Module:
-        return frozen(self.network.fresh(here, self.images), kept, here.device)
+        return self.network.open(kept, here, self.images)
+
+# %% ../../nbs/papers/crrcd.ipynb #4b2a1b3a
+def people_of(config: Config, part: str) -> People:
+    """The people of `config` for "train" or "test": those of its data set where that holds nothing but faces, else
+    drawn ones. CASIA-WebFace brings LFW's second view where "casia" is asked for; "lfw" is LFW's first view.
+    """
+    own, dataset = config.faces, config.dataset
+    pairs = own.pairs if part == "test" else 0
+    if config.images.studies != ("faces",) or dataset in DRAWN:
+        return People("faces", part, own.size, own.people, own.pictures, own.nuisance, pairs)
+    if dataset == "lfw":
+        return People("lfw", part, own.size)
+    if set(dataset.split("+")) <= set(JUDGED_ON):
+        return People("casia" if "casia" in dataset.split("+") else "casia_webface", part, own.size, least=1)
+    return Classes(dataset, part, own.size, pairs=pairs)
+
+
+def task_of(name: str, seed: int, config: Config, networks: tuple[str, str] | None = None) -> Task:
+    """The task `name` of one seed, with its own teacher and student or with other `networks`."""
+    images, training, own = config.images, config.training, config.faces if name == "faces" else config.networks
+    networks = networks or (own.teacher, own.student)
+    if name == "faces":
+        train, test = people_of(config, "train"), people_of(config, "test")
+        views = Views(own.low, images.mode, restore=False, flip=images.flip)
+        head, steps = Head(own.margin, own.scale, own.angle), (own.steps, own.steps)
+    else:
+        seen = images.seen if name == "retrieval" else ()
+        train = Pictures(config.dataset, "train", images.size, images.train_size, seen, images.searched)
+        test = replace(train, part="test", per_class=0)
+        views = Views(images.low, images.mode, images.restore, images.flip, images.padding)
+        head, steps = None, (training.teacher_steps, training.steps)
+    hows = map(training.how, steps, networks)
+    return Task(name, seed, named(config.dataset), train, test, networks, views, *hows, head, heads_by_name=True)
+
+
+def student_of(method: str, task: Task, config: Config) -> Unaided | Taught:
+    """The student of `method` in `task`."""
+    return task.student(recipe_of(method, config.objective), Taught, stage=config.networks.stage)
 
 # %% ../../nbs/papers/crrcd.ipynb #cfb09631
-def outputs(stage: Network | Tuned, network: nn.Module, here: Here, images: ImageSet, view: str, views: Views) -> Prediction:
-    """What the trained `network` of `stage` makes of `images` in `view`, where `views` says how the low one is made."""
-    source = stage.network if isinstance(stage, Tuned) else stage
-    statistics = channel_statistics(here.read(source.images).images)
-    return predict_view(network, images.images, view, views, statistics)
-
-
-def recalled(stage, network, here, view: str, views: Views, test: Data) -> dict[str, float]:
-    images = here.read(test)
-    found = recall_at_k(outputs(stage, network, here, images, view, views).features, images.labels.to(here.device), (1, 4))
-    return {f"recall_at_{k}": 100 * value for k, value in found.items()}
-
-
-def classified(stage, network, here, view: str, views: Views, test: Data) -> dict[str, float]:
-    images = here.read(test)
-    return {"accuracy": 100 * accuracy(outputs(stage, network, here, images, view, views).logits, images.labels.to(here.device))}
-
-
-def probed(stage, network, here, view: str, views: Views, fitted: ImageSet, judged: ImageSet, steps: int) -> dict[str, float]:
-    """Accuracy of a linear classifier that is fitted to embeddings of some images, on others."""
-    x, z = (outputs(stage, network, here, part, view, views).features for part in (fitted, judged))
-    logits = linear_probe(x, fitted.labels.to(x.device), z, steps)
-    return {"accuracy": 100 * accuracy(logits, judged.labels.to(x.device))}
-
-
-def transferred(stage, network, here, view: str, views: Views, fitted: Data, judged: Data, steps: int) -> dict[str, float]:
+def transferred(
+    stage: Stage, network, here, view: str, views: Views, fitted: Data, judged: Data, steps: int
+) -> dict[str, float]:
+    """Accuracy of a linear classifier on embeddings of the images `judged`."""
     return probed(stage, network, here, view, views, here.read(fitted), here.read(judged), steps)
 
 # %% ../../nbs/papers/crrcd.ipynb #d8528c02
-def pair_similarities(stage, network, here, view: str, views: Views, unseen: People) -> tuple[Tensor, Tensor, object]:
+def pair_similarities(
+    stage: Stage, network, here, view: str, views: Views, unseen: People
+) -> tuple[Tensor, Tensor, int]:
     """Cosines of the verification pairs, whether each is genuine, and their folds."""
     images, pairs = here.read(unseen)
-    features = outputs(stage, network, here, images, view, views).features.cpu()
+    features = seen_by(stage, network, here, images, view, views).features.cpu()
     return pair_scores(features[pairs.first], features[pairs.second]), pairs.same, pairs.folds
 
 
@@ -531,143 +458,69 @@ def overlap(scores: Tensor, same: Tensor, bins: int = 40) -> float:
 def verified(stage, network, here, view: str, views: Views, unseen: People) -> dict[str, float]:
     scores, same, folds = pair_similarities(stage, network, here, view, views, unseen)
     margin = float(scores[same].mean() - scores[~same].mean())
-    return {"verification_accuracy": 100 * float(judge_folds(scores, same, folds).accuracy.mean()), "similarity_margin": margin,
-            "histogram_intersection": overlap(scores, same)}
-
-
-def identified(stage, network, here, view: str, views: Views, enrolled: Data, steps: int) -> dict[str, float]:
-    """Subjects of UCCS, or every other picture of the unseen people."""
-    found = here.read(enrolled)
-    if isinstance(enrolled, People):
-        first = rank_in_class(found[0].labels) % 2 == 0
-        found = found[0].take(first), found[0].take(~first)
-    return probed(stage, network, here, view, views, *found, steps)
-
-
-def searched(stage, network, here, view: str, views: Views, among: Data) -> dict[str, float]:
-    found = here.read(among)
-    if isinstance(among, People):
-        features = outputs(stage, network, here, found[0], view, views).features
-        return by_first_picture(features, found[0].labels.to(here.device), (1, 10, 20))
-    gallery, probe = (outputs(stage, network, here, part, view, views).features for part in (found.gallery, found.probe))
-    return search(gallery, found.gallery.labels, probe, found.probe.labels, (1, 10, 20))
-
-# %% ../../nbs/papers/crrcd.ipynb #61bd9ab1
-TABLES = {"retrieval": "retrieval of unseen classes", "classification": "low-resolution classification", "probe": "linear probe",
-          "negatives": "number of negatives", "temperature": "temperature of the critic", "readings": "readings of the relational contrast",
-          "pairs": "architecture pairs", "verification": "verification of faces", "identification": "identification of faces",
-          "search": "search for faces"}
-DATASET_NAMES = {"cifar100": "CIFAR-100", "svhn": "SVHN", "cifar10": "CIFAR-10", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST",
-                 "stl10": "STL10", "lfw": "LFW", "casia": "LFW", "uccs": "UCCS", "tinyface": "TinyFace"}
-
-
-def people_of(config: Config, part: str) -> People:
-    """The people of `config`: those of its data set where that holds nothing but faces, else drawn ones."""
-    own = config.faces
-    pairs = own.pairs if part == "unseen" else 0
-    if config.images.studies == ("faces",) and config.dataset not in DRAWN:
-        return People(config.dataset, part, own.size, pairs=pairs)
-    return People("", part, own.size, own.people, own.pictures, own.nuisance, pairs)
-
-
-def pictures_of(config: Config, part: str, task: str) -> Pictures:
-    """Training or judged images of `task`; in retrieval of the seen classes, or of the others."""
-    images = config.images
-    seen = images.seen if task == "retrieval" else ()
-    return Pictures(config.dataset, part, images.size, images.train_size if part == "train" else 0, seen, images.searched)
-
-
-def views_of(task: str, config: Config) -> Views:
-    """How the low view is made: a coarse face is fed as it is, a coarse digit or object as the profile says."""
-    images = config.images
-    if task == "faces":
-        return Views(config.faces.low, images.mode, restore=False, flip=images.flip)
-    return Views(images.low, images.mode, images.restore, images.flip, images.padding)
-
-
-def network_of(task: str, seed: int, config: Config, teacher: str, student: str = "", recipe: Recipe | None = None) -> Unaided | Taught:
-    """The network `teacher`, or the `student` that learns from it by `recipe`."""
-    of_faces, training = task == "faces", config.training
-    data = people_of(config, "train") if of_faces else pictures_of(config, "train", task)
-    own = views_of(task, config)
-    head = Head(config.faces.margin, config.faces.scale, config.faces.angle) if of_faces else None
-    steps = config.faces.steps if of_faces else training.teacher_steps
-    high = replace(own, low=1, mode="bilinear", restore=True)               # a teacher never sees the low view
-    taught_by = Unaided(task, seed, data, teacher, "high", high, training.how(steps, teacher), head)
-    if not student:
-        return taught_by
-    steps = config.faces.steps if of_faces else training.steps
-    common = (task, seed, data, student, "low", own, training.how(steps, student), head)
-    return Taught(*common, recipe, taught_by, config.networks.stage) if recipe.terms else Unaided(*common)
+    right = 100 * float(judge_folds(scores, same, folds).accuracy.mean())
+    found = {"verification_accuracy": right, "similarity_margin": margin}
+    return found | {"histogram_intersection": overlap(scores, same)}
 
 # %% ../../nbs/papers/crrcd.ipynb #72f37511
-def main_rows(task: str, table: str, measure: Callable, seed: int, config: Config, methods: tuple[str, ...] = (), dataset: str = "",
-              tuned: bool = False, **setting) -> list[Row]:
-    """The teacher on both views, then `methods` (default: all), on `task`; `tuned`: each trained further on TinyFace."""
-    own = config.faces if task == "faces" else config.networks
-    teacher = network_of(task, seed, config, own.teacher)
-    frame = {"teacher on high": (teacher, "high"), "teacher fed low": (teacher, "fed")}
-    for method in METHODS:
-        if method in (methods or METHODS):
-            frame[method] = network_of(task, seed, config, own.teacher, own.student, recipe_of(method, config.objective)), "low"
-    views = views_of(task, config)
-    setting = {"res": f"{views.low}x{views.low}" if task == "faces" else views.low} | setting
-    return [Row(table, name, further(stage, config) if tuned else stage, partial(measure, view=view, views=views), setting, dataset)
+def main_rows(study: str, task: Task, config: Config, measure: Callable, methods: tuple[str, ...] = (),
+              dataset: str = "") -> list[Row]:
+    """The teacher on both views, then `methods` (default: all) of `task`, in the table of `study`."""
+    frame = {"teacher on high": (task.teacher, "high"), "teacher fed low": (task.teacher, "fed")}
+    chosen = [method for method in METHODS if method in (methods or METHODS)]
+    frame |= {method: (student_of(method, task, config), "low") for method in chosen}
+    low, bound = task.views.low, partial(measure, views=task.views)
+    setting = {"res": f"{low}x{low}" if task.name == "faces" else low}
+    return [Row(TABLES[study], name, stage, partial(bound, view=view), setting, dataset or task.dataset)
             for name, (stage, view) in frame.items()]
-
-
-def further(stage: Network, config: Config) -> Tuned:
-    """The network of `stage`, trained further on the people of TinyFace."""
-    how = replace(stage.how, steps=config.faces.tune_steps, lr=config.training.lr * config.faces.tune_rate)
-    return Tuned(stage, TinyPeople(config.faces.size), how)
-
-
-def named(dataset: str) -> str:
-    """A data set as the paper writes it."""
-    return DATASET_NAMES.get(dataset, dataset)
 
 
 def retrieval_rows(seed: int, config: Config) -> list[Row]:
     """All methods on images of unseen classes."""
-    measure = partial(recalled, test=pictures_of(config, "test", "retrieval"))
-    return main_rows("retrieval", TABLES["retrieval"], measure, seed, config, dataset=named(config.dataset))
+    task = task_of("retrieval", seed, config)
+    return main_rows("retrieval", task, config, partial(retrieved, test=task.test, ks=(1, 4)))
 
 
 def classification_rows(seed: int, config: Config) -> list[Row]:
     """The methods that are asked for on all classes."""
-    measure = partial(classified, test=pictures_of(config, "test", "classification"))
-    return main_rows("classification", TABLES["classification"], measure, seed, config, config.networks.closed_methods, named(config.dataset))
+    task, methods = task_of("classification", seed, config), config.networks.closed_methods
+    return main_rows("classification", task, config, partial(classified, test=task.test), methods)
 
 
 def probe_rows(seed: int, config: Config) -> list[Row]:
     """The networks trained for another data set's protocol, or for unseen classes, probed."""
-    other = config.images.probe_dataset
-    fitted, judged = (Probe(other or config.dataset, part, pictures_of(config, part, "retrieval")) for part in ("train", "test"))
+    other, task = config.images.probe_dataset, task_of("retrieval", seed, config)
+    dataset = other or config.dataset
+    fitted, judged = (Probe(dataset, like.part, like) for like in (task.train, task.test))
     measure = partial(transferred, fitted=fitted, judged=judged, steps=config.training.probe_steps)
-    task = "classification" if other else "retrieval"
-    return main_rows(task, TABLES["probe"], measure, seed, config, dataset=named(other or config.dataset))
+    task = task_of("classification", seed, config) if other else task
+    return main_rows("probe", task, config, measure, dataset=named(dataset))
 
 # %% ../../nbs/papers/crrcd.ipynb #037addde
-def changed(table: str, seed: int, config: Config, method: str, changes: dict[str, dict], tell: bool = True) -> list[Row]:
-    """`method` in retrieval with other settings of the objective, a row for each of `changes`; `tell`: as a setting, else as the name."""
-    measure, rows = partial(recalled, view="low", views=views_of("retrieval", config), test=pictures_of(config, "test", "retrieval")), []
+def changed(
+    study: str, seed: int, config: Config, method: str, changes: dict[str, dict], tell: bool = True
+) -> list[Row]:
+    """`method` in retrieval with other settings of the objective, a row for each of `changes`; `tell`: the settings
+    stand in the row, else the name of the change does.
+    """
+    task, rows = task_of("retrieval", seed, config), []
+    measure = partial(retrieved, test=task.test, view="low", views=task.views, ks=(1, 4))
     for name, options in changes.items():
-        recipe, own = recipe_of(method, replace(config.objective, **options)), config.networks
-        stage = network_of("retrieval", seed, config, own.teacher, own.student, recipe)
-        rows.append(Row(TABLES[table], method if tell else name, stage, measure, options if tell else {}, named(config.dataset)))
+        stage = student_of(method, task, replace(config, objective=replace(config.objective, **options)))
+        told = (method, stage, measure, options) if tell else (name, stage, measure, {})
+        rows.append(Row(TABLES[study], *told, task.dataset))
     return rows
 
 
-def negatives_rows(seed: int, config: Config) -> list[Row]:
-    """CRRCD with more and fewer chance pairs."""
-    values = sorted({config.objective.n, *config.sweeps.negatives})
-    return changed("negatives", seed, config, "CRRCD", {f"n={n}": {"n": n} for n in values})
+def swept(key: str, config: Config) -> list[float]:
+    """The values of "n" or "tau" that are compared, ascending."""
+    further = {"n": config.sweeps.negatives, "tau": config.sweeps.taus}[key]
+    return sorted({getattr(config.objective, key), *further})
 
 
-def temperature_rows(seed: int, config: Config) -> list[Row]:
-    """CRRCD with a colder and a warmer critic."""
-    values = sorted({config.objective.tau, *config.sweeps.taus})
-    return changed("temperature", seed, config, "CRRCD", {f"tau={tau}": {"tau": tau} for tau in values})
+def sweep_rows(study: str, key: str, seed: int, config: Config) -> list[Row]:
+    """CRRCD with more and fewer chance pairs "n", or with a colder and a warmer critic, "tau"."""
+    return changed(study, seed, config, "CRRCD", {f"{key}={x}": {key: x} for x in swept(key, config)})
 
 
 def readings_rows(seed: int, config: Config) -> list[Row]:
@@ -680,16 +533,16 @@ def readings_rows(seed: int, config: Config) -> list[Row]:
 
 def pairs_rows(seed: int, config: Config) -> list[Row]:
     """Closed-set accuracy of each pair of networks; a student of another family than its teacher is a "cross" pair."""
-    views, test, rows = views_of("classification", config), pictures_of(config, "test", "classification"), []
-    measure = partial(classified, views=views, test=test)
-    add = lambda name, stage, view, setting: rows.append(
-        Row(TABLES["pairs"], name, stage, partial(measure, view=view), setting, named(config.dataset)))
+    rows = []
     for teacher, student, family in config.networks.pairs:
-        setting = {"teacher": printed(teacher, ""), "student": printed(student, ""), "arch": family, "res": config.images.low}
-        add("Teacher", network_of("classification", seed, config, teacher), "high", setting)
-        for method in config.networks.pair_methods:
-            recipe = recipe_of(method, config.objective)
-            add(method, network_of("classification", seed, config, teacher, student, recipe), "low", setting)
+        task = task_of("classification", seed, config, (teacher, student))
+        setting = {"teacher": printed(teacher, ""), "student": printed(student, ""), "arch": family}
+        setting |= {"res": task.views.low}
+        measure = partial(classified, test=task.test, views=task.views)
+        stages = {"Teacher": (task.teacher, "high")}
+        stages |= {method: (student_of(method, task, config), "low") for method in config.networks.pair_methods}
+        rows += [Row(TABLES["pairs"], name, stage, partial(measure, view=view), setting, task.dataset)
+                 for name, (stage, view) in stages.items()]
     return rows
 
 # %% ../../nbs/papers/crrcd.ipynb #ec3a1797
@@ -697,35 +550,47 @@ JUDGES = {"identification": "uccs", "search": "tinyface"}
 
 
 def judge_of(protocol: str, config: Config) -> str:
-    """The data set that judges faces by `protocol`: the protocol's own one where the run has it, else that of the unseen people."""
+    """The data set that judges faces by `protocol`: the protocol's own one where the run has it, else that of the
+    unseen people.
+    """
     own, parts = JUDGES.get(protocol), config.dataset.split("+")
     return own if own in parts else "+".join(part for part in parts if part not in JUDGES.values())
 
 
 def protocols_of(config: Config) -> dict[str, Callable]:
     """How the faces of `config` are judged, by protocol: a measure of what a network makes of a view."""
-    own, unseen = config.faces, people_of(config, "unseen")
-    enrolled = Subjects(own.size, own.subjects) if judge_of("identification", config) == "uccs" else unseen
-    among = TinySearch(own.size) if judge_of("search", config) == "tinyface" else unseen
+    own, unseen = config.faces, people_of(config, "test")
+    enrolled = NativeTest("uccs", own.size, own.subjects) if judge_of("identification", config) == "uccs" else unseen
+    among = NativeTest("tinyface", own.size) if judge_of("search", config) == "tinyface" else unseen
     every = {"verification": partial(verified, unseen=unseen), "search": partial(searched, among=among),
              "identification": partial(identified, enrolled=enrolled, steps=config.training.probe_steps)}
     return {name: every[name] for name in ("verification", "identification", "search") if judge_of(name, config)}
 
 
+def further(row: Row, config: Config) -> Row:
+    """The row of a network that was trained further on the people of TinyFace."""
+    own, how = config.faces, row.stage.how
+    how = replace(how, steps=own.tune_steps, lr=config.training.lr * own.tune_rate)
+    stage = Tuned(row.stage, People("tinyface", "train", own.size, least=1), how)
+    return replace(row, stage=stage, setting=row.setting | {"protocol": "1:N"})
+
+
 def faces_rows(seed: int, config: Config) -> list[Row]:
     """The protocols for faces, on the same networks."""
-    rows = []
+    task, rows = task_of("faces", seed, config), []
     for protocol, measure in protocols_of(config).items():
-        dataset = "faces" if config.dataset in DRAWN else named(judge_of(protocol, config))
-        tuned = protocol == "search" and judge_of("search", config) == "tinyface"
-        setting = {"protocol": "1:N"} if tuned else {}
-        rows += main_rows("faces", TABLES[protocol], measure, seed, config, config.faces.methods, dataset, tuned, **setting)
+        judge = judge_of(protocol, config)
+        dataset = "faces" if config.dataset in DRAWN else named(judge)
+        found = main_rows(protocol, task, config, measure, config.faces.methods, dataset)
+        rows += [further(row, config) for row in found] if (protocol, judge) == ("search", "tinyface") else found
     return rows
 
 # %% ../../nbs/papers/crrcd.ipynb #5bcee8df
 STUDIES: dict[str, Callable[[int, Config], list[Row]]] = {
-    "retrieval": retrieval_rows, "classification": classification_rows, "probe": probe_rows, "negatives": negatives_rows,
-    "temperature": temperature_rows, "readings": readings_rows, "pairs": pairs_rows, "faces": faces_rows}
+    "retrieval": retrieval_rows, "classification": classification_rows, "probe": probe_rows,
+    "negatives": partial(sweep_rows, "negatives", "n"), "temperature": partial(sweep_rows, "temperature", "tau"),
+    "readings": readings_rows, "pairs": pairs_rows, "faces": faces_rows,
+}
 
 
 def rows(config: Config) -> list[Row]:
@@ -750,7 +615,8 @@ def embedding_claims() -> list[Claim]:
         claim("CRRCD > RKD", "contrasted relations beat distances and angles", "CRRCD", "RKD"),
         claim("retrieval: with Z > literal Eq. 10", "our reading: the critic needs its normalising constant", "CRRCD",
               "CRRCD, literal critic"),
-        claim("student > teacher fed low", "the student beats the teacher on coarse images", "CRRCD", "teacher fed low"),
+        claim("student > teacher fed low", "the student beats the teacher on coarse images", "CRRCD",
+              "teacher fed low"),
     ]
 
 # %% ../../nbs/papers/crrcd.ipynb #35fef76c
@@ -764,9 +630,9 @@ def closed_claims() -> list[Claim]:
     for study, text in CLOSED_SETS.items():
         claim = partial(Claim, metric="accuracy", where={"table": TABLES[study]})
         rows += [claim(f"{study}: CRRCD > {title}", text, "CRRCD", rival) for title, rival in rivals.items()]
+    reading = "our reading: the critic needs its normalising constant"
     claim = partial(Claim, metric="accuracy", where={"table": TABLES["classification"]})
-    return [*rows, claim("classification: with Z > literal Eq. 10", "our reading: the critic needs its normalising constant",
-                         "CRRCD", "CRRCD, literal critic")]
+    return [*rows, claim("classification: with Z > literal Eq. 10", reading, "CRRCD", "CRRCD, literal critic")]
 
 
 def face_claims(config: Config) -> list[Claim]:
@@ -777,7 +643,8 @@ def face_claims(config: Config) -> list[Claim]:
         "verification": [
             verify("faces: CRRCD > plain student", "verification at low resolution, Table 5", "CRRCD", "Student"),
             verify("faces: CRRCD > CRD", "verification at low resolution", "CRRCD", "CRD"),
-            overlaps("faces: smaller overlap", "genuine and impostor similarities come apart, Figure 5", "CRRCD", "Student", lower=True)],
+            overlaps("faces: smaller overlap", "genuine and impostor similarities come apart, Figure 5", "CRRCD",
+                     "Student", lower=True)],
         "identification": [inside("identification", "accuracy")(
             "identification: CRRCD > plain student", "who of the enrolled is it, Table 6", "CRRCD", "Student")],
         "search": [inside("search", "rank1")(
@@ -786,20 +653,22 @@ def face_claims(config: Config) -> list[Claim]:
     return [claim for protocol in protocols_of(config) for claim in parts[protocol]]
 
 # %% ../../nbs/papers/crrcd.ipynb #ec4a7512
-def sweep_claims(config: Config) -> list[Claim]:
-    """Number of negatives and temperature, ends against the middle."""
+def sweep_claims(config: Config) -> dict[str, list[Claim]]:
+    """Number of negatives and temperature, ends against the middle, by study."""
     at = lambda study, key, value: {"method": "CRRCD", "table": TABLES[study], "setting": f"{key}={value}"}
-    ns, taus = (sorted({getattr(config.objective, name), *values}) for name, values in (("n", config.sweeps.negatives), ("tau", config.sweeps.taus)))
-    inside = ([tau for tau in taus if 0.05 < tau < 0.2] or [config.objective.tau])[0]
-    warm = [(f"tau={inside:g} > tau={taus[0]:g}", "too cold a critic is worse", taus[0]),
-            (f"tau={inside:g} > tau={taus[-1]:g}", "too warm a critic is worse", taus[-1])]
-    return [Claim(f"n={ns[-1]} > n={ns[0]}", "accuracy rises with the negatives", at("negatives", "n", ns[-1]), at("negatives", "n", ns[0]), "recall_at_1"),
-            *(Claim(name, text, at("temperature", "tau", inside), at("temperature", "tau", end), "recall_at_1") for name, text, end in warm)]
+    ns, taus = swept("n", config), swept("tau", config)
+    more = (at("negatives", "n", n) for n in (ns[-1], ns[0]))
+    middle = next((tau for tau in taus if 0.05 < tau < 0.2), config.objective.tau)
+    best, ends = at("temperature", "tau", middle), {"cold": taus[0], "warm": taus[-1]}
+    return {
+        "negatives": [Claim(f"n={ns[-1]} > n={ns[0]}", "accuracy rises with the negatives", *more, "recall_at_1")],
+        "temperature": [Claim(f"tau={middle:g} > tau={end:g}", f"too {word} a critic is worse", best,
+                              at("temperature", "tau", end), "recall_at_1") for word, end in ends.items()],
+    }
 
 
 def claims(config: Config) -> list[Claim]:
     """All claims that the studies of `config` can test."""
-    sweeps, studies = sweep_claims(config), config.images.studies
-    parts = {"retrieval": embedding_claims(), "negatives": sweeps[:1], "temperature": sweeps[1:], "faces": face_claims(config)}
-    closed = [claim for claim in closed_claims() if claim.name.split(":")[0] in studies]
-    return [claim for study in studies for claim in parts.get(study, [])] + closed
+    parts = {"retrieval": embedding_claims(), "faces": face_claims(config)} | sweep_claims(config)
+    closed = [claim for claim in closed_claims() if claim.name.split(":")[0] in config.images.studies]
+    return [claim for study in config.images.studies for claim in parts.get(study, [])] + closed

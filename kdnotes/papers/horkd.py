@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['TARGETS', 'ORDERS', 'BASELINES', 'OURS', 'ALONE', 'METHODS', 'TASKS', 'GREY', 'COLOUR', 'CONV', 'RESNET', 'BIRDS',
            'FACES', 'ORL', 'LFW', 'CASIA', 'TABLES', 'READINGS', 'Losses', 'hybrid', 'titled', 'recipe_of', 'Images',
-           'Networks', 'Bridge', 'Training', 'Faces', 'Config', 'People', 'Network', 'Unaided', 'Taught', 'Both',
-           'Joint', 'Task', 'task_of', 'assisted', 'student_of', 'seen_by', 'classified', 'retrieved', 'recognised',
-           'row', 'main_table', 'assistant_table', 'sweeps', 'weight_table', 'rows', 'run', 'retrieval_claims',
-           'claims']
+           'Networks', 'Bridge', 'Training', 'Faces', 'Config', 'Taught', 'Both', 'Joint', 'people_of', 'task_of',
+           'assisted', 'student_of', 'recognised', 'row', 'main_table', 'assistant_table', 'sweeps', 'weight_table',
+           'rows', 'run', 'retrieval_claims', 'claims']
 
 # %% ../../nbs/papers/horkd.ipynb #9f674cb9
 from dataclasses import dataclass, replace
@@ -16,31 +15,26 @@ from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from ..config import Settings, section, setting
 from kdnotes.crossres import (
-    Optimisation, Pictures, Views, fresh_network, frozen, learnt, optimise, paired_batches, predict_view, weights_of,
+    Network, Optimisation, People, Pictures, Task, Unaided, Views, classified, learnt, optimise, retrieved, seen_by,
+    weights_of,
 )
-from ..data.catalogue import face_sets
-from ..data.imageset import ImageSet
-from ..data.protocols import FaceSets, split_identities, verification_pairs
-from ..data.augment import channel_statistics
 from ..data.degrade import MODES
-from ..data.faces import faces
-from ..data.batches import Batches
 from ..experiment import Data, Experiment, Here, Row, Stage, Study
-from ..metrics.classify import accuracy
-from ..metrics.retrieve import recall_at_k
 from ..metrics.verify import recognition
-from ..models.classifiers import Prediction
 from ..models.written import parse
 from ..recipes import Angles, Distances, HintByVariance, Learner, Recipe, Similarities, recipe
 from ..results import Claim, Results
 from ..runtime import derive_seed
 
 # %% ../../nbs/papers/horkd.ipynb #73498d40
-TARGETS = {"teacher": (("teacher",), ("teacher",)), "assistant": (("assistant",), ("assistant",)), "both": (("assistant",), ("teacher", "assistant"))}
+TARGETS = {                             # of order one, of the higher orders
+    "teacher": (("teacher",), ("teacher",)),
+    "assistant": (("assistant",), ("assistant",)),
+    "both": (("assistant",), ("teacher", "assistant")),
+}
 ORDERS = ("point", "pair", "triplet", "group")
 
 
@@ -52,14 +46,19 @@ class Losses:
     pair: float = setting(25.0, "component", "lambda_2, as RKD in classification benchmarks", at_least=0)
     triplet: float = setting(50.0, "component", "lambda_3, the same", at_least=0)
     group: float = setting(300.0, "reconstructed", "lambda_4, in the rows that have it", at_least=0)
-    group_kind: str = setting("similarity", "reconstructed", "similarity matrices, or class centroids (wants per_class > 0)", choices=("similarity", "centroid"))
+    group_kind: str = setting("similarity", "reconstructed",
+                              "similarity matrices, or class centroids (wants per_class > 0)",
+                              choices=("similarity", "centroid"))
     delta: float = setting(1.0, "component", "delta of the Huber loss, RKD", above=0)
     normalize: bool = setting(False, "component", "unit embeddings in order 1; RKD found it worse")
-    weight_sweep: tuple[float, ...] = setting((0.0, 0.2), "ours", "factors on (lambda_2, lambda_3), beside 1", at_least=0)
+    weight_sweep: tuple[float, ...] = setting((0.0, 0.2), "ours", "factors on lambda_2 and lambda_3, beside 1",
+                                             at_least=0)
 
 
 def hybrid(losses: Losses, orders: tuple[str, ...], labels: float, targets: str = "teacher") -> Recipe:
-    """HORKD's recipe: the labels and those of the `orders` that have a weight, with `targets` from "teacher", "assistant" or "both"."""
+    """HORKD's recipe: the labels and those of the `orders` that have a weight, with `targets` from "teacher",
+    "assistant" or "both".
+    """
     first, higher = TARGETS[targets]
     terms = {"point": partial(HintByVariance, targets=first, normalize=losses.normalize),
              "pair": partial(Distances, targets=higher, delta=losses.delta),
@@ -82,7 +81,8 @@ def titled(method: str, task: str) -> str:
 
 def recipe_of(method: str, task: str, config: "Config") -> Recipe:
     """What the student of `method` learns from."""
-    labels, across = float(task != "retrieval"), "teacher" if config.bridge.assistant == "none" else config.bridge.targets
+    labels, bridge = float(task != "retrieval"), config.bridge
+    across = "teacher" if bridge.assistant == "none" else bridge.targets
     if method in OURS:
         return hybrid(config.losses, OURS[method], labels, across)
     return hybrid(config.losses, OURS["HORKD"], labels) if method == ALONE else recipe(titled(method, task))
@@ -96,8 +96,10 @@ class Images:
     """The degradation and the protocol."""
 
     tasks: tuple[str, ...] = setting(TASKS, "paper", "families of tasks", choices=TASKS, length=(1, None))
-    seen: tuple[int, ...] = setting((0, 2, 4, 6, 8), "component", "retrieval: classes trained on; the others are searched", at_least=0, length=(2, None))
-    searched: str = setting("all", "scale", "retrieval: all images of the unseen classes, or the test split", choices=("all", "test"))
+    seen: tuple[int, ...] = setting((0, 2, 4, 6, 8), "component", "retrieval: classes trained on, others are searched",
+                                    at_least=0, length=(2, None))
+    searched: str = setting("all", "scale", "retrieval: all images of the unseen classes, or the test split",
+                            choices=("all", "test"))
     train_size: int = setting(0, "scale", "training images per class, 0 = all", at_least=0)
     size: int = setting(0, "scale", "high resolution in pixels, 0 = the data set's own", at_least=0)
     low: int = setting(3, "reconstructed", "low resolution in pixels", at_least=1)
@@ -121,9 +123,11 @@ class Networks:
 class Bridge:
     """The assistant between teacher and student."""
 
-    assistant: str = setting("student_arch_hr", "reconstructed", "the student's network on the high view, or the teacher's on the low one",
+    assistant: str = setting("student_arch_hr", "reconstructed",
+                             "the student's network on the high view, or the teacher's on the low one",
                              choices=("student_arch_hr", "teacher_arch_lr", "none"))
-    schedule: str = setting("two_stage", "reconstructed", "the assistant first, or both side by side", choices=("two_stage", "joint"))
+    schedule: str = setting("two_stage", "reconstructed", "the assistant first, or both side by side",
+                            choices=("two_stage", "joint"))
     targets: str = setting("both", "reconstructed", "who gives the student's targets", choices=tuple(TARGETS))
     init_from_assistant: bool = setting(True, "reconstructed", "the student starts from the assistant's weights")
 
@@ -152,7 +156,8 @@ class Faces:
     student: str = setting("smallconv:4-8-16:32", "scale", "student", check=parse)
     teacher_steps: int = setting(220, "scale", "of teachers", at_least=1)
     steps: int = setting(170, "scale", "of assistants and students", at_least=1)
-    methods: tuple[str, ...] = setting(("CE", "FitNet, unit variance", "RKD-DA", "HORKD"), "scale", "rows of the table", choices=METHODS)
+    methods: tuple[str, ...] = setting(("CE", "FitNet, unit variance", "RKD-DA", "HORKD"), "scale", "rows of the table",
+                                       choices=METHODS)
     people: tuple[int, int] = setting((80, 60), "scale", "trained on, judged; LFW prescribes its own", at_least=2)
     each: int = setting(12, "scale", "procedural pictures of each person", at_least=2)
     nuisance: float = setting(0.6, "scale", "how much they vary", at_least=0, at_most=1)
@@ -175,120 +180,65 @@ class Config(Settings):
         """What contradicts each other."""
         if len(set(self.images.seen)) < 2:
             raise ValueError(f"images.seen={self.images.seen} must name at least two classes to train on")
-        if self.faces.low > self.faces.size:
-            raise ValueError(f"faces.low={self.faces.low} must not exceed the high resolution, faces.size={self.faces.size}")
-        if not (self.losses.point and self.losses.pair and self.losses.triplet):
-            raise ValueError(f"losses.point={self.losses.point}, pair={self.losses.pair}, triplet={self.losses.triplet}: each order needs a weight above 0")
+        low, size, weights = self.faces.low, self.faces.size, self.losses
+        if low > size:
+            raise ValueError(f"faces.low={low} must not exceed the high resolution, faces.size={size}")
+        if not (weights.point and weights.pair and weights.triplet):
+            given = f"losses.point={weights.point}, pair={weights.pair}, triplet={weights.triplet}"
+            raise ValueError(f"{given}: each order needs a weight above 0")
 
 # %% ../../nbs/papers/horkd.ipynb #c7969ebe
-GREY = {"searched": "test", "images.size": 0, "seen": (0, 1, 2, 3, 4, 5), "images.low": 7, "low_sweep": (4, 14), "mode": "bicubic"}
+GREY = {"searched": "test", "images.size": 0, "seen": (0, 1, 2, 3, 4, 5), "images.low": 7, "low_sweep": (4, 14),
+        "mode": "bicubic"}
 COLOUR = GREY | {"images.low": 8, "low_sweep": (4, 16), "flip": True, "padding": 4}
 CONV = {"networks.teacher": "smallconv:64-128-256:128", "networks.student": "smallconv:8-16-32:32",
         "student_sweep": ("smallconv:4-8-16:32", "smallconv:16-32-64:32")}
 RESNET = {"networks.teacher": "resnet8x4", "networks.student": "smallconv:16-32-64:64",
           "student_sweep": ("smallconv:8-16-32:32", "smallconv:32-64-128:128")}
-BIRDS = {"images.size": 224, "tasks": ("retrieval",), "images.low": 32, "low_sweep": (16, 64), "flip": True, "per_class": 5, "batch_size": 125,
-         "pair": 1.0, "triplet": 2.0, "mode": "bicubic", "networks.teacher": "resnet50::512:pretrained",
-         "networks.student": "resnet18::128:pretrained", "student_sweep": (), "lr": 1e-4, "weight_decay": 1e-5}
+BIRDS = {"images.size": 224, "tasks": ("retrieval",), "images.low": 32, "low_sweep": (16, 64), "flip": True,
+         "per_class": 5, "batch_size": 125, "pair": 1.0, "triplet": 2.0, "mode": "bicubic",
+         "networks.teacher": "resnet50::512:pretrained", "networks.student": "resnet18::128:pretrained",
+         "student_sweep": (), "lr": 1e-4, "weight_decay": 1e-5}
 
 # %% ../../nbs/papers/horkd.ipynb #7e96e65c
 FACES = {"tasks": ("faces",), "faces.size": 64, "faces.teacher": "resnet18::256", "faces.student": "resnet8x4::128",
          "faces.teacher_steps": 3000, "faces.steps": 3000, "flip": True, "padding": 2, "batch_size": 128,
          "faces.methods": ("CE", "KD, added", *BASELINES, ALONE, "HORKD")}
-ORL = FACES | {"faces.dataset": "orl", "faces.size": 32, "people": (28, 11), "pairs": 800, "batch_size": 56, "faces.teacher_steps": 400,
-               "faces.steps": 400, "faces.teacher": "smallconv:32-64-128:64", "faces.student": "smallconv:8-16-32:32"}
+ORL = FACES | {"faces.dataset": "orl", "faces.size": 32, "people": (28, 11), "pairs": 800, "batch_size": 56,
+               "faces.teacher_steps": 400, "faces.steps": 400, "faces.teacher": "smallconv:32-64-128:64",
+               "faces.student": "smallconv:8-16-32:32"}
 LFW = FACES | {"faces.dataset": "lfw", "people": (298, 963)}
-CASIA = FACES | {"faces.dataset": "casia", "faces.size": 112, "people": (2000, 5749), "faces.teacher_steps": 60000, "faces.steps": 60000,
-                 "faces.teacher": "resnet50::512", "faces.student": "resnet18::128"}
+CASIA = FACES | {"faces.dataset": "casia", "faces.size": 112, "people": (2000, 5749),
+                 "faces.teacher_steps": 60000, "faces.steps": 60000, "faces.teacher": "resnet50::512",
+                 "faces.student": "resnet18::128"}
 
 # %% ../../nbs/papers/horkd.ipynb #908f447c
 Config.PROFILES = {
-    "smoke": {"training": {"steps": 8, "teacher_steps": 8}, "train_size": 20, "seeds": (0, 1), "low_sweep": (4,), "weight_sweep": (0.0,),
-              "networks": {"student": "smallconv:2-4-8:8", "teacher": "smallconv:4-8-16:16", "student_sweep": ()},
+    "smoke": {"training": {"steps": 8, "teacher_steps": 8}, "train_size": 20, "seeds": (0, 1), "low_sweep": (4,),
+              "weight_sweep": (0.0,), "student_sweep": (),
+              "networks": {"student": "smallconv:2-4-8:8", "teacher": "smallconv:4-8-16:16"},
               "faces": {"student": "smallconv:2-4-8:8", "teacher": "smallconv:2-4-8:8", "steps": 4, "teacher_steps": 4,
-                        "methods": ("CE", "FitNet, unit variance", "HORKD"), "people": (10, 10), "each": 6, "pairs": 60}},
+                        "methods": ("CE", "FitNet, unit variance", "HORKD"), "people": (10, 10), "each": 6,
+                        "pairs": 60}},
     "demo": {},
-    "real": {"dataset": "fashion_mnist", "tasks": ("retrieval", "classification"), "training": {"steps": 4000, "teacher_steps": 4000, "batch_size": 128}},
-    "paper": {"dataset": "cub200", "tasks": ("retrieval",), "training": {"steps": 8000, "teacher_steps": 4000}, "seeds": (0, 1, 2, 3, 4)},
+    "real": {"dataset": "fashion_mnist", "tasks": ("retrieval", "classification"),
+             "training": {"steps": 4000, "teacher_steps": 4000, "batch_size": 128}},
+    "paper": {"dataset": "cub200", "tasks": ("retrieval",), "training": {"steps": 8000, "teacher_steps": 4000},
+              "seeds": (0, 1, 2, 3, 4)},
 }
 Config.DATASETS = {
     ("demo", "mnist5k"): {**GREY, "training": {"steps": 200, "teacher_steps": 200}},
     ("smoke", "mnist5k"): {**GREY, "low_sweep": (14,)},
     ("real", "mnist"): {**GREY, **CONV}, ("real", "fashion_mnist"): {**GREY, **CONV, "flip": True},
     ("real", "cifar10"): {**COLOUR, **RESNET}, ("real", "orl"): ORL, ("real", "lfw"): LFW, ("paper", "casia"): CASIA,
-    ("paper", "cub200"): {**BIRDS, "seen": tuple(range(100))}, ("paper", "cars196"): {**BIRDS, "seen": tuple(range(98))},
-    ("paper", "uccs"): {**BIRDS, "tasks": ("classification",), "images.size": 112, "images.low": 16, "low_sweep": (8, 32), "per_class": 0,
-                        "pair": 25.0, "triplet": 50.0},
+    ("paper", "cub200"): {**BIRDS, "seen": tuple(range(100))},
+    ("paper", "cars196"): {**BIRDS, "seen": tuple(range(98))},
+    ("paper", "uccs"): {**BIRDS, "tasks": ("classification",), "images.size": 112, "images.low": 16,
+                        "low_sweep": (8, 32), "per_class": 0, "pair": 25.0, "triplet": 50.0},
 }
 
-# %% ../../nbs/papers/horkd.ipynb #c3cf0902
-@dataclass(frozen=True)
-class People(Data):
-    """Faces to learn from ("train"), an `ImageSet`; or other faces to be judged by ("test") and the pairs of these, which the set prescribes or `pairs` counts."""
-
-    dataset: str
-    part: str
-    seed: int
-    size: int
-    people: tuple[int, int]
-    each: int
-    nuisance: float
-    pairs: int = 0
-
-    def load(self):
-        sets = self.sets()
-        if self.part == "train":
-            return sets.learnt
-        return sets.test, sets.pairs or verification_pairs(sets.test.labels, self.pairs, seed=self.seed)
-
-    def sets(self) -> FaceSets:
-        """Faces to learn from and to be judged by, as the set prescribes or as the seed draws."""
-        if self.dataset == "faces":
-            drawn = faces(sum(self.people), self.each, size=self.size, seed=derive_seed(self.seed, "people"), nuisance=self.nuisance)
-            sets = FaceSets(drawn)
-        else:
-            sets = face_sets(self.dataset, self.size, least=2, people=self.people[0])
-        return sets if sets.test else FaceSets(*split_identities(sets.learnt, self.people, derive_seed(self.seed, "split")))
-
-# %% ../../nbs/papers/horkd.ipynb #3806758d
-@dataclass(frozen=True)
-class Network(Stage):
-    """One network, trained for `task` on the `view` ("high" or "low") of the images."""
-
-    task: str
-    seed: int
-    images: Data
-    network: str
-    view: str
-    views: Views
-    how: Optimisation
-
-    def fresh(self, here: Here) -> nn.Module:
-        """The untrained network."""
-        images = here.read(self.images)
-        return fresh_network(self.network, len(images.classes), images.shape[0], images.shape[-1], self.seed, self.task)
-
-    def open(self, kept: dict[str, Tensor], here: Here) -> nn.Module:
-        return frozen(self.fresh(here), kept, here.device)
-
-    def batches(self, here: Here, teachers: dict[str, tuple[nn.Module, str]] | None = None) -> Batches:
-        """Batches with both views and what `teachers`, a network and its view each, make of theirs."""
-        seed = derive_seed(self.seed, "batches", self.task)
-        return paired_batches(here.read(self.images).to(here.device), self.views, self.how.batch_size, seed, teachers, self.how.per_class)
-
-
-@dataclass(frozen=True)
-class Unaided(Network):
-    """A network that learns from labels alone: the teacher, on the high view, and the plain student, on the low one."""
-
-    def build(self, parents: dict, here: Here, checkpoint: Path) -> dict[str, Tensor]:
-        network = self.fresh(here)
-        step = lambda network, batch: {"loss": cross_entropy(network(batch[self.view]).logits, batch["labels"])}
-        optimise(network, self.batches(here), step, self.how, here.fabric, checkpoint)
-        return weights_of(network)
-
 # %% ../../nbs/papers/horkd.ipynb #2693b7e2
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Taught(Network):
     """A network that learns from a teacher and, perhaps, from an assistant that was trained before."""
 
@@ -301,10 +251,11 @@ class Taught(Network):
         return {"teacher": self.teacher} | ({"assistant": self.assistant} if self.assistant else {})
 
     def build(self, parents: dict[str, nn.Module], here: Here, checkpoint: Path) -> dict[str, Tensor]:
-        network, teachers = self.fresh(here), {name: (parents[name], stage.view) for name, stage in self.needs().items()}
+        teachers = {name: (parents[name], stage.view) for name, stage in self.needs().items()}
+        network, dims = self.fresh(here), {name: parent.feature_dim for name, parent in parents.items()}
         if self.lends:
             network.load_state_dict(parents["assistant"].state_dict())
-        learner = Learner(network, self.recipe, {name: parent.feature_dim for name, parent in parents.items()})
+        learner = self.learner(network, self.recipe, here, dims)
         return learnt(learner, self.batches(here, teachers), self.view, self.how, here.fabric, checkpoint)
 
 # %% ../../nbs/papers/horkd.ipynb #7ddeca15
@@ -318,11 +269,12 @@ class Both(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         a, s = self.assistant.network(batch[self.views[0]]), self.student.network(batch[self.views[1]])
         of_assistant = self.assistant.terms(a, batch)["loss"]
-        of_student = self.student.terms(s, batch | {"assistant.logits": a.logits, "assistant.features": a.features})["loss"]
+        seen = batch | {"assistant.logits": a.logits, "assistant.features": a.features}
+        of_student = self.student.terms(s, seen)["loss"]
         return {"loss": of_assistant + of_student, "assistant": of_assistant, "student": of_student}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Joint(Taught):
     """A student whose assistant learns beside it."""
 
@@ -331,106 +283,74 @@ class Joint(Taught):
 
     def build(self, parents: dict[str, nn.Module], here: Here, checkpoint: Path) -> dict[str, Tensor]:
         dims = {"teacher": parents["teacher"].feature_dim}
-        assistant = Learner(self.assistant.fresh(here), self.assistant.recipe, dims)
-        student = Learner(self.fresh(here), self.recipe, dims | {"assistant": assistant.network.feature_dim})
+        assistant = self.assistant.learner(self.assistant.fresh(here), self.assistant.recipe, here, dims)
+        dims["assistant"] = assistant.network.feature_dim
+        student = self.learner(self.fresh(here), self.recipe, here, dims)
         batches = self.batches(here, {"teacher": (parents["teacher"], self.teacher.view)})
         both = Both(assistant, student, (self.assistant.view, self.view))
         optimise(both, batches, lambda both, batch: both(batch), self.how, here.fabric, checkpoint)
         return weights_of(student.network)
 
 # %% ../../nbs/papers/horkd.ipynb #698147e6
-@dataclass(frozen=True)
-class Task:
-    """One task of one seed."""
-
-    name: str
-    seed: int
-    dataset: str
-    train: Data
-    test: Data
-    networks: tuple[str, str]           # teacher, student
-    views: Views
-    teaching: Optimisation
-    learning: Optimisation
-
-    def on(self, view: str) -> Views:
-        """The views for a network that looks at `view`: whoever sees the high one does not know how the low one is made."""
-        return self.views if view == "low" else Views(1, flip=self.views.flip, padding=self.views.padding)
-
-    @property
-    def teacher(self) -> Unaided:
-        return Unaided(self.name, self.seed, self.train, self.networks[0], "high", self.on("high"), self.teaching)
-
-    def student(self, recipe: Recipe, network: str = "", view: str = "low", kind: type[Taught] = Taught, **more) -> Unaided | Taught:
-        """The student that learns by `recipe`, or another `network` on another `view`; `more` as of `Taught`."""
-        common = (self.name, self.seed, self.train, network or self.networks[1], view, self.on(view), self.learning)
-        return kind(*common, recipe, self.teacher, **more) if recipe.terms else Unaided(*common)
+def people_of(seed: int, own: Faces) -> People:
+    """The people to learn from: drawn ones of a seed of their own, or those of a data set."""
+    seeds = (derive_seed(seed, "people"), derive_seed(seed, "split"), seed)
+    return People(own.dataset, "train", own.size, own.people, own.each, own.nuisance, seeds=seeds)
 
 
 def task_of(name: str, seed: int, config: Config) -> Task:
     """The task `name` of one seed."""
-    images, own, training = config.images, config.faces, config.training
-    of_faces = name == "faces"
-    how = Optimisation(own.steps if of_faces else training.steps, training.batch_size, training.lr, training.weight_decay, clip=training.clip,
-                       per_class=0 if of_faces else training.per_class)
-    teaching = replace(how, steps=own.teacher_steps if of_faces else training.teacher_steps)
-    views = Views(own.low if of_faces else images.low, images.mode, flip=images.flip, padding=images.padding)
-    if of_faces:
-        people = People(own.dataset, "train", seed, own.size, own.people, own.each, own.nuisance)
-        judged = replace(people, part="test", pairs=own.pairs)
-        return Task(name, seed, own.dataset, people, judged, (own.teacher, own.student), views, teaching, how)
-    seen = images.seen if name == "retrieval" else ()
-    train = Pictures(config.dataset, "train", images.size, images.train_size, seen, images.searched)
-    test = replace(train, part="test", per_class=0)
-    return Task(name, seed, config.dataset, train, test, (config.networks.teacher, config.networks.student), views, teaching, how)
+    images, own, training = config.images, config.faces if name == "faces" else config.training, config.training
+    how = Optimisation(own.steps, training.batch_size, training.lr, training.weight_decay, clip=training.clip)
+    views = Views(images.low, images.mode, flip=images.flip, padding=images.padding)
+    if name == "faces":
+        train, views = people_of(seed, own), replace(views, low=own.low)
+        dataset, networks, test = own.dataset, own, replace(train, part="test", pairs=own.pairs)
+    else:
+        how, seen = replace(how, per_class=training.per_class), images.seen if name == "retrieval" else ()
+        train = Pictures(config.dataset, "train", images.size, images.train_size, seen, images.searched)
+        dataset, networks, test = config.dataset, config.networks, replace(train, part="test", per_class=0)
+    teaching = replace(how, steps=own.teacher_steps)
+    return Task(name, seed, dataset, train, test, (networks.teacher, networks.student), views, teaching, how)
 
 # %% ../../nbs/papers/horkd.ipynb #8a5fe397
 def assisted(task: Task, recipe: Recipe, bridge: Bridge, helper: Recipe) -> Unaided | Taught:
     """The student of `recipe` with the assistant of the `bridge`, which learns by `helper` from the teacher."""
     if bridge.assistant == "none":
-        return task.student(recipe)
+        return task.student(recipe, Taught)
     high = bridge.assistant == "student_arch_hr"
-    assistant = task.student(helper, task.networks[high], "high" if high else "low")
+    assistant = task.student(helper, Taught, task.networks[high], "high" if high else "low")
     joint = bridge.schedule == "joint"
     lends = bridge.init_from_assistant and high and not joint
-    return task.student(recipe, assistant=assistant, lends=lends, kind=Joint if joint else Taught)
+    return task.student(recipe, Joint if joint else Taught, assistant=assistant, lends=lends)
 
 
 def student_of(method: str, task: Task, config: Config) -> Unaided | Taught:
     """The student of `method` in `task`."""
     recipe = recipe_of(method, task.name, config)
     if method == "TAKD":
-        return assisted(task, recipe, Bridge(targets="assistant", init_from_assistant=False), recipe_of("KD, added", task.name, config))
+        chain = Bridge(targets="assistant", init_from_assistant=False)
+        return assisted(task, recipe, chain, recipe_of("KD, added", task.name, config))
     if method not in OURS:
-        return task.student(recipe)
+        return task.student(recipe, Taught)
     return assisted(task, recipe, config.bridge, hybrid(config.losses, OURS["HORKD"], recipe.labels))
 
 # %% ../../nbs/papers/horkd.ipynb #76823a2e
-def seen_by(stage: Network, network: nn.Module, here: Here, images: ImageSet, view: str, views: Views) -> Prediction:
-    """What the trained network makes of `images` in `view`."""
-    statistics = channel_statistics(here.read(stage.images).images.to(here.device))
-    return predict_view(network, images.images, view, views, statistics)
-
-
-def classified(stage: Network, network: nn.Module, here: Here, test: Data, view: str, views: Views) -> dict[str, float]:
-    images = here.read(test)
-    return {"accuracy": 100 * accuracy(seen_by(stage, network, here, images, view, views).logits, images.labels.to(here.device))}
-
-
-def retrieved(stage: Network, network: nn.Module, here: Here, test: Data, view: str, views: Views, ks: tuple[int, ...]) -> dict[str, float]:
-    images = here.read(test)
-    found = recall_at_k(seen_by(stage, network, here, images, view, views).features, images.labels.to(here.device), ks)
-    return {f"recall_at_{k}": 100 * value for k, value in found.items()}
-
-
-def recognised(stage: Network, network: nn.Module, here: Here, test: Data, view: str, views: Views) -> dict[str, float]:
+def recognised(
+    stage: Network, network: nn.Module, here: Here, test: Data, view: str, views: Views
+) -> dict[str, float]:
+    """Verification and identification of the people `test`."""
     images, pairs = here.read(test)
     features = seen_by(stage, network, here, images, view, views).features.float()
     found = recognition(features, images.labels.to(here.device), pairs)
     return {name: found[name] for name in ("verification_accuracy", "auc", "rank1", "rank5")}
 
 # %% ../../nbs/papers/horkd.ipynb #4fc469fe
-TABLES = {"retrieval": "retrieval of unseen classes", "classification": "low-resolution classification", "faces": "low-resolution faces"}
+TABLES = {
+    "retrieval": "retrieval of unseen classes",
+    "classification": "low-resolution classification",
+    "faces": "low-resolution faces",
+}
 
 
 def row(table: str, method: str, stage: Network, task: Task, config: Config, view: str = "low", **setting) -> Row:
@@ -466,7 +386,8 @@ READINGS = {
 def assistant_table(seed: int, config: Config) -> list[Row]:
     """Readings of the assistant, all with the orders 1+2+3, in retrieval."""
     task, orders = task_of("retrieval", seed, config), partial(hybrid, config.losses, OURS["HORKD"], 0.0)
-    stages = {name: assisted(task, orders(bridge.targets if bridge.assistant != "none" else "teacher"), bridge, orders()) for name, bridge in READINGS.items()}
+    targets = {name: "teacher" if bridge.assistant == "none" else bridge.targets for name, bridge in READINGS.items()}
+    stages = {name: assisted(task, orders(targets[name]), bridge, orders()) for name, bridge in READINGS.items()}
     return [row("assistant", name, stage, task, config) for name, stage in stages.items()]
 
 # %% ../../nbs/papers/horkd.ipynb #5bf5108e
@@ -515,16 +436,18 @@ def run(experiment: Experiment) -> Results:
 def retrieval_claims() -> list[Claim]:
     """The claims on images of unseen classes."""
     claim = partial(Claim, metric="recall_at_1", where={"table": TABLES["retrieval"]})
-    parts = {"FitNet, unit variance": "each sample", "RKD-D": "pairs", "RKD-A": "triplets"}
+    rivals = {"FitNet, unit variance": "each sample", "RKD-D": "pairs", "RKD-A": "triplets"}
+    beats = lambda name, what: claim(f"hybrid > {name.partition(',')[0]}", f"the orders together beat {what} alone",
+                                     "HORKD", titled(name, "retrieval"))
     return [
         claim("hybrid > plain student", "relations help a low-resolution student", "HORKD", "CE"),
         claim("order 1 > plain student", "one sample already helps", "HORKD, order 1", "CE"),
         claim("orders 1+2 > order 1", "pairs add to samples", "HORKD, orders 1+2", "HORKD, order 1"),
         claim("orders 1+2+3 > orders 1+2", "triplets add to pairs", "HORKD", "HORKD, orders 1+2"),
-        *(claim(f"hybrid > {name.partition(',')[0]}", f"the orders together beat {what} alone", "HORKD", titled(name, "retrieval"))
-          for name, what in parts.items()),
+        *(beats(name, what) for name, what in rivals.items()),
         claim("assistant > no assistant", "the assistant is a bridge", "HORKD", ALONE),
-        claim("student > teacher fed low", "the student beats the teacher on low resolution", "HORKD", "teacher fed low"),
+        claim("student > teacher fed low", "the student beats the teacher on low resolution", "HORKD",
+              "teacher fed low"),
     ]
 
 # %% ../../nbs/papers/horkd.ipynb #8737efc8
@@ -539,7 +462,8 @@ def claims(config: Config) -> list[Claim]:
     people = [
         claim("faces: hybrid > plain student", "relations help to recognise low-resolution faces", "HORKD", "CE"),
         claim("faces: hybrid > FitNet", "the orders together beat each sample alone", "HORKD", "FitNet, unit variance"),
-        claim("faces: student > teacher fed low", "the student beats the teacher on low resolution", "HORKD", "teacher fed low"),
+        claim("faces: student > teacher fed low", "the student beats the teacher on low resolution", "HORKD",
+              "teacher fed low"),
     ]
     of_task = {"retrieval": retrieval_claims(), "classification": closed, "faces": people}
     return [claim for task in config.images.tasks for claim in of_task[task]]

@@ -108,23 +108,33 @@ def origins(run: Run, anchor: str) -> dict[str, Origin]:
         key = waiting.pop(0)
         if key in found or key not in run.stages:
             continue
-        stage = run.stages[key]
-        fields = {name: value for name, value in stage.get("fields", {}).items() if name != "seed"}
-        shared = [_listed(fields), *(f"data {name} {text[:16]}" for name, text in stage.get("data", {}).items()),
-                  f"code {stage.get('code', '')[:16]}"]
+        stage, parents = run.stages[key], run.stages[key].get("parents", {})
+        fields = {name: value for name, value in stage.get("fields", {}).items() if name not in parents}
+        shared = [f"{name} = {_plainly(value)}" for name, value in fields.items() if name != "seed"]
+        shared = [", ".join(shared), f"code {stage.get('code', '')[:16]}"]
         same = (stage.get("stage", "stage"), " · ".join(part for part in shared if part))
         group = groups.setdefault(same, Origin(f"{anchor}-stage-{len(groups)}", *same, []))
-        group.lines.append((key, _made(stage), stage.get("parents", {})))
+        group.lines.append((key, _made(stage), parents))
         found[key] = group
-        waiting += stage.get("parents", {}).values()
+        waiting += parents.values()
     return found
 
 
+def _plainly(value: Any) -> str:
+    """A value of JSON without quotes, and without its seeds at every depth."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name} {_plainly(part)}" for name, part in value.items() if name != "seed") + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_plainly, value)) + "]"
+    return re.sub(r"\bseed=\d+", "seed=…", value) if isinstance(value, str) else json.dumps(value)
+
+
 def _made(stage: Mapping[str, Any]) -> str:
-    """Seed, seconds, time and device of a stage in words."""
+    """Seed, seconds, time, device and the prints of the data of a stage in words."""
     seed, device = stage.get("fields", {}).get("seed"), stage.get("device", "")
     parts = ["" if seed is None else f"seed {seed}", f"{stage['seconds']:.1f} s" if "seconds" in stage else "",
-             _date(stage.get("built", "")), device if isinstance(device, str) else ""]
+             _date(stage.get("built", "")), device if isinstance(device, str) else "",
+             " ".join(["data", *(text[:8] for text in stage["data"].values())]) if stage.get("data") else ""]
     return ", ".join(part for part in parts if part)
 
 # %% ../../nbs/report/page.ipynb #8dd7e97f

@@ -1,6 +1,5 @@
 """AIRD: closed forms of its losses, the wiring of teacher and student, adaptation, and the protocol."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -9,33 +8,52 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdnotes.crossres import Views, both_views
-from kdnotes.data.protocols import FaceSets, Pairs, verification_pairs
+from kdnotes.config import leaves
+from kdnotes.crossres import Views, both_views, weights_of
 from kdnotes.data.degrade import low_resolution
 from kdnotes.data.imageset import to_float
+from kdnotes.data.protocols import verification_pairs
+from kdnotes.experiment import Experiment
 from kdnotes.losses.contrastive import info_nce, supervised_info_nce
 from kdnotes.losses.margin import ArcFace, CosFace, arc_margin, cos_margin
 from kdnotes.losses.relational import pair_loss, triplet_cosines, triplet_loss
-from kdnotes.metrics.verify import judge_folds, tar_at_far
+from kdnotes.metrics.verify import judge_folds, recognition, tar_at_far
 from kdnotes.models.adapt import FaceBN
+from kdnotes.models.classifiers import Prediction
 from kdnotes.papers import aird
-from kdnotes.papers.aird import Config, Learner, Look, Recipe, Stream, instance_loss, relation_loss
-from kdnotes.results import reported
-from kdnotes.parallel import Place
+from kdnotes.papers.aird import Config, Instance, Learner, Look, Recipe, Relation, Taught, instance_loss, relation_loss
+from kdnotes.recipes import DistancesAndAngles, HintByDeviation, SampleContrast, Similarities, SoftLabels
+from kdnotes.results import Results, compare, judge, reported
 from kdnotes.runtime import make_fabric
 from kdnotes.train import fit
 
-EVERYTHING = Recipe(instance=10, relation=2, kd=1, hint=1, sp=300, crd=0.8)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return Place("cpu", "32-true", tmp_path_factory.mktemp("aird"))
+ALL_TERMS = (Instance(10), Relation(2), SoftLabels(1), HintByDeviation(1), Similarities(300), SampleContrast(0.8, n=16, share=0.5))
+EVERYTHING = Recipe(1.0, ALL_TERMS)
 
 
 @pytest.fixture
 def config():
     return Config.profile("smoke", seeds=(0,), steps=3, teacher_steps=3, closed_steps=3)
+
+
+@pytest.fixture
+def experiment(config, tmp_path):
+    return Experiment.alone("aird", config, tmp_path)
+
+
+@pytest.fixture
+def here(experiment):
+    return experiment.here
+
+
+def student(config, recipe=EVERYTHING, task="open", seed=0, low=0):
+    return aird.student_of(recipe, task, seed, config, low)
+
+
+def learner_of(stage, here, recipe=None):
+    """The learner of a student's stage, untrained."""
+    network = stage.fresh(here)
+    return Learner(network, recipe or stage.recipe, {"teacher": stage.teacher.fresh(here).feature_dim}, stage.shown(here).labels)
 
 
 def embeddings(n=6, d=4, seed=0, dtype=torch.float64):
@@ -45,6 +63,10 @@ def embeddings(n=6, d=4, seed=0, dtype=torch.float64):
 
 def rotation(d=4, seed=3):
     return torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).Q
+
+
+def rkd(s, t):
+    return DistancesAndAngles(1.0).value(Prediction(None, s), Prediction(None, t), {}, None)
 
 
 # 1: margins
@@ -57,11 +79,11 @@ def test_the_margin_losses_by_hand():
 
 
 @pytest.mark.parametrize(("margin", "kind"), [("cosface", CosFace), ("arcface", ArcFace)])
-def test_identities_are_told_apart_by_the_chosen_margin_and_classes_by_none(config, place, margin, kind):
-    config = replace(config, margin=margin)
-    for task, m in (("open", config.m), ("closed", 0.0)):
-        head = aird.new_network(Stream(task, 0, low=8 if task == "open" else 4), config, aird.people_of(config, task, 0, place)).head
-        assert type(head) is kind and head.margin == m and head.scale == config.scale
+def test_identities_are_told_apart_by_the_chosen_margin_and_classes_by_none(config, here, margin, kind):
+    config = config.change(margin=margin)
+    for task, m in (("open", config.losses.m), ("closed", 0.0)):
+        head = student(config, task=task).fresh(here).head
+        assert type(head) is kind and head.margin == m and head.scale == config.losses.scale
 
 
 # 2: the instance loss
@@ -95,7 +117,7 @@ def test_the_relation_loss_by_hand_and_what_it_does_not_see():
     assert torch.isclose(relation_loss(s @ turn, t @ turn, y), relation_loss(s, t, y))
     assert torch.isclose(relation_loss(s[order], t[order], y[order]), relation_loss(s, t, y))
     assert abs(relation_loss(s @ turn, t, y) - relation_loss(s, t, y)) > 0.1          # it aligns the spaces ...
-    assert torch.isclose(relation_loss(s @ turn, t, y, "rkd"), relation_loss(s, t, y, "rkd"))     # ... and distances and angles do not
+    assert torch.isclose(rkd(s @ turn, t), rkd(s, t))                                 # ... and distances and angles do not
     assert torch.isclose(relation_loss(s, t, y), supervised_info_nce(s, t, y, 0.1))
 
 
@@ -121,25 +143,22 @@ def test_relational_distances_and_angles_by_hand():
     cosines = triplet_cosines(t)
     assert torch.allclose(torch.stack([cosines[0, 1, 2], cosines[1, 0, 2], cosines[2, 0, 1]]), torch.tensor([0, 0.6, 0.8], dtype=torch.float64))
     copy = 7 * t @ rotation(2) + 3
-    assert pair_loss(copy, t) < 1e-15 and triplet_loss(copy, t) < 1e-15 and relation_loss(copy, t, torch.arange(3), "rkd") < 1e-12
+    assert pair_loss(copy, t) < 1e-15 and triplet_loss(copy, t) < 1e-15 and rkd(copy, t) < 1e-12
 
 
 # 5: the teacher stays as it is
-def test_nothing_of_the_teacher_moves_in_an_epoch(config, place):
-    stream = Stream("open", 0, EVERYTHING, config.low)
-    people = aird.people_of(config, "open", 0, place)
-    teacher = aird.new_network(Stream("open", 0), config, people).eval()
+def test_nothing_of_the_teacher_moves_in_an_epoch(config, here):
+    teacher = student(config).teacher.fresh(here).eval()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    moving = replace(config, flip=True)                                  # then the teacher looks at every batch anew
-    for setting in (config, moving):
-        batches = aird.batches_of(stream, setting, people, teacher, torch.device("cpu"))
-        learner = Learner(aird.new_network(stream, setting, people), stream.recipe, setting, config.dim, people.student.labels)
-        step = lambda module, batch: aird.total_loss(stream.recipe, module, "low", batch)
+    for setting in (config, config.change(flip=True)):                  # with flips the teacher looks at every batch anew
+        stage = student(setting)
+        batches, learner = stage.batches(here, {"teacher": (teacher, "high")}), learner_of(stage, here)
+        step = lambda module, batch: module(batch["low"], batch)
         fit(learner, batches, step, optimizer=torch.optim.SGD(learner.parameters(), 0.01), epochs=1, fabric=make_fabric("cpu"))
     after = teacher.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items()) and all(p.grad is None for p in teacher.parameters())
-    batch = next(iter(batches)) | {"teacher.features": torch.randn(24, config.dim, requires_grad=True), "teacher.logits": torch.randn(24, 16, requires_grad=True)}
-    aird.total_loss(stream.recipe, learner, "low", batch)["loss"].backward()
+    batch = next(iter(batches)) | {"teacher.features": torch.randn(24, 16, requires_grad=True), "teacher.logits": torch.randn(24, 16, requires_grad=True)}
+    learner(batch["low"], batch)["loss"].backward()
     assert batch["teacher.features"].grad is None and batch["teacher.logits"].grad is None
 
 
@@ -152,83 +171,70 @@ def test_the_low_view_is_the_high_view_degraded():
     assert not torch.equal(views["high"], to_float(images))
 
 
-def test_the_answers_of_the_teacher_travel_with_their_faces(config, place):
-    people = aird.people_of(config, "open", 0, place)
-    teacher = aird.new_network(Stream("open", 0), config, people).eval()
+def test_the_answers_of_the_teacher_travel_with_their_faces(config, here):
+    teacher, each = student(config).teacher.fresh(here).eval(), config.training.per_class
     for flip in (False, True):
-        for batch in aird.batches_of(Stream("open", 0, EVERYTHING, 8), replace(config, flip=flip), people, teacher, torch.device("cpu")):
+        for batch in student(config.change(flip=flip)).batches(here, {"teacher": (teacher, "high")}):
             with torch.no_grad():
                 assert torch.allclose(teacher(batch["high"]).features, batch["teacher.features"], atol=1e-4)
-            assert batch["labels"].bincount().unique().tolist() in ([config.per_class], [0, config.per_class])
+            assert batch["labels"].bincount().unique().tolist() in ([each], [0, each])
 
 
 # the terms
 @pytest.mark.parametrize("kind", aird.RELATIONS)
-def test_every_relation_trains_the_student(config, place, kind):
-    people = aird.people_of(config, "open", 0, place)
-    recipe, teacher = Recipe(instance=10, relation=2, rld=kind), aird.new_network(Stream("open", 0), config, people).eval()
-    stream = Stream("open", 0, recipe, config.low)
-    learner = Learner(aird.new_network(stream, config, people), recipe, replace(config, dim=config.dim), config.dim, people.student.labels)
-    terms = aird.total_loss(recipe, learner, "low", next(iter(aird.batches_of(stream, config, people, teacher, torch.device("cpu")))))
-    assert set(terms) == {"loss", "identity", "instance", "relation"} and torch.isclose(terms["loss"], terms["identity"] + terms["instance"] + terms["relation"])
-    terms["relation"].backward()
+def test_every_relation_trains_the_student(config, here, kind):
+    recipe = aird.variants(config.losses)[f"RlD = {kind}"]
+    stage, name = student(config, recipe), recipe.terms[1].name
+    teacher = stage.teacher.fresh(here).eval()
+    learner, batch = learner_of(stage, here), next(iter(stage.batches(here, {"teacher": (teacher, "high")})))
+    terms = learner(batch["low"], batch)
+    assert set(terms) == {"loss", "labels", "instance", name} and torch.isclose(terms["loss"], terms["labels"] + terms["instance"] + terms[name])
+    terms[name].backward()
     assert learner.network.embedder.trunk[0][0].weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(("anchors", "kept"), [(16, 16), (0, None)])
-def test_relation_vectors_are_contrasted_for_some_anchors_or_for_all(config, place, anchors, kept):
-    people, recipe = aird.people_of(config, "open", 0, place), Recipe(relation=2, rld="crrcd")
-    network = aird.new_network(Stream("open", 0, recipe, 8), config, people)
-    assert Learner(network, recipe, replace(config, anchors=anchors), config.dim, people.student.labels).memory["relation"].anchors == kept
+def test_relation_vectors_are_contrasted_for_some_anchors_or_for_all(config, here, anchors, kept):
+    recipe = Recipe(1.0, (aird.relation("crrcd", 2.0, replace(config.losses, anchors=anchors)),))
+    learner = learner_of(student(config, recipe), here)
+    assert learner.head(recipe.terms[0], "teacher").anchors == kept
 
 
-def test_a_weight_of_zero_removes_the_computation(config, place, monkeypatch):
-    people, asked = aird.people_of(config, "open", 0, place), []
-    monkeypatch.setattr(aird, "term_loss", lambda term, *rest: asked.append(term) or torch.zeros(()))
-    batch = {"low": torch.rand(4, 3, 8, 8), "labels": torch.arange(4), "teacher.features": torch.rand(4, config.dim), "teacher.logits": torch.rand(4, 16)}
-    for recipe, expected in ((Recipe(), []), (replace(EVERYTHING, kd=0), ["instance", "relation", "hint", "sp", "crd"])):
-        learner = Learner(aird.new_network(Stream("open", 0, recipe, 8), config, people), recipe, config, config.dim, people.student.labels)
-        terms = aird.total_loss(recipe, learner, "low", batch)
-        assert asked == expected and set(terms) == {"loss", "identity", *expected}
-    assert "identity" not in aird.total_loss(replace(EVERYTHING, identity=0), learner, "low", batch)
+def test_a_weight_of_zero_removes_the_computation(config, here, monkeypatch):
+    asked, names = [], ["instance", "relation", "hint", "sp", "crd"]
+    monkeypatch.setattr(Learner, "value", lambda self, term, *rest: asked.append(term.name) or torch.zeros(()))
+    batch = {"low": torch.rand(4, 3, 8, 8), "labels": torch.arange(4), "teacher.features": torch.rand(4, 16), "teacher.logits": torch.rand(4, 16)}
+    some = replace(EVERYTHING, terms=tuple(term for term in ALL_TERMS if term.name in names))
+    for recipe, expected in ((Recipe(), []), (some, names)):
+        learner = learner_of(student(config), here, recipe)
+        terms = learner(batch["low"], batch)
+        assert asked == expected and set(terms) == {"loss", "labels", *expected}
+    assert "labels" not in learner_of(student(config), here, replace(EVERYTHING, labels=0))(batch["low"], batch)
 
 
-def test_a_map_is_learnt_where_dimensions_differ_and_dropped_afterwards(config, place):
-    people = aird.people_of(config, "open", 0, place)
-    network = aird.new_network(Stream("open", 0, EVERYTHING, 8), config, people)
-    assert isinstance(Learner(network, EVERYTHING, config, config.dim, people.student.labels).g, nn.Identity)
-    assert Learner(network, Recipe(), config, 40, people.student.labels)(torch.rand(4, 3, 8, 8), torch.arange(4))[1].shape == (4, 40)
-    kept = aird.learn(Stream("open", 0, EVERYTHING, 8), config, place)
+def test_a_map_is_learnt_where_dimensions_differ_and_dropped_afterwards(config, experiment):
+    stage = student(config)
+    network = stage.fresh(experiment.here)
+    heads = learner_of(stage, experiment.here).heads
+    assert all(isinstance(heads[f"{name} teacher"], nn.Identity) for name in ("instance", "relation", "hint"))
+    other = student(config.change(teacher="smallface:4-8:40"))
+    wider = learner_of(other, experiment.here).heads
+    assert all(wider[f"{name} teacher"](torch.rand(4, 16)).shape == (4, 40) for name in ("instance", "relation", "hint"))
+    kept = experiment.made(other)
     assert kept.state_dict().keys() == network.state_dict().keys() and not any(p.requires_grad for p in kept.parameters()) and not kept.training
 
 
 # the protocol
-def test_nobody_is_on_both_sides(config, place):
-    people = aird.people_of(config, "open", 0, place)
-    rows = {part: {tuple(x.flatten()[:60].tolist()) for x in getattr(people, part).images} for part in people._fields[:4]}
-    assert not rows["test"] & (rows["teacher"] | rows["known"]) and not rows["known"] & rows["teacher"] and rows["student"] < rows["teacher"]
-    assert [len(part.classes) for part in people[:4]] == [config.teacher_people, config.student_people, config.student_people, config.test_people]
-    assert len(people.known) == config.known * config.student_people and len(people.teacher) == config.per_identity * config.teacher_people
-    first = people.teacher.labels < config.student_people
-    assert torch.equal(people.teacher.images[first], people.student.images) and torch.equal(people.teacher.labels[first], people.student.labels)
-    other = aird.people_of(config, "open", 1, place)
-    assert not torch.equal(other.test.images, people.test.images)
-
-
-def test_real_faces_keep_the_protocol_of_their_set(config, place, monkeypatch):
-    own = aird.open_set(config, 0, place)
-    learnt = own.teacher.take(torch.arange(len(own.teacher)))
-    prescribed = Pairs(torch.tensor([0, 1]), torch.tensor([1, 9]), torch.tensor([True, False]), 2)
-    monkeypatch.setattr(aird, "face_sets", lambda dataset, size, least, people: FaceSets(learnt, own.test, prescribed))
-    real = replace(config, dataset="lfw", per_identity=0, known=1)
-    people = aird.open_set(real, 5, place)
-    assert people.test is own.test and len(people.known) == config.student_people and len(people.teacher) == config.teacher_people * (config.per_identity - 1)
-    assert people.pairs is prescribed and aird.pairs_of(people, real, 5).pairs is prescribed and aird.pairs_of(people, real, 5).known_pairs is None
-    drawn = aird.people_of(config, "open", 0, place)
-    assert len(drawn.pairs.same) == config.pairs and 0 < len(drawn.known_pairs.same) <= config.pairs
-    monkeypatch.setattr(aird, "face_sets", lambda dataset, size, least, people: FaceSets(learnt))
-    split = aird.open_set(replace(real, dataset="orl", teacher_people=12, student_people=8, test_people=4, batch_size=16), 5, place)
-    assert split.pairs is None and [len(part.classes) for part in split[:4]] == [12, 8, 8, 4]
+def test_nobody_is_on_both_sides(config, here):
+    stage, own = student(config), config.protocol
+    teacher, part, judged = here.read(stage.images), stage.shown(here), here.read(aird.faces_of(0, config, "test"))
+    rows = [{tuple(x.flatten()[:60].tolist()) for x in images.images} for images in (teacher, part, judged.known, judged.test)]
+    assert not rows[3] & (rows[0] | rows[2]) and not rows[2] & rows[0] and rows[1] < rows[0]
+    assert [len(images.classes) for images in (teacher, part, judged.known, judged.test)] == [own.teacher_people, own.student_people, own.student_people, own.test_people]
+    assert len(judged.known) == own.known * own.student_people and len(teacher) == own.per_identity * own.teacher_people
+    first = teacher.labels < own.student_people
+    assert torch.equal(teacher.images[first], part.images) and torch.equal(teacher.labels[first], part.labels)
+    assert not torch.equal(here.read(aird.faces_of(1, config, "test")).test.images, judged.test.images)
 
 
 def test_the_report_has_nothing_to_show_as_reported():
@@ -237,10 +243,11 @@ def test_the_report_has_nothing_to_show_as_reported():
     assert reported_html("aird") == ""
 
 
-def test_the_closed_set_gives_a_few_labels_and_other_ones_for_each_seed(config, place):
-    a, b = (aird.people_of(config, "closed", seed, place) for seed in (0, 1))
-    assert a.student.labels.bincount().tolist() == [config.closed_labels] * 10 and len(a.teacher) == 1442 and len(a.test) == 355
-    assert not torch.equal(a.student.images, b.student.images)
+def test_the_closed_set_gives_a_few_labels_and_other_ones_for_each_seed(config, here):
+    a, b = (student(config, task="closed", seed=seed) for seed in (0, 1))
+    assert a.shown(here).labels.bincount().tolist() == [config.protocol.closed_labels] * 10 and len(here.read(a.images)) == 1442
+    assert len(here.read(next(row for row in aird.main_table("closed set", 0, config)).measure.keywords["judged"])) == 355
+    assert not torch.equal(a.shown(here).images, b.shown(here).images)
 
 
 # 12 and 13: the measures
@@ -262,14 +269,13 @@ def test_true_accepts_at_a_rate_of_false_ones_by_hand():
 
 def test_perfect_embeddings_are_recognised_perfectly():
     labels = torch.arange(12).repeat_interleave(6)
-    found = aird.recognition(torch.eye(12)[labels], labels, verification_pairs(labels, 120, 3, 0))
+    found = recognition(torch.eye(12)[labels], labels, verification_pairs(labels, 120, 3, 0))
     assert found == {"verification_accuracy": 100, "auc": 100, "equal_error_rate": 0, "tar_at_far_0.1": 100, "rank1": 100, "rank5": 100}
 
 
 # adaptation
-def test_predictions_come_back_in_the_order_of_the_images(config, place):
-    people = aird.people_of(config, "open", 0, place)
-    network = aird.new_network(Stream("open", 0, Recipe(), 8), config, people).eval()
+def test_predictions_come_back_in_the_order_of_the_images(config, here):
+    network = student(config, Recipe()).fresh(here).eval()
     x = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -287,9 +293,8 @@ def test_predictions_come_back_in_the_order_of_the_images(config, place):
 
 
 @pytest.mark.parametrize("adaptation", ["none", "FaceBN"])
-def test_a_large_test_set_goes_through_in_parts_with_the_same_answers(config, place, monkeypatch, adaptation):
-    people = aird.people_of(config, "open", 0, place)
-    network = aird.new_network(Stream("open", 0, Recipe(), 8), config, people).eval()
+def test_a_large_test_set_goes_through_in_parts_with_the_same_answers(config, here, monkeypatch, adaptation):
+    network = student(config, Recipe()).fresh(here).eval()
     x, order = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(50)
     whole = aird.adapted(network, x, order, Look(adaptation=adaptation)).features
     monkeypatch.setattr(aird, "AT_ONCE", 1000)
@@ -312,35 +317,40 @@ def test_shifts_are_what_they_say():
     assert all(0 <= float(y.min()) and float(y.max()) <= 1 for y in shifted.values())
 
 
+def test_a_single_last_image_does_not_stop_tent(config, here):
+    network = student(config, Recipe()).fresh(here).eval()
+    found = aird.adapted(network, torch.rand(9, 3, 8, 8), torch.arange(9), Look(adaptation="TENT", batch=4))
+    assert found.features.shape == (9, 16) and found.features.isfinite().all()
+
+
 # the study
+def look(row):
+    return row.measure.keywords["look"]
+
+
 def test_every_row_and_claim_is_planned(config):
-    rows = aird.trials(config)
+    rows = aird.rows(config)
     tables = {row.table for row in rows}
     assert tables == {"T1 verification", "T2 identification", "T3 ablation", "variants", "adaptation", "layers", "batch size", "rho", "batch bias", "F1 resolution", "closed set"}
     methods = {table: {row.method for row in rows if row.table == table} for table in tables}
-    assert {"teacher on high", "teacher fed low", "CE", "KD", "FitNet", "RKD", "SP", "CRD", "IlD", "RlD", "AIRD"} == methods["T1 verification"] == methods["closed set"]
+    assert {"teacher on high", "teacher fed low", *aird.BASELINES, "IlD", "RlD", "AIRD"} == methods["T1 verification"] == methods["T2 identification"] == methods["closed set"]
     assert {"none", "FaceBN", "prediction-time BN", "alpha-BN", "TENT"} <= methods["adaptation"] and {f"RlD = {kind}" for kind in aird.RELATIONS} <= methods["variants"]
-    shifts = {row.look.shift for row in rows if row.table == "T3 ablation"}
+    shifts = {look(row).shift for row in rows if row.table == "T3 ablation"}
     assert shifts == {"none", "clean", "dark", "bright", "blur", "noise"}
-    settings = [(row.table, row.method, row.setting, row.stream.seed) for row in rows]
+    settings = [(row.table, row.method, tuple(row.setting.items()), row.stage.seed) for row in rows]
     assert len(settings) == len(set(settings))
 
 
 def test_every_claim_finds_its_rows(config):
-    from kdnotes.results import Results, judge
-
     results = Results("aird", "smoke")
-    rows = [row for seed in range(3) for row in aird.trials(replace(config, seeds=(seed,)))]
-    for row in rows:
-        for metric in aird.METRICS.get(row.table, ("verification_accuracy",)):
-            results.add(row.table, "faces", row.method, metric, 50.0, row.stream.seed, dict(row.setting))
+    for row in [row for seed in range(3) for row in aird.rows(config.change(seeds=(seed,)))]:
+        for metric in aird.METRICS.get(row.table, ("accuracy" if row.table == "closed set" else "verification_accuracy",)):
+            results.add(row.table, "faces", row.method, metric, 50.0, row.stage.seed, dict(row.setting))
     judged = judge(aird.claims(config), results.frame())
     assert (judged.n == 3).all() and (judged.difference == 0).all()
 
 
 def test_no_number_is_reported_and_the_tables_cope_with_that():
-    from kdnotes.results import Results, compare
-
     assert reported("aird").empty
     results = Results("aird", "smoke")
     results.add("T1 verification", "faces", "CE", "verification_accuracy", 80.0, 0, {"low": 8})
@@ -349,43 +359,68 @@ def test_no_number_is_reported_and_the_tables_cope_with_that():
 
 def test_a_second_run_trains_nothing_and_gives_the_same_numbers(tmp_path, monkeypatch):
     config = Config.profile("smoke", seeds=(0,), steps=2, teacher_steps=2, closed_steps=2, low_sweep=(), tasks=("closed",))
-    monkeypatch.setattr(Place, "map", lambda self, function, items, desc="": [function(item) for item in items])
-    fabric = make_fabric("cpu", "fp32")
-    first = aird.run(config, fabric, tmp_path).frame()
-    monkeypatch.setattr(aird, "fit", lambda *args, **kw: pytest.fail("trained again"))
-    assert aird.run(config, fabric, tmp_path).frame().equals(first) and first.value.between(0, 100).all()
+    monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="": [function(item) for item in items])
+    first = aird.run(Experiment.alone("aird", config, tmp_path)).frame()
+    again = Experiment.alone("aird", config, tmp_path)
+    assert aird.run(again).frame().equals(first) and first.value.between(0, 100).all() and set(again.how.values()) == {"read"}
 
 
-# native low resolution
-NATIVE = {"dataset": "casia+tinyface+survface+scface+uccs", "seeds": (0,), "steps": 2, "teacher_steps": 2, "batch_size": 8, "per_class": 2, "subjects": 3, "adapt_on": 9,
-          "size": 32, "low": 8, "low_sweep": (), "teacher": "smallface", "teacher_widths": (4, 8), "student": "smallface", "student_widths": (4, 8), "dim": 16,
-          "negatives": 4, "padding": 0}
+def test_what_nobody_can_be_judged_on_is_told_before_anything_is_trained(tmp_path):
+    config = Config.profile("smoke", seeds=(0,), tasks=("open",), pairs=4000)
+    experiment = Experiment.alone("aird", config, tmp_path)
+    with pytest.raises(ValueError, match="12 people do not give 2000 genuine"):
+        aird.run(experiment)
+    assert not experiment.how
+
+
+# what a key knows, and what it does not
+@pytest.mark.parametrize("change", [{"training.steps": 9}, {"images.low": 4}, {"alpha": 5.0}, {"student": "smallface:4-8:32"}, {"student_people": 13}, {"batch_sweep": (4,)},
+                                    {"low_sweep": ()}, {"mode": "bilinear"}, {"pairs": 40}, {"tasks": ("open",)}, {"closed_steps": 9}, {"test_batch": 8}])
+def test_the_teacher_does_not_know_its_students(config, experiment, change):
+    before, after = (aird.teacher_of("open", 0, c) for c in (config, config.change(**change)))
+    assert before == after and experiment.node(before).key == experiment.node(after).key
+
+
+def test_the_student_does_not_know_who_is_judged_nor_how(config):
+    for change in ({"pairs": 40}, {"folds": 3}, {"test_batch": 8}, {"tent_lr": 0.1}, {"adapt_on": 5}):
+        assert student(config) == student(config.change(**change))
+    assert student(config) != student(config.change(steps=9))
+
+
+def test_equal_seeds_start_from_equal_weights(config, here):
+    first, second = (weights_of(student(config, aird.recipes(config.losses)[name]).fresh(here)) for name in ("CE", "AIRD"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_biased_batch_holds_several_images_of_one_person():
+    for config, expected in ((Config.profile("demo"), 14), (Config.profile("real"), 4), (Config.profile("real", dataset="orl"), 4)):
+        assert {look(row).batch for row in aird.adaptation_tables(0, config) if row.table == "batch bias"} == {expected}
+
+
+# real faces
+NATIVE = {"batch_size": 8, "per_class": 2, "steps": 2, "teacher_steps": 2, "subjects": 3, "adapt_on": 9, "size": 32, "low": 8, "low_sweep": (), "teacher": "smallface:4-8:16",
+          "student": "smallface:4-8:16", "negatives": 4, "padding": 0}
 
 
 @pytest.fixture
 def natives(tmp_path, face_layouts, monkeypatch):
     """A data root with CASIA-WebFace and every native set, but without LFW."""
-    face_layouts.casia(tmp_path, {"a": 4, "b": 4, "c": 3, "d": 4, "e": 1})
-    face_layouts.survface(tmp_path, repeat=5)
+    root = tmp_path / "data"
+    face_layouts.casia(root, {"a": 4, "b": 4, "c": 3, "d": 4, "e": 1})
+    face_layouts.survface(root, repeat=5)
     for write in (face_layouts.tinyface, face_layouts.scface, face_layouts.uccs):
-        write(tmp_path)
-    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path))
-    return tmp_path
-
-
-def test_a_biased_batch_holds_several_images_of_one_person():
-    for config, expected in ((Config.profile("demo"), 14), (Config.profile("real"), 4), (Config.profile("real", dataset="orl"), 4)):
-        assert {row.look.batch for row in aird.adaptation_tables(0, config) if row.table == "batch bias"} == {expected}
+        write(root)
+    monkeypatch.setenv("KDNOTES_DATA", str(root))
+    return root
 
 
 def test_students_of_casia_meet_native_faces_from_data_to_claims(natives, run_from_parameters, monkeypatch, tmp_path):
     """The whole notebook from its parameters on, on miniature sets in their true layouts; LFW is not asked for where it is not in the data set's name."""
-    monkeypatch.setattr(Place, "map", lambda self, function, items, desc="": [function(item) for item in items])
-    overrides = {name: value for name, value in NATIVE.items() if name not in ("dataset", "seeds")}
-    space = run_from_parameters(aird, "import dataclasses", dataset="tinyface+survface+scface+uccs", out=str(tmp_path / "run"), overrides=overrides)
-    config, frame, judged, folder = (space[name] for name in ("config", "frame", "judged", "folder"))
+    monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="": [function(item) for item in items])
+    space = run_from_parameters(aird, "import math", dataset="tinyface+survface+scface+uccs", out=str(tmp_path / "run"), overrides=NATIVE)
+    config, frame, judged, folder = space["config"], space["frame"], space["judged"], space["experiment"].folder
     assert config.parts == ("native",) and config.source == "casia_webface" and set(frame.table) == {"native low resolution"}
-    assert set(frame.method) == {"teacher fed low", *aird.recipes(config)} and frame.value.between(0, 100).all()
+    assert set(frame.method) == {"teacher fed low", *aird.recipes(config.losses)} and frame.value.between(0, 100).all()
     for name, metrics in aird.NATIVE_METRICS.items():
         assert set(metrics) <= set(frame[frame.dataset == name].metric)
     rank1 = frame[(frame.dataset == "scface") & (frame.metric == "rank1") & (frame.method == "AIRD")]
@@ -393,26 +428,28 @@ def test_students_of_casia_meet_native_faces_from_data_to_claims(natives, run_fr
     assert len(judged) == 4 * 4 + 1 and (judged.n == 1).all() and (judged.verdict == "inconclusive").all()
     made = {path.stem for kind in ("figures", "tables") for path in (folder.path / kind).iterdir()}
     assert {"native", "native-tinyface-search", "native-survface-search", "native-survface-pairs", "native-scface-search", "native-uccs-search"} <= made
-    assert json.loads((folder.path / "manifest.json").read_text())["status"] == "finished"
+    assert folder.manifest["status"] == "finished"
 
 
-def test_everybody_is_taken_without_a_copy_and_lfw_judges_where_it_is_named(natives, face_layouts, place):
-    config = Config.profile("paper", **NATIVE | {"teacher_people": 0, "student_people": 0})
+def test_everybody_is_taken_without_a_copy_and_lfw_judges_where_it_is_named(natives, face_layouts, here):
+    config = Config.profile("paper", dataset="casia+tinyface+survface+scface+uccs", seeds=(0,), **NATIVE)
     assert config.parts == ("open", "native") and config.natives == ("tinyface", "survface", "scface", "uccs") and config.source == "casia"
     with pytest.raises(FileNotFoundError, match="lfw"):
-        aird.open_set(config, 0, place)
-    alone = replace(config, dataset="tinyface")
-    people = aird.people_of(alone, "open", 0, place)
-    assert people.test is None and people.pairs is None and people.student is people.teacher and len(people.teacher) == 15 and people.teacher.classes == tuple("abcd")
-    assert aird.people_of(alone, "open", 1, place).teacher.images is people.teacher.images            # decoded once, whatever the seed
+        aird.faces_of(0, config).load()
+    alone = config.change(dataset="tinyface")
+    stage = student(alone)
+    everybody = here.read(stage.images)
+    assert stage.shown(here) is everybody and len(everybody) == 15 and everybody.classes == tuple("abcd")
+    assert here.read(student(alone, seed=1).images) is everybody                       # decoded once, whatever the seed
     face_layouts.lfw(natives)
-    people = aird.open_set(config, 0, place)
-    assert len(people.test) == 9 and people.pairs.folds == 2 and people.known is people.test
-    some = aird.open_set(replace(config, teacher_people=3, student_people=2, batch_size=4), 0, place)
-    assert len(some.teacher.classes) == 3 and len(some.student.classes) == 2
-    assert {row.table for row in aird.trials(config)} >= {"T1 verification", "T2 identification", "native low resolution"}
-    one = {row.stream: None for row in aird.trials(config) if row.table in ("T1 verification", "native low resolution")}
-    assert len(one) == 1 + len(aird.recipes(config))                                                   # LFW and the native tests judge the same networks
+    judged = aird.faces_of(0, config, "test").load()
+    assert len(judged.test) == 9 and judged.pairs.folds == 2 and judged.known is judged.test
+    some = student(config.change(teacher_people=3, student_people=2, batch_size=4))
+    assert len(here.read(some.images).classes) == 3 and len(some.shown(here).classes) == 2
+    rows = aird.rows(config)
+    assert {row.table for row in rows} >= {"T1 verification", "T2 identification", "native low resolution"}
+    one = {row.stage for row in rows if row.table in ("T1 verification", "native low resolution")}
+    assert len(one) == 1 + len(aird.recipes(config.losses))                            # LFW and the native tests judge the same networks
 
 
 @pytest.mark.parametrize(("dataset", "words"), [("casia", "CASIA-WebFace"), ("tinyface", "unpack the distributed tinyface.zip"), ("faces+scface", "mugshot_frontal_cropped_all"),
@@ -420,103 +457,61 @@ def test_everybody_is_taken_without_a_copy_and_lfw_judges_where_it_is_named(nati
 def test_a_run_without_its_faces_is_refused_before_it_starts(tmp_path, dataset, words):
     from kdnotes.batch.plan import check_data
 
-    assert Config.profile("paper", dataset=dataset).dataset == dataset
+    changes = {"teacher_people": 4, "per_identity": 4, "batch_size": 8} if dataset.startswith("faces") else {}
+    assert Config.profile("paper", dataset=dataset, **changes).dataset == dataset
     with pytest.raises(FileNotFoundError, match=f"the data of .* are not there .*{words}"):
         check_data(Config, dataset, tmp_path)
     check_data(Config, "faces", tmp_path)
 
 
-def test_each_camera_has_statistics_of_its_own(config, place):
-    from kdnotes.data.imageset import ImageSet
-
-    people = aird.people_of(config, "open", 0, place)
-    network = aird.new_network(Stream("open", 0, Recipe(), 8), config, people).eval()
-    g = torch.Generator().manual_seed(0)
-    images = [(shade * torch.rand(n, 3, 8, 8, generator=g)).to(torch.uint8) for shade, n in ((80, 30), (255, 20))]
-    sides = tuple(ImageSet(x, torch.arange(len(x)) % 5, tuple("abcde")) for x in images)
-    zero_one = (torch.zeros(3), torch.ones(3))
-    ready = lambda x: aird.Prepared(x, 8, zero_one, batch=7)
-    x = [to_float(side.images) for side in sides]
-
-    def expected(seen, shown, mode="prediction"):
-        with torch.no_grad(), FaceBN(network, "adabn") as face:
-            if mode != "plain":
-                face.adapt(seen)
-            return network(shown).features
-
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    together, own = aird.Native(sides, None), aird.Native(sides, None, apart=True)
-    adapt, mixed = Look(adaptation="FaceBN"), Look(adaptation="FaceBN", mixed=True)
-    embed = lambda native, look, count=0: aird.native_embeddings(network, native, look, count, 0, ready)
-    for native, look in ((together, adapt), (own, mixed)):
-        assert all(torch.allclose(found, expected(torch.cat(x), part), atol=1e-4) for found, part in zip(embed(native, look), x))
-    assert all(torch.allclose(found, expected(part, part), atol=1e-4) for found, part in zip(embed(own, adapt), x))
-    assert all(torch.allclose(found, expected(None, part, "plain"), atol=1e-5) for found, part in zip(embed(own, Look()), x))
-    assert torch.allclose(embed(own, adapt, 30)[0], embed(own, adapt)[0], atol=1e-5) and not torch.allclose(embed(own, adapt, 9)[0], embed(own, adapt)[0], atol=1e-3)
-    assert embed(own, adapt)[0].requires_grad is False and not embed(own, adapt)[0].is_inference()
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-
-
-def test_prepared_images_are_what_the_network_would_be_shown():
-    from kdnotes.data.degrade import interpolate
-
-    images = torch.randint(0, 256, (11, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    statistics = (torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.1]))
-    native, enlarged = aird.Prepared(images, 8, statistics, batch=4), aird.Prepared(images, 32, statistics, batch=4)
-    for _ in range(2):                                                   # it can be read again
-        assert torch.allclose(torch.cat(list(native)), (to_float(images) - statistics[0][:, None, None]) / statistics[1][:, None, None])
-        assert [len(part) for part in enlarged] == [4, 4, 3] and len(enlarged) == 3
-    whole = interpolate(to_float(images), (32, 32), "bilinear", antialias=False)
-    assert torch.allclose(torch.cat(list(enlarged)), (whole - statistics[0][:, None, None]) / statistics[1][:, None, None], atol=1e-5)
-
-
-def test_a_single_last_image_does_not_stop_tent(config, place):
-    people = aird.people_of(config, "open", 0, place)
-    network = aird.new_network(Stream("open", 0, Recipe(), 8), config, people).eval()
-    found = aird.adapted(network, torch.rand(9, 3, 8, 8), torch.arange(9), Look(adaptation="TENT", batch=4))
-    assert found.features.shape == (9, config.dim) and found.features.isfinite().all()
-
-
 # 16: the ordering that is far outside the noise
 @pytest.mark.slow
-def test_adaptation_brings_a_darkened_world_back(place):
+def test_adaptation_brings_a_darkened_world_back(tmp_path):
     config = Config.profile("demo", student_people=40, teacher_people=40, test_people=30, steps=120, pairs=600)
-    gains = {shift: [] for shift in ("dark", "bright")}
+    experiment, gains = Experiment.alone("aird", config, tmp_path), {shift: [] for shift in ("dark", "bright")}
     for seed in range(5):
-        stream = Stream("open", seed, Recipe(), config.low)
+        stage, judged = student(config, Recipe(), seed=seed), aird.faces_of(seed, config, "test")
         for shift, found in gains.items():
-            plain, adapted = aird.measure((stream, (Look(shift), Look(shift, "FaceBN"))), config, place)
+            look = Look(config.images.low, shift=shift)
+            plain, adapted = (aird.verified(stage, experiment.made(stage), experiment.here, judged, replace(look, adaptation=name), ("auc",)) for name in aird.BOTH)
             found.append(adapted["auc"] - plain["auc"])
     assert min(sum(found) / 5 for found in gains.values()) > 1, gains
 
 
 @pytest.mark.slow
-def test_distillation_does_not_hurt_on_clean_digits_with_all_labels(place):
-    config = Config.profile("demo", closed_labels=0, closed_steps=200)
-    found = {name: [aird.measure((Stream("closed", seed, aird.recipes(config)[name], config.closed_low), (Look(),)), config, place)[0]["accuracy"] for seed in range(2)] for name in ("CE", "AIRD")}
-    assert sum(found["AIRD"]) / 2 > sum(found["CE"]) / 2 - 1, found
+def test_distillation_does_not_hurt_on_clean_digits_with_all_labels(tmp_path):
+    config = Config.profile("demo", closed_labels=0, closed_steps=200, seeds=(0, 1))
+    wanted = [row for seed in range(2) for row in aird.main_table("closed set", seed, config)
+              if row.method in ("CE", "AIRD") and (look(row).shift, look(row).adaptation) == ("clean", "none")]
+    frame = aird.Study(wanted).run(Experiment.alone("aird", config, tmp_path)).frame()
+    found = frame.groupby("method").value.mean()
+    assert found["AIRD"] > found["CE"] - 1, found
 
 
 # bad input
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"steps": 0}, "steps=0 must be at least 1"),
-        ({"low": 2}, "low=2 must be at least 4"),
+        ({"steps": 0}, "steps=0 is out of range; expected int at least 1"),
+        ({"low": 2}, "low=2 is out of range; expected int at least 4"),
         ({"low": 64}, "must not exceed the high resolution"),
         ({"student": "smalface"}, "did you mean 'smallface'"),
         ({"margin": "cosfaces"}, "did you mean 'cosface'"),
         ({"rld": "contrst"}, "did you mean 'contrast'"),
-        ({"ild": "nse"}, "unknown instance loss 'nse'"),
+        ({"ild": "nse"}, "unknown losses.ild 'nse'"),
         ({"tasks": ("opn",)}, "did you mean 'open'"),
         ({"tasks": ()}, "nothing to do"),
-        ({"teacher_people": 10}, "teacher_people=10 must be at least 60"),
-        ({"student_people": 1}, "student_people=1 must be at least 2"),
-        ({"dataset": "faces+lfw"}, "names several sets to learn from; expected one of them, and native tests: tinyface"),
+        ({"teacher_people": 10}, "teacher_people=10 must be at least student_people=60"),
+        ({"student_people": 1}, "student_people=1 is out of range; expected int at least 2, or 0"),
+        ({"dataset": "faces+lfw"}, "names several sets to learn from; expected one of them, and native tests: "),
         ({"dataset": "tinyface", "tasks": ("open",)}, "leave nothing to do for dataset='tinyface'"),
         ({"per_class": 7}, "per_class=7"),
-        ({"lr": 0.0}, "lr=0.0 must be above 0"),
+        ({"lr": 0.0}, "lr=0.0 is out of range; expected float above 0"),
         ({"stepz": 3}, "did you mean 'steps'"),
+        ({"teacher_people": 0, "student_people": 0}, "faces are drawn, so both must be above 0"),
+        ({"pairs": 2002}, "pairs=2002 must be a multiple of 20"),
+        ({"known": 2, "student_people": 16, "folds": 100, "pairs": 2000}, "too few for folds=100"),
+        ({"student": "face_resnet18::64"}, "needs images of 8 pixels; here are 4"),
     ],
 )
 def test_bad_configurations_are_refused(overrides, message):
@@ -531,14 +526,23 @@ def test_unknown_losses_are_refused():
         relation_loss(*embeddings(), torch.arange(6), kind="sp")
 
 
-def test_too_few_people_are_told_with_the_numbers(place):
+def test_too_few_people_are_told_with_the_numbers():
     config = Config.profile("smoke", dataset="digits", teacher_people=16, test_people=12, size=8, low=4, low_sweep=())
     with pytest.raises(ValueError, match="teacher_people \\+ test_people = 28, but digits has 10 people"):
-        aird.open_set(config, 0, place)
+        aird.faces_of(0, config).load()
 
 
 @pytest.mark.parametrize(("profile", "dataset"), [(name, "") for name in Config.PROFILES] + sorted(Config.DATASETS))
 def test_every_profile_is_a_valid_configuration(profile, dataset):
     config = Config.profile(profile, dataset=dataset)
-    assert config.profile_name == profile and (not dataset or config.dataset == dataset)
-    assert aird.trials(replace(config, seeds=(0,)))
+    assert not dataset or config.dataset == dataset
+    assert aird.rows(config.change(seeds=(0,)))
+
+
+def test_every_setting_says_where_its_default_comes_from():
+    assert all(leaf.rule.source and leaf.rule.text for leaf in leaves(Config).values())
+
+
+def test_students_are_taught_and_the_plain_one_is_not(config):
+    students = aird.students_of("open", 0, config)
+    assert type(students["CE"]) is aird.Unaided and all(type(stage) is Taught for name, stage in students.items() if name != "CE")

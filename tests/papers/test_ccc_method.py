@@ -7,12 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kdnotes.crowdlearn import committee as room
+from kdnotes.crowdlearn.committee import Committee, committee_step, couple, probabilities
 from kdnotes.data import crowds
 from kdnotes.data.crowds import Crowd
 from kdnotes.losses.crowd import crowd_nll
 from kdnotes.models.classifiers import Prediction
 from kdnotes.papers import ccc
-from kdnotes.papers.ccc import Committee, Correction, couple, distil, fit, group_annotators, normalise_correction, probabilities
+from kdnotes.papers.ccc import Correction, advice, distil, fit, group_annotators, normalise_correction
 from kdnotes.runtime import make_fabric
 
 C, R = 4, 12
@@ -202,7 +204,8 @@ def one_step(crowd, correction, lessons_from=None, seed=0):
     if lessons_from:
         lessons_from(committee.lessons)
     index = torch.arange(40)
-    terms = ccc.committee_step(committee, crowd, optimizer, correction)(committee, {"inputs": crowd.features[index], "index": index})
+    step = committee_step(committee, crowd, advise=advice(committee, crowd, optimizer, correction))
+    terms = step(committee, {"inputs": crowd.features[index], "index": index})
     terms["loss"].backward()
     return committee, terms
 
@@ -252,9 +255,10 @@ def trained(correction, epochs=3, warmup=2, seed=0, crowd=None, precision="fp32"
     crowd = crowd or clusters()
     committee = couple(Net, crowd, seed=seed)
     optimizer = kind(committee.parameters(), 0.01)
-    history = fit(committee, crowd, optimizer=optimizer, epochs=epochs, warmup=warmup, correction=correction, batch_size=40, seed=seed,
-                  fabric=make_fabric("cpu", precision), **more)
-    return committee, history
+    options = {"optimizer": optimizer, "batch_size": 40, "seed": seed, "fabric": make_fabric("cpu", precision), **more}
+    if correction is None:
+        return committee, room.fit(committee, crowd, epochs=warmup + epochs, **options)
+    return committee, fit(committee, crowd, epochs=epochs, warmup=warmup, correction=correction, **options)
 
 
 SMALL = Correction(groups=3, meta_size=40, meta_batch=8)
@@ -328,7 +332,7 @@ def test_all_layers_mode_and_half_precision_train():
 
 def test_exact_resume_in_the_middle_of_a_corrected_epoch(tmp_path, monkeypatch):
     whole, history = trained(SMALL)
-    made, count = ccc.committee_step, [0]
+    made, count = room.committee_step, [0]
 
     def failing(*args, **kwargs):
         step = made(*args, **kwargs)
@@ -341,7 +345,7 @@ def test_exact_resume_in_the_middle_of_a_corrected_epoch(tmp_path, monkeypatch):
 
         return cut
 
-    monkeypatch.setattr(ccc, "committee_step", failing)
+    monkeypatch.setattr(room, "committee_step", failing)
     with pytest.raises(KeyboardInterrupt):
         trained(SMALL, checkpoint=tmp_path / "run.pt", every=1)
     resumed, again = trained(SMALL, checkpoint=tmp_path / "run.pt", every=1)

@@ -1,6 +1,5 @@
 """CRRCD's wiring: what learns, what is kept, which view is seen, what is measured; the losses have tests of their own."""
 
-import copy
 import json
 import math
 from dataclasses import replace
@@ -10,30 +9,48 @@ import torch
 from torch.nn import functional as F
 
 from kdnotes import crossres
-from kdnotes.crossres import Views, both_views, paired_batches
-from kdnotes.data.degrade import low_resolution
+from kdnotes.config import leaves
+from kdnotes.crossres import Views, frozen, paired_batches
 from kdnotes.data.catalogue import load, search_sets
+from kdnotes.data.degrade import low_resolution
+from kdnotes.experiment import Experiment
 from kdnotes.losses.contrastive import CRDLoss
 from kdnotes.losses.distill import kd_loss
 from kdnotes.losses.relation_contrast import Difference, RelationContrast
 from kdnotes.models.classifiers import Prediction, build, count_parameters
 from kdnotes.papers import crrcd
-from kdnotes.papers.crrcd import TERMS, Config, Contrast, Learner, Recipe, Stream
+from kdnotes.papers.crrcd import METHODS, Config, Objective
+from kdnotes.recipes import (
+    Attention, Correlations, DifferenceContrast, DistancesAndAngles, Hint, Learner, Neighbours, Recipe, RelationalContrast,
+    SampleContrast, Similarities, SoftLabels, Variational,
+)
 from kdnotes.results import Results, judge, reported
-from kdnotes.parallel import Place
-from kdnotes.runtime import fingerprint, make_fabric
+from kdnotes.runtime import fingerprint
 
 KEYS = torch.arange(40) % 4
+KD, RCD = SoftLabels(0.5, form="ce"), RelationalContrast(2.0, n=8, p=8)
+TERMS = (SoftLabels(1.0, form="ce"), Hint(1.0), Attention(1.0), Similarities(1.0), Correlations(1.0), Variational(1.0), Neighbours(1.0), DistancesAndAngles(1.0),
+         SampleContrast(1.0, n=16, p=8), DifferenceContrast(1.0, n=8, p=8), RelationalContrast(1.0, n=8, p=8))
 
 
 @pytest.fixture
 def config():
-    return Config.profile("smoke", seeds=(0,), steps=2, teacher_steps=2, face_steps=2, train_size=16)
+    return Config.profile("smoke", seeds="0", **{"training.steps": 2, "training.teacher_steps": 2, "faces.steps": 2, "train_size": 16})
 
 
 @pytest.fixture
-def place(tmp_path):
-    return Place("cpu", "32-true", tmp_path)
+def experiment(config, tmp_path):
+    return Experiment.alone("crrcd", config, tmp_path / "stages")
+
+
+def stage_of(method, task, config):
+    """The student of `method` in `task`."""
+    return crrcd.student_of(method, crrcd.task_of(task, 0, config), config)
+
+
+def further_of(stage, config):
+    """The same network, trained further for TinyFace."""
+    return crrcd.further(crrcd.Row("search", "", stage, crrcd.searched), config).stage
 
 
 def batch_of(n=40, d_t=24, classes=4, seed=0):
@@ -42,16 +59,16 @@ def batch_of(n=40, d_t=24, classes=4, seed=0):
             "teacher.maps": torch.rand(n, 1, 2, 2, generator=g)}, torch.rand(n, 1, 8, 8, generator=g)
 
 
-def learner_of(terms, contrast=Contrast(n=8, p=8, crd_n=16), **recipe):
+def learner_of(terms, labels=1.0):
     torch.manual_seed(0)
     network = build("smallconv", 4, channels=1, size=8, widths=(2, 4, 8), embedding=6)
-    return Learner(network, Recipe(terms=terms, contrast=contrast, **recipe), KEYS, d_t=24, stage="stage2")
+    return Learner(network, Recipe(labels, terms), {"teacher": 24}, KEYS)
 
 
 # 7: who gets a gradient
-@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("term", TERMS, ids=lambda term: term.name)
 def test_every_term_teaches_the_student_and_its_heads_and_never_the_teacher(term):
-    learner, (batch, x) = learner_of(((term, 1.0),), task=0.0), batch_of()
+    learner, (batch, x) = learner_of((term,), labels=0.0), batch_of()
     for name in ("logits", "features", "maps"):
         batch[f"teacher.{name}"].requires_grad_()
     learner(x, batch)["loss"].backward()
@@ -62,8 +79,8 @@ def test_every_term_teaches_the_student_and_its_heads_and_never_the_teacher(term
 
 def test_without_weight_no_relation_module_is_made():
     """beta = 0 is a recipe without the term: nothing is computed and nothing could get a gradient."""
-    assert not list(learner_of((("kd", 0.5),)).heads)
-    learner, (batch, x) = learner_of((("kd", 0.5), ("rcd", 2.0))), batch_of()
+    assert not list(learner_of((KD,)).heads)
+    learner, (batch, x) = learner_of((KD, RCD)), batch_of()
     terms = learner(x, batch)
     (terms["loss"] - terms["rcd"]).backward()
     assert all(p.grad is None or p.grad.abs().sum() == 0 for p in learner.heads.parameters())
@@ -71,28 +88,29 @@ def test_without_weight_no_relation_module_is_made():
 
 # 9: the total is the weighted sum, with soft labels as rho^2 times a cross-entropy
 def test_the_total_objective():
-    learner, (batch, x) = learner_of((("kd", 0.5), ("rcd", 2.0))), batch_of()
+    learner, (batch, x) = learner_of((KD, RCD)), batch_of()
     learner.eval()
-    prediction, rcd = learner.network(x), learner.heads["rcd"]
+    prediction, rcd = learner.network(x), learner.heads["rcd teacher"]
     rcd.fill(batch["teacher.features"])
     torch.manual_seed(7)
     terms = learner(x, batch)
     torch.manual_seed(7)
     relation = rcd(prediction.features, batch["teacher.features"], batch["index"])
-    assert torch.allclose(terms["task"], F.cross_entropy(prediction.logits, batch["labels"]))
+    assert torch.allclose(terms["labels"], F.cross_entropy(prediction.logits, batch["labels"]))
     assert torch.allclose(terms["kd"], 0.5 * kd_loss(prediction.logits, batch["teacher.logits"], 4.0, form="ce"))
     assert torch.allclose(terms["rcd"], 2 * relation)
-    assert torch.allclose(terms["loss"], terms["task"] + terms["kd"] + terms["rcd"])
+    assert torch.allclose(terms["loss"], terms["labels"] + terms["kd"] + terms["rcd"])
 
 
 def test_the_papers_weights_and_those_of_the_benchmark():
-    methods = crrcd.recipes(Config())
-    assert methods["CRRCD"].terms == (("kd", 0.5), ("rcd", 2.0)) and methods["CRRCD"].rho == 4 and methods["CRRCD"].contrast.tau == 0.1
-    weights = {name: dict(methods[name].terms) for name in ("AT", "SP", "VID", "RKD", "PKT", "CRD", "FitNet")}
-    assert weights == {"AT": {"at": 1000}, "SP": {"sp": 3000}, "VID": {"vid": 1}, "RKD": {"rkd": 1}, "PKT": {"pkt": 30000}, "CRD": {"crd": 0.8}, "FitNet": {"fitnet": 100}}
-    assert methods["KD"].task == 0.1 and dict(methods["KD"].terms) == {"kd": 0.9}
-    assert methods["CRRCD, literal critic"].contrast.norm == "none" and methods["CRRCD"].contrast.norm == "crd"
-    assert Contrast() == Contrast(n=512, tau=0.1, p=128, sides="teacher", norm="crd", bank="queue", policy="labels")
+    recipes = {method: crrcd.recipe_of(method, Objective()) for method in METHODS}
+    weights = {name: {term.name: term.weight for term in recipe.terms} for name, recipe in recipes.items()}
+    assert weights["CRRCD"] == {"kd": 0.5, "rcd": 2.0} and recipes["CRRCD"].terms[0].temperature == 4 and recipes["CRRCD"].terms[1].temperature == 0.1
+    assert {name: weights[name] for name in ("AT", "SP", "VID", "RKD", "PKT", "CRD", "FitNet")} == {
+        "AT": {"at": 1000}, "SP": {"sp": 3000}, "VID": {"vid": 1}, "RKD": {"rkd": 1}, "PKT": {"pkt": 30000}, "CRD": {"crd": 0.8}, "FitNet": {"fitnet": 100}}
+    assert recipes["KD"].labels == 0.1 and weights["KD"] == {"kd": 0.9}
+    assert recipes["CRRCD, literal critic"].terms[1].norm == "none" and recipes["CRRCD"].terms[1].norm == "crd"
+    assert RelationalContrast(2.0) == RelationalContrast(2.0, n=512, temperature=0.1, p=128, sides="teacher", norm="crd", bank="queue", policy="labels")
 
 
 def soft(x, t):
@@ -140,29 +158,29 @@ def by_formula(term, head, s, t, maps):
 def test_a_baseline_is_its_formula(term):
     torch.manual_seed(1)
     s, t = (Prediction(torch.randn(6, 4, dtype=torch.float64), torch.randn(6, d, dtype=torch.float64)) for d in (5, 7))
-    head = crrcd.head_of(term, 5, 7, KEYS, Contrast(n=8, p=8))
+    known = {known.name: known for known in TERMS}[term]
+    head = known.head(5, 7, KEYS)
     head = head.double() if head is not None else None
     maps = torch.rand(6, 1, 3, 3, dtype=torch.float64), torch.rand(6, 1, 3, 3, dtype=torch.float64)
-    value = crrcd.term_loss(term, head, s, t, {"student.maps": maps[0], "teacher.maps": maps[1]}, 4.0)
+    value = known.value(s, t, {"student.maps": maps[0], "teacher.maps": maps[1], "labels": torch.arange(6)}, head)
     assert torch.allclose(value, by_formula(term, head, s, t, maps), atol=1e-6), term
 
 
 def test_crcd_contrasts_plain_differences_at_its_own_temperature():
-    head = crrcd.head_of("crcd", 5, 9, KEYS, Contrast(n=8, p=8, tau=0.3))
+    head = crrcd.recipe_of("CRCD", Objective(n=8, p=8, tau=0.3)).terms[0].head(5, 9, KEYS)
     assert isinstance(head.within, Difference) and isinstance(head.across, Difference) and head.within.g_j is head.across.g_i
     assert head.sides["teacher"].critic.temperature == 0.05 and list(head.sides) == ["teacher"]
 
 
 # 8: embeddings of different width
 def test_heads_take_any_two_dimensions():
-    for term, kind in (("crd", CRDLoss), ("crcd", RelationContrast), ("rcd", RelationContrast)):
-        head = crrcd.head_of(term, 5, 9, KEYS, Contrast(n=8, p=8, crd_n=16))
+    for method, kind in (("CRD", CRDLoss), ("CRCD", RelationContrast), ("RCD only", RelationContrast)):
+        head = crrcd.recipe_of(method, Objective(n=8, p=8, crd_n=16)).terms[0].head(5, 9, KEYS)
         assert isinstance(head, kind) and head(torch.randn(6, 5), torch.randn(6, 9), torch.arange(6)).ndim == 0
 
 
 def test_the_policy_decides_who_is_a_chance_pair():
-    labels = crrcd.head_of("rcd", 5, 9, KEYS, Contrast(n=8, p=8)).keys
-    single = crrcd.head_of("rcd", 5, 9, KEYS, Contrast(n=8, p=8, policy="index")).keys
+    labels, single = (Objective(n=8, p=8, policy=policy).contrast().head(5, 9, KEYS).keys for policy in ("labels", "index"))
     assert labels.equal(KEYS) and single.equal(torch.arange(40))
 
 
@@ -173,7 +191,7 @@ def test_both_views_share_index_shift_and_mirror(restore):
     seen = []
     teacher = build("smallconv", 10, 1, 8, widths=(2, 4, 8), embedding=6).eval()
     teacher.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
-    batches = paired_batches(train, views, 16, seed=0, ask=lambda batch: crrcd.answers(teacher, "stage2", batch), statistics=(torch.zeros(1), torch.ones(1)))
+    batches = paired_batches(train, views, 16, seed=0, teachers={"teacher": (teacher, "high")}, stage="stage2", statistics=(torch.zeros(1), torch.ones(1)))
     moved = 0
     for batch in batches:
         assert seen.pop().equal(batch["high"])                             # the teacher sees the high view of these very images
@@ -185,15 +203,18 @@ def test_both_views_share_index_shift_and_mirror(restore):
     assert moved > 20
 
 
-def test_known_answers_are_those_of_the_teacher(config, place):
-    stream = Stream("retrieval", 0, config.student, crrcd.recipes(config)["CRRCD"], config.teacher)
-    teacher = crrcd.learn(crrcd.teacher_of(stream), config, place)
-    learner, batches = crrcd.learner_of(stream, config, place)
+def test_known_answers_are_those_of_the_teacher(config, experiment, monkeypatch):
+    stage, seen = stage_of("CRRCD", "retrieval", config), []
+    monkeypatch.setattr(crrcd, "learnt", lambda learner, batches, *rest: seen.extend((learner, batches)) or frozen(learner.network, {}, "cpu"))
+    parents = {name: experiment.made(parent) for name, parent in stage.needs().items()} if not seen else {}
+    seen.clear()
+    with pytest.raises(RuntimeError):                                      # nothing is trained: the stand-in ends here
+        stage.build(parents, experiment.here, None)
+    learner, batches = seen
     for batch in batches:
         with torch.no_grad():
-            assert torch.allclose(batch["teacher.features"], teacher(batch["high"]).features, atol=1e-5)
-    bank = learner.heads["rcd"].sides["teacher"].bank
-    train = crrcd.data_of("retrieval", config)[0]
+            assert torch.allclose(batch["teacher.features"], parents["teacher"](batch["high"]).features, atol=1e-5)
+    bank, train = learner.heads["rcd teacher"].sides["teacher"].bank, experiment.read(stage.images)
     assert bank.keys.equal(train.labels) and torch.allclose(bank.rows, batches.tensors["teacher.features"])
 
 
@@ -217,36 +238,51 @@ def test_the_low_view_of_the_papers_sizes(high, low, mean_of_noise, worst):
 
 
 # 15: what is kept is the student
-def test_only_the_students_network_is_kept(config, place):
-    stream = Stream("retrieval", 0, config.student, crrcd.recipes(config)["CRRCD"], config.teacher)
-    learner, _ = crrcd.learner_of(stream, config, place)
-    plain = crrcd.new_network(replace(stream, recipe=Recipe()), config)
-    assert count_parameters(crrcd.learn(stream, config, place)) == count_parameters(plain) < count_parameters(learner)
-    assert all(p.equal(q) for p, q in zip(crrcd.new_network(stream, config).parameters(), plain.parameters()))   # the same start
+def test_only_the_students_network_is_kept(config, experiment):
+    stage, plain = stage_of("CRRCD", "retrieval", config), stage_of("Student", "retrieval", config)
+    fresh = plain.fresh(experiment.here)
+    assert count_parameters(experiment.made(stage)) == count_parameters(fresh)
+    assert experiment.made(stage).state_dict().keys() == fresh.state_dict().keys()
+    assert all(p.equal(q) for p, q in zip(stage.fresh(experiment.here).parameters(), fresh.parameters()))   # the same start
 
 
-def test_a_teacher_is_frozen_and_stays_as_it_is(config, place):
-    stream = Stream("retrieval", 0, config.student, crrcd.recipes(config)["CRRCD"], config.teacher)
-    teacher = crrcd.learn(crrcd.teacher_of(stream), config, place)
+def test_a_teacher_is_frozen_and_stays_as_it_is(config, experiment):
+    stage = stage_of("CRRCD", "retrieval", config)
+    teacher = experiment.made(stage.teacher)
     before = fingerprint(teacher.state_dict())
-    crrcd.learn(stream, config, place)
-    assert fingerprint(crrcd.learn(crrcd.teacher_of(stream), config, place).state_dict()) == before
+    experiment.made(stage)
+    assert fingerprint(experiment.made(stage.teacher).state_dict()) == before
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
 
 
+# what a key knows, and what it does not
+@pytest.mark.parametrize("change", [{"training.steps": 9}, {"images.low": 4}, {"beta": 5.0}, {"tau": 0.2}, {"networks.student": "smallconv:4-8-16:16"}, {"negatives": ()},
+                                    {"faces.steps": 9}, {"faces.pairs": 40}, {"probe_steps": 9}])
+def test_the_teacher_does_not_know_its_students(config, experiment, change):
+    before, after = (stage_of("CRRCD", "retrieval", c).teacher for c in (config, config.change(**change)))
+    assert before == after and experiment.node(before).key == experiment.node(after).key
+
+
+def test_faces_alone_and_faces_beside_retrieval_do_not_share_a_key(face_layouts, tmp_path, monkeypatch):
+    monkeypatch.setenv("KDNOTES_DATA", str(face_layouts.lfw(tmp_path)))
+    drawn = Config.profile("smoke", studies=("faces", "retrieval"))
+    real = replace(drawn, dataset="lfw", images=replace(drawn.images, studies=("faces",)))
+    keys = [Experiment.alone("crrcd", c, tmp_path / "s").node(stage_of("Student", "faces", c)).key for c in (drawn, real)]
+    assert keys[0] != keys[1]
+
+
 # 18: identification with a frozen backbone
-def test_the_linear_classifier_leaves_the_backbone_alone(config, place, monkeypatch):
-    stream = Stream("faces", 0, config.face_student, crrcd.recipes(config)["CRRCD"], config.face_teacher)
-    network = crrcd.learn(stream, config, place)
+def test_the_linear_classifier_leaves_the_backbone_alone(config, experiment):
+    stage = stage_of("CRRCD", "faces", config)
+    network = experiment.made(stage)
     before = fingerprint(network.state_dict())
-    monkeypatch.setattr(crrcd, "learn", lambda *args: network)
-    found = crrcd.measure_identification(stream, "low", config, place)
+    found = crrcd.protocols_of(config)["identification"](stage, network, experiment.here, view="low", views=stage.views)
     assert 0 <= found["accuracy"] <= 100 and fingerprint(network.state_dict()) == before
 
 
 # faces in the paper's own protocols: Tables 5, 6 and 7, on miniatures in the true layouts
-TINY = {"seeds": (0,), "face_teacher": "smallface:4-8:8", "face_student": "smallface:4-8:8", "face_size": 24, "face_low": 16, "face_steps": 2, "tune_steps": 2,
-        "batch_size": 8, "face_methods": ("Student", "KD", "CRRCD"), "n": 4, "p": 8, "crd_n": 8, "probe_steps": 20, "subjects": 3}
+TINY = {"faces": {"teacher": "smallface:4-8:8", "student": "smallface:4-8:8", "size": 24, "low": 16, "steps": 2, "tune_steps": 2,
+                  "methods": ("Student", "KD", "CRRCD"), "subjects": 3}, "batch_size": 8, "n": 4, "p": 8, "crd_n": 8, "probe_steps": 20}
 
 
 @pytest.fixture
@@ -256,7 +292,7 @@ def native(tmp_path, face_layouts, monkeypatch):
     for write in (face_layouts.uccs, face_layouts.tinyface):
         write(tmp_path)
     monkeypatch.setenv("KDNOTES_DATA", str(tmp_path))
-    monkeypatch.setattr(Place, "map", lambda self, function, items, desc="": [function(item) for item in items])
+    monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="": [function(item) for item in items])
     return tmp_path
 
 
@@ -264,8 +300,7 @@ def native(tmp_path, face_layouts, monkeypatch):
 def executed(run_from_parameters):
     """`executed(dataset, out, overrides)`: the notebook from its parameters on, with the profile `paper`."""
     def run(dataset, out, overrides):
-        chosen = {name: value for name, value in overrides.items() if name != "seeds"}
-        return run_from_parameters(crrcd, "import math", dataset=dataset, out=str(out), overrides=chosen)
+        return run_from_parameters(crrcd, "import math", dataset=dataset, out=str(out), overrides=overrides)
     return run
 
 
@@ -281,40 +316,41 @@ def test_uccs_and_tinyface_stand_beside_tables_6_and_7(native, executed, tmp_pat
     assert [searched.loc["CRRCD", f"rank-{k} (%) · reported"] for k in (1, 10, 20)] == ["35", "47", "50"] and "VLRR" in named.index
     assert "—" not in set(searched.loc[["Student", "KD", "CRRCD", "teacher on high"], "rank-20 (%) · reproduced"])
     assert {"identification: CRRCD > plain student", "search: CRRCD > plain student"} == set(space["judged"].claim)
-    assert json.loads((space["folder"].path / "manifest.json").read_text())["status"] == "finished"
+    assert json.loads((space["experiment"].folder.path / "manifest.json").read_text())["status"] == "finished"
 
 
-def test_uccs_fits_the_last_layer_alone_and_tinyface_trains_the_embedder_on(native, tmp_path, place, monkeypatch):
-    config = Config.profile("paper", dataset="uccs+tinyface", **TINY)
-    stream = Stream("faces", 0, config.face_student, crrcd.recipes(config)["CRRCD"], config.face_teacher)
-    network, further = crrcd.learn(stream, config, place), crrcd.tuned(stream, config, place)
+def test_uccs_fits_the_last_layer_alone_and_tinyface_trains_the_embedder_on(native, tmp_path, monkeypatch):
+    config = Config.profile("paper", dataset="uccs+tinyface", seeds="0", **TINY)
+    experiment, stage = Experiment.alone("crrcd", config, tmp_path / "stages"), stage_of("CRRCD", "faces", config)
+    network, further = experiment.made(stage), experiment.made(further_of(stage, config))
     assert network.head.weight.shape[0] == 5 and further.head.weight.shape[0] == 2                   # people of CASIA-WebFace, and of TinyFace
     weights = [net.embedder.trunk.stage1[0].weight for net in (network, further)]
     assert not weights[0].equal(weights[1]) and torch.allclose(*weights, atol=0.1)                   # it goes on from there
-    before, fitted = fingerprint(network.state_dict()), []
-    monkeypatch.setattr(crrcd, "learn", lambda *args: network)
-    monkeypatch.setattr(crrcd, "linear_probe", lambda x, y, z, steps: fitted.append((x, y, z)) or crossres.linear_probe(x, y, z, steps))
-    assert 0 <= crrcd.measure_identification(stream, "low", config, place)["accuracy"] <= 100
+    before, fitted, probe = fingerprint(network.state_dict()), [], crossres.linear_probe
+    monkeypatch.setattr(crossres, "linear_probe", lambda x, y, z, steps: fitted.append((x, y, z)) or probe(x, y, z, steps))
+    found = crrcd.protocols_of(config)["identification"](stage, network, experiment.here, view="low", views=stage.views)
+    assert 0 <= found["accuracy"] <= 100
     (x, y, z), = fitted
     assert fingerprint(network.state_dict()) == before and set(y.tolist()) == {0, 1, 2} and len(x) == 15 and len(z) == 3   # five of six pictures, and the sixth
-    gallery, probe, _ = search_sets("tinyface", config.face_size)
-    assert len(gallery) == 4 + 3 and len(probe) == 3                                                 # distractors stand in the gallery
+    gallery, probes, _ = search_sets("tinyface", config.faces.size)
+    assert len(gallery) == 4 + 3 and len(probes) == 3                                                # distractors stand in the gallery
 
 
-def test_lfw_judges_where_it_is_named(native, face_layouts, place):
-    config = Config.profile("paper", dataset="casia+uccs+tinyface", **TINY)
+def test_lfw_judges_where_it_is_named(native, face_layouts):
+    config = Config.profile("paper", dataset="casia+uccs+tinyface", seeds="0", **TINY)
     with pytest.raises(FileNotFoundError, match="lfw"):
-        crrcd.people_of(config)
+        crrcd.people_of(config, "test").load()
     face_layouts.lfw(native)
-    people = crrcd.people_of(config)
-    assert len(people.train) == 16 and len(people.unseen) == 9 and people.pairs.folds == 2
-    rows = {crrcd.dataset_of(row, config): row.table for row in crrcd.trials(config)}
-    assert rows == {"LFW": crrcd.TABLES["verification"], "UCCS": crrcd.TABLES["identification"], "TinyFace": crrcd.TABLES["search"]}
-    assert len({row.stream for row in crrcd.trials(config)}) == 1 + 3                                 # the same networks in all three
+    unseen, pairs = crrcd.people_of(config, "test").load()
+    assert len(crrcd.people_of(config, "train").load()) == 16 and len(unseen) == 9 and pairs.folds == 2
+    rows = crrcd.rows(config)
+    assert {row.dataset: row.table for row in rows} == {
+        "LFW": crrcd.TABLES["verification"], "UCCS": crrcd.TABLES["identification"], "TinyFace": crrcd.TABLES["search"]}
+    assert len({row.stage.network if isinstance(row.stage, crrcd.Tuned) else row.stage for row in rows}) == 1 + 3   # the same networks in all three
     alone = Config.profile("paper", dataset="casia")
     assert set(crrcd.protocols_of(alone)) == {"verification", "identification", "search"} and crrcd.judge_of("search", alone) == "casia"
-    assert (alone.face_teacher, alone.face_student, alone.face_size, alone.face_low) == ("face_resnet50::512", "face_resnet18::512", 112, 16)
-    assert Config.profile("paper", dataset="uccs").subjects == 180
+    assert (alone.faces.teacher, alone.faces.student, alone.faces.size, alone.faces.low) == ("face_resnet50::512", "face_resnet18::512", 112, 16)
+    assert Config.profile("paper", dataset="uccs").faces.subjects == 180
 
 
 @pytest.mark.parametrize(("dataset", "words"), [("uccs", "CASIA-WebFace"), ("tinyface", "tinyface.zip"), ("casia", "pairs.txt"), ("casia+uccs", "lay the faces out as")])
@@ -326,19 +362,6 @@ def test_a_run_without_its_faces_is_refused_before_it_starts(tmp_path, dataset, 
     check_data(Config, "digits", tmp_path)
 
 
-def test_the_linear_probe_reaches_the_optimum():
-    g = torch.Generator().manual_seed(0)
-    labels = torch.arange(90) % 3
-    x = torch.randn(3, 5, generator=g)[labels] + 0.3 * torch.randn(90, 5, generator=g)
-    z = (x - x.mean(0)) / x.std(0)
-    from sklearn.linear_model import LogisticRegression
-
-    # ours: mean loss + decay |W|^2; theirs: C * sum of losses + |W|^2 / 2
-    theirs = LogisticRegression(C=1 / (2 * 1e-3 * 90), tol=1e-8, max_iter=2000).fit(z, labels).decision_function(z)
-    ours = crossres.linear_probe(x, labels, x, steps=500)
-    assert torch.allclose(ours.softmax(1), torch.tensor(theirs).float().softmax(1), atol=2e-3)
-
-
 def test_the_overlap_of_histograms():
     same = torch.tensor([True, True, False, False])
     assert crrcd.overlap(torch.tensor([0.9, 0.8, -0.5, 0.1]), same) == 0
@@ -348,47 +371,36 @@ def test_the_overlap_of_histograms():
 
 # 20: the experiment as a whole
 def test_tables_settings_and_names_join_with_the_papers():
-    config = Config.profile("paper", dataset="cifar100", seeds=(0,))
+    config = Config.profile("paper", dataset="cifar100", seeds="0")
     rows = crrcd.pairs_rows(0, config)
-    ours = {(";".join(f"{k}={v}" for k, v in row.setting), row.method) for row in rows}
+    ours = {(";".join(f"{k}={v}" for k, v in row.setting.items()), row.method) for row in rows}
     paper = reported("crrcd")
     theirs = {(setting, method) for setting, method in zip(paper.setting, paper.method)
               if method in {"Teacher", "Student", "KD", "FitNet", "AT", "SP", "CC", "VID", "PKT", "RKD", "CRD", "CRCD", "CRRCD"} and "arch=" in setting}
     theirs = {(setting.replace("student=ResNet32;arch=peer", "student=ResNet8x4;arch=peer") if "ResNet32x4" in setting else setting, method) for setting, method in theirs}
     assert theirs <= ours
-    assert {row.setting[0][1] for row in rows} == {"WRN-40-2", "ResNet56", "ResNet110", "ResNet32x4", "VGG13", "ResNet18", "VGG11", "WRN50-2"}
+    assert {row.setting["teacher"] for row in rows} == {"WRN-40-2", "ResNet56", "ResNet110", "ResNet32x4", "VGG13", "ResNet18", "VGG11", "WRN50-2"}
 
 
 def test_methods_of_a_seed_share_everything_but_their_loss():
-    rows = crrcd.trials(Config.profile("demo", seeds=(0, 1)))
-    assert {row.stream.seed for row in rows} == {0, 1}
-    main = [row for row in rows if row.table == "retrieval of unseen classes" and row.stream.seed == 0 and row.view == "low"]
+    rows = crrcd.rows(Config.profile("demo", seeds="0,1"))
+    assert {row.stage.seed for row in rows} == {0, 1}
+    main = [row for row in rows if row.table == "retrieval of unseen classes" and row.stage.seed == 0 and row.stage.view == "low"]
     assert {row.method for row in main} == {"Student", "KD", "FitNet", "AT", "SP", "CC", "VID", "PKT", "RKD", "CRD", "CRCD", "RCD only", "CRRCD", "CRRCD, literal critic"}
-    assert len({(row.stream.network, row.stream.teacher, row.stream.task) for row in main}) == 1
-    settings = {dict(row.setting).get("n") for row in rows if row.table == "number of negatives"}
-    assert settings == {16, 128, 256}
-
-
-def test_a_run_can_be_repeated_and_taken_up_again(tmp_path, config):
-    config = replace(config, studies=("pairs", "faces"), seeds=(0,))
-    fabric = make_fabric("cpu")
-    first = crrcd.run(config, fabric, tmp_path / "a").frame()
-    again = crrcd.run(config, fabric, tmp_path / "a").frame()               # everything is kept
-    other = crrcd.run(config, fabric, tmp_path / "b").frame()               # everything anew
-    assert first.equals(again) and first.equals(other)
-    assert {"accuracy", "verification_accuracy", "rank1", "histogram_intersection"} <= set(first.metric)
-    assert first.value.map(math.isfinite).all()
+    assert len({(row.stage.network, row.stage.task, row.stage.images, row.stage.views, row.stage.how) for row in main}) == 1
+    assert len({row.stage.teacher for row in main if row.method != "Student"}) == 1
+    assert {row.setting.get("n") for row in rows if row.table == "number of negatives"} == {16, 128, 256}
 
 
 @pytest.mark.slow
-def test_relational_contrast_helps_to_find_unseen_classes(place):
+def test_relational_contrast_helps_to_find_unseen_classes(tmp_path):
     """The only ordering that is asserted at this scale: labels + relations > labels alone, paired over seeds, in the mean over both halves of the digits."""
     gains = []
     for seed, seen in ((0, (0, 2, 4, 6, 8)), (0, (1, 3, 5, 7, 9)), (1, (0, 2, 4, 6, 8)), (1, (1, 3, 5, 7, 9))):
-        config = Config.profile("demo", seeds=(seed,), seen=seen, teacher="smallconv:16-32-64:64")
-        methods = crrcd.recipes(config)
-        recall = {name: crrcd.measure_recall(Stream("retrieval", seed, config.student, methods[name], config.teacher), "low", config, place)["recall_at_1"]
-                  for name in ("Student", "RCD only")}
+        config = Config.profile("demo", seeds=str(seed), seen=seen, **{"networks.teacher": "smallconv:16-32-64:64"})
+        wanted = [row for row in crrcd.retrieval_rows(seed, config) if row.method in ("Student", "RCD only")]
+        frame = crrcd.Study(wanted).run(Experiment.alone("crrcd", config, tmp_path)).frame()
+        recall = frame[frame.metric == "recall_at_1"].set_index("method").value
         gains.append(recall["RCD only"] - recall["Student"])
     assert sum(gains) / len(gains) > 0, gains
 
@@ -403,10 +415,11 @@ def test_claims_fail_when_the_order_is_wrong():
 
 
 @pytest.mark.parametrize("bad, words", [
-    ({"tau": 0.0}, ("tau=0.0", "above 0")), ({"n": 0}, ("n=0", "at least 1")), ({"norm": "Z"}, ("norm", "'Z'", "crd")), ({"studies": ("retreival",)}, ("study", "retrieval")),
-    ({"student": "smalconv"}, ("network", "smallconv")), ({"people": (5,)}, ("people=(5,)", "two numbers")), ({"pair_methods": ("CRRD",)}, ("method", "CRRCD")),
-    ({"pairs": (("vgg8", "vgg8"),)}, ("triples",)), ({"anchors": -1}, ("anchors=-1",)), ({"optimizer": "adam"}, ("optimizer", "adamw")), ({"seen": "0"}, ("seen",)),
-    ({"temprature": 1}, ("parameter",)),
+    ({"tau": 0.0}, ("tau=0.0", "above 0")), ({"n": 0}, ("n=0", "at least 1")), ({"norm": "Z"}, ("norm", "'Z'", "crd")), ({"studies": ("retreival",)}, ("studies", "retrieval")),
+    ({"networks.student": "smalconv"}, ("network", "smallconv")), ({"people": (5,)}, ("people=(5,)", "expected 2")), ({"pair_methods": ("CRRD",)}, ("methods", "CRRCD")),
+    ({"networks.pairs": (("vgg8", "vgg8"),)}, ("2 items", "expected 3")), ({"networks.pairs": (("vgg8", "vgg8", "own"),)}, ("'peer' or 'cross'",)),
+    ({"anchors": -1}, ("anchors=-1",)), ({"optimizer": "adam"}, ("optimizer", "adamw")), ({"seen": "0"}, ("seen",)), ({"temprature": 1}, ("parameter",)),
+    ({"milestones": (300,)}, ("beyond milestones_of=240",)), ({"faces.low": 64}, ("faces.low=64", "must not exceed")),
 ])
 def test_bad_configurations_say_what_is_expected(bad, words):
     with pytest.raises(ValueError) as error:
@@ -414,23 +427,11 @@ def test_bad_configurations_say_what_is_expected(bad, words):
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(error.value)
 
 
-def test_bad_recipes_say_what_is_expected():
-    with pytest.raises(ValueError, match="loss term 'crdd'.*crd"):
-        Recipe(terms=(("crdd", 1.0),))
-    with pytest.raises(ValueError, match="weight of kd is 0"):
-        Recipe(terms=(("kd", 0),))
-    with pytest.raises(ValueError, match="stage9.*stage1"):
-        crrcd.stage_of(build("resnet8", 4), "stage9")
-
-
-@pytest.mark.parametrize("profile, dataset", [("real", "cifar10"), ("real", "mnist"), ("real", "fashion_mnist"), ("paper", "cifar100"), ("paper", "svhn"), ("paper", "lfw"), ("paper", "casia"), ("paper", "uccs"),
-                                              ("paper", "tinyface"), ("demo", "mnist5k")])
+@pytest.mark.parametrize("profile, dataset", [("smoke", ""), *((profile, dataset) for profile, dataset in Config.DATASETS)])
 def test_every_profile_is_whole(profile, dataset):
     config = Config.profile(profile, dataset=dataset)
-    assert crrcd.trials(config) and crrcd.claims(config)
-    assert copy.deepcopy(config) == config
+    assert crrcd.rows(config.change(seeds=(0,))) and crrcd.claims(config)
 
 
-def test_the_cross_resolution_floor_is_shared():
-    assert crrcd.both_views is both_views and crossres.Views is Views
-    assert isinstance(crrcd.target_in({"teacher.logits": torch.ones(1, 2), "teacher.features": torch.ones(1, 3)}), Prediction)
+def test_every_setting_says_where_its_default_comes_from():
+    assert all(leaf.rule.source and leaf.rule.text for leaf in leaves(Config).values())

@@ -112,7 +112,7 @@ def test_the_views_of_a_batch_belong_together(config):
 def test_the_high_view_does_not_depend_on_how_the_low_one_is_made(config):
     task = horkd.task_of("retrieval", 0, config.change(flip=True, padding=1))
     images, zero, one = task.train.load().images[:32], torch.zeros(1), torch.ones(1)
-    of_teacher, of_student = (both_views(images, views, zero, one, torch.Generator().manual_seed(0)) for views in (task.on("high"), task.on("low")))
+    of_teacher, of_student = (both_views(images, views, zero, one, torch.Generator().manual_seed(0)) for views in (task.views.known_to("high"), task.views.known_to("low")))
     assert torch.equal(of_teacher["high"], of_student["high"]) and not torch.equal(of_teacher["low"], of_student["low"])
 
 
@@ -328,15 +328,15 @@ def test_faces_are_verified_and_identified(config, experiment):
 
 
 def test_real_faces_keep_the_protocol_of_their_set(config, monkeypatch):
-    from kdnotes.data.protocols import Pairs
+    from kdnotes.data.protocols import FaceSets, Pairs
 
     own = replace(horkd.task_of("faces", 0, config).test)
     learnt, test = own.sets()[:2]
     prescribed = Pairs(torch.tensor([0, 1]), torch.tensor([1, 9]), torch.tensor([True, False]), 2)
-    monkeypatch.setattr(horkd, "face_sets", lambda dataset, size, least, people: horkd.FaceSets(learnt, test, prescribed))
-    assert replace(own, dataset="lfw", seed=3).load()[1] is prescribed
-    monkeypatch.setattr(horkd, "face_sets", lambda dataset, size, least, people: horkd.FaceSets(learnt))
-    other = replace(own, dataset="orl", people=(6, 4), pairs=40, seed=3)
+    monkeypatch.setattr("kdnotes.crossres.face_sets", lambda dataset, size, least, people: FaceSets(learnt, test, prescribed))
+    assert replace(own, dataset="lfw", seeds=(3, 3, 3)).load()[1] is prescribed
+    monkeypatch.setattr("kdnotes.crossres.face_sets", lambda dataset, size, least, people: FaceSets(learnt))
+    other = replace(own, dataset="orl", people=(6, 4), pairs=40, seeds=(3, 3, 3))
     judged, pairs = other.load()
     assert (len(replace(other, part="train").load().classes), len(judged.classes), len(pairs.same)) == (6, 4, 40)
 
