@@ -133,3 +133,44 @@ class FaceLayouts:
 def face_layouts() -> FaceLayouts:
     """Writers of face sets on disk, such as `face_layouts.tinyface(root)`; each returns the root."""
     return FaceLayouts()
+
+
+def _wrong_items(kind: object, rule: object) -> list:
+    """Values that are wrong for one item of a setting of the type `kind` under `rule`."""
+    import math
+    import types
+    import typing
+
+    args = typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return [value for value in _wrong_items(next(k for k in args if k is not type(None)), rule) if value is not None]
+    if typing.get_origin(kind) is tuple:
+        every = len(args) == 2 and args[1] is Ellipsis
+        inner = [[value] if every else [value] * len(args) for value in _wrong_items(args[0], rule)]
+        return ["abc", 1, None, {}, *inner, *([] if every else [[], [None] * (len(args) + 1)])]
+    odd = {bool: [0, 1, "true", None, []], str: [1, True, None, [], 0.5, {}], int: ["abc", "3", 1.5, 2.0, True, None, [1], {}, math.nan, math.inf],
+           float: ["abc", "0.5", True, None, [0.5], {}, 10 ** 400, *(value for value in (math.nan, math.inf, -math.inf) if not rule.allows(value))]}[kind]
+    if kind is str and rule.names():
+        odd = [*odd, "no such name", "", "x" * 5000, "a\nb"]
+    if kind in (int, float):
+        step = (lambda x, to: int(x) + (1 if to > 0 else -1)) if kind is int else math.nextafter
+        bounds = ((rule.at_least, -math.inf, True), (rule.above, -math.inf, False), (rule.at_most, math.inf, True), (rule.below, math.inf, False))
+        outside = [kind(step(value, to) if beyond else value) for value, to, beyond in bounds if value is not None]
+        odd = [*odd, *(value for value in outside if not rule.allows(value)), *([-10 ** 400] if rule.at_least is not None or rule.above is not None else [])]
+    return odd
+
+
+@pytest.fixture(scope="session")
+def wrong_values() -> Callable[[object], list]:
+    """`wrong_values(leaf)`: values of other types, wrong items, NaN, infinity and what is just outside, for a `config.Leaf`."""
+    def of(leaf: object) -> list:
+        import typing
+
+        found, args = _wrong_items(leaf.kind, leaf.rule), typing.get_args(leaf.kind)
+        length = leaf.rule.length
+        if typing.get_origin(leaf.kind) is tuple and length and args[-1] is Ellipsis:
+            least, most = (length, length) if isinstance(length, int) else length
+            item = leaf.default[0] if leaf.default else None
+            found += [[item] * (least - 1)] * (least > 0) + ([] if most is None else [[item] * (most + 1)])
+        return found
+    return of
