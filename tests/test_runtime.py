@@ -21,7 +21,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdnotes import parallel, runtime
 from kdnotes.files import atomic_write, cache_folder, cached, make_folder, write_json, write_text
 from kdnotes.parallel import parallel_map
 from kdnotes.progress import is_quiet, progress
@@ -458,32 +457,3 @@ def test_parallel_map_in_this_process():
     with pytest.raises(ZeroDivisionError):
         parallel_map(lambda n: 1 / n, [1, 0], workers=1)
     assert not is_quiet()
-
-
-def half_then_whole(checkpoint: Path) -> dict:
-    """A stage that is killed the first time and goes on from its checkpoint the second time."""
-    if not checkpoint.exists():
-        checkpoint.write_text("half")
-        raise KeyboardInterrupt
-    return {"value": torch.ones(2), "from": checkpoint.read_text()}
-
-
-def test_a_stage_goes_on_from_its_checkpoint_and_is_built_once(tmp_path):
-    place = parallel.place_of(runtime.make_fabric("cpu"), tmp_path)
-    assert (place.device, place.precision, place.root) == ("cpu", "32-true", tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        place.stage({"method": "a"}, half_then_whole)
-    assert len(list(tmp_path.glob("*.resume"))) == 1
-    found = place.stage({"method": "a"}, half_then_whole)
-    assert found["from"] == "half" and not list(tmp_path.glob("*.resume"))
-    assert place.stage({"method": "a"}, pytest.fail)["from"] == "half"
-    with pytest.raises(KeyboardInterrupt):    # another precision is another stage
-        parallel.Place("cpu", "bf16-mixed", tmp_path).stage({"method": "a"}, half_then_whole)
-
-
-def test_a_place_maps_over_workers_and_travels(tmp_path, monkeypatch):
-    place = parallel.Place("cpu", "32-true", tmp_path)
-    assert pickle.loads(pickle.dumps(place)) == place
-    assert place.map(len, ["a", "bc"]) == [1, 2] == parallel.Place("cuda", "bf16-mixed", tmp_path).map(len, ["a", "bc"])
-    monkeypatch.setenv("KDNOTES_CACHE", str(tmp_path / "cache"))
-    assert parallel.place_of(runtime.make_fabric("cpu"), name="horkd").root == tmp_path / "cache" / "horkd"
