@@ -375,13 +375,19 @@ def working_on(node: Node, here: Here, what: str = "stage") -> Iterator[Here]:
             yield here if what == "measure" else dataclasses.replace(here, may_read=tuple(node.data))
         names = library.notes if what == "measure" else [str(shown(data)) for data in node.data]
         known = {path for name in names for path in library.notes.get(name, ("", {}))[1]}
-        _check_reading(library, known, map(str, paths), what)
+        _check_reading(library, known, _outside(paths, (here.root, *here.earlier)), what)
     except Exception as error:
         kind, told = type(node.stage).__name__, shorten(shown(node.stage), 300)
         error.add_note(f"in {what if what == 'stage' else f'{what} of stage'} {kind} {told}")
         raise
     finally:
         restore_generators(states)
+
+
+def _outside(paths: Iterable[Path], folders: Iterable[Path]) -> list[str]:
+    """Those of `paths` that lie in none of the `folders`: what a run keeps may lie below the data root, and is no data."""
+    kept = [Path(folder).absolute() for folder in folders]
+    return [str(path) for path in paths if not any(Path(path).absolute().is_relative_to(folder) for folder in kept)]
 
 
 def _check_reading(library: Library, known: set[str], paths: Iterable[str], what: str) -> None:

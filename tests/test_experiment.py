@@ -604,3 +604,14 @@ def test_keys_are_the_same_in_another_process(tmp_path):
     planner = Planner(alone(tmp_path).here)
     keys = " ".join(sorted({planner.node(row.stage).key for row in paper()["rows"]()}))
     assert [run.stdout.strip() for run in runs] == [keys, keys], runs[0].stderr
+
+
+@pytest.mark.parametrize("asked, expected", [("auto", "bf16-mixed"), ("", "bf16-mixed"), ("fp32", "32-true")])
+def test_the_precision_auto_is_the_one_that_the_paper_names(tmp_path, asked, expected):
+    class Half(Settings):
+        PRECISION = "bf16"
+        PROFILES = {"smoke": {}}
+
+    made = Experiment.begin("toy", Half, {"profile": "smoke", "device": "cpu", "precision": asked, "out": str(tmp_path / "run")})
+    made.folder.close()
+    assert made.here.precision == expected

@@ -295,6 +295,7 @@ Config.DATASETS = {
     **{("paper", dataset): over(COLOUR, SGD, CASIA) for dataset in JUDGED},
     **{("real", name): SMALL_FACES for name in ("lfw", "orl", "yaleb")},
 }
+Config.DATA = ("images", "facesets")
 
 # %% ../../nbs/papers/crrcd.ipynb #26d2fa96
 # these hold no faces: with them faces are drawn

@@ -236,6 +236,7 @@ Config.DATASETS = {
     ("paper", "uccs"): {**BIRDS, "tasks": ("classification",), "images.size": 112, "images.low": 16,
                         "low_sweep": (8, 32), "per_class": 0, "pair": 25.0, "triplet": 50.0},
 }
+Config.DATA = ("facesets", "images")
 
 # %% ../../nbs/papers/horkd.ipynb #2693b7e2
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from kdnotes.crowdlearn import study
 from kdnotes.crowdlearn.committee import confusions, couple, posterior, probabilities
 from kdnotes.crowdlearn.study import PublishedCrowd, Task, agreement, new_network, scores
 from kdnotes.data import crowds
-from kdnotes.experiment import Experiment
+from kdnotes.experiment import Experiment, Planner
 from kdnotes.losses import annotators
 from kdnotes.models.perceptron import Perceptron
 from kdnotes.papers import ccc
@@ -178,7 +178,7 @@ def test_a_second_run_trains_nothing_and_equals_the_first(whole, monkeypatch):
 
 def kept(config, root):
     """Whether the trainings of each method are there, by the code as it is now."""
-    planner, found = alone(config, root).planner, {}
+    planner, found = Planner(alone(config, root).here), {}
     for row in rows_of(config):
         path = root / f"{planner.node(row.stage).name}.pt"
         found.setdefault(row.method.removesuffix(", self-distilled"), set()).add(path.is_file())

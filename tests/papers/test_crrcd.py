@@ -241,7 +241,8 @@ def test_the_low_view_of_the_papers_sizes(high, low, mean_of_noise, worst):
 def test_only_the_students_network_is_kept(config, experiment):
     stage, plain = stage_of("CRRCD", "retrieval", config), stage_of("Student", "retrieval", config)
     fresh = plain.fresh(experiment.here)
-    assert count_parameters(experiment.made(stage)) == count_parameters(fresh)
+    learner = stage.learner(stage.fresh(experiment.here), stage.recipe, experiment.here, {"teacher": experiment.made(stage.teacher).feature_dim})
+    assert count_parameters(experiment.made(stage)) == count_parameters(fresh) < count_parameters(learner)
     assert experiment.made(stage).state_dict().keys() == fresh.state_dict().keys()
     assert all(p.equal(q) for p, q in zip(stage.fresh(experiment.here).parameters(), fresh.parameters()))   # the same start
 
@@ -288,12 +289,14 @@ TINY = {"faces": {"teacher": "smallface:4-8:8", "student": "smallface:4-8:8", "s
 @pytest.fixture
 def native(tmp_path, face_layouts, monkeypatch):
     """A data root with CASIA-WebFace, UCCS and TinyFace, without LFW."""
-    face_layouts.casia(tmp_path, {"a": 4, "b": 4, "c": 3, "d": 4, "e": 1})
+    root = tmp_path / "data"
+    root.mkdir()
+    face_layouts.casia(root, {"a": 4, "b": 4, "c": 3, "d": 4, "e": 1})
     for write in (face_layouts.uccs, face_layouts.tinyface):
-        write(tmp_path)
-    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path))
+        write(root)
+    monkeypatch.setenv("KDNOTES_DATA", str(root))
     monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="": [function(item) for item in items])
-    return tmp_path
+    return root
 
 
 @pytest.fixture
@@ -390,6 +393,14 @@ def test_methods_of_a_seed_share_everything_but_their_loss():
     assert len({(row.stage.network, row.stage.task, row.stage.images, row.stage.views, row.stage.how) for row in main}) == 1
     assert len({row.stage.teacher for row in main if row.method != "Student"}) == 1
     assert {row.setting.get("n") for row in rows if row.table == "number of negatives"} == {16, 128, 256}
+
+
+def test_a_run_can_be_repeated_and_taken_up_again(tmp_path, config):
+    config = config.change(studies=("pairs", "faces"))
+    first, again, other = (crrcd.run(Experiment.alone("crrcd", config, tmp_path / folder)).frame() for folder in ("a", "a", "b"))
+    assert first.equals(again) and first.equals(other)                     # everything is kept, and everything anew
+    assert {"accuracy", "verification_accuracy", "rank1", "histogram_intersection"} <= set(first.metric)
+    assert first.value.map(math.isfinite).all()
 
 
 @pytest.mark.slow
