@@ -385,8 +385,9 @@ def working_on(node: Node, here: Here, what: str = "stage") -> Iterator[Here]:
 
 
 def _outside(paths: Iterable[Path], folders: Iterable[Path]) -> list[str]:
-    """Those of `paths` that lie in none of the `folders`: what a run keeps may lie below the data root, and is no data."""
-    kept = [Path(folder).absolute() for folder in folders]
+    """Those of `paths` that lie in none of the `folders` of runs, which may be below the data root, but hold no data."""
+    kept = [folder for folder in (Path(folder).absolute() for folder in folders)
+            if folder.is_relative_to(data_root().absolute())]
     return [str(path) for path in paths if not any(Path(path).absolute().is_relative_to(folder) for folder in kept)]
 
 
