@@ -90,6 +90,11 @@ def is_expert(stage: Stage) -> bool:
     return type(stage).__name__ == "Expert"
 
 
+def is_rival(stage: Stage) -> bool:
+    """Whether it is what CCC is compared with."""
+    return type(stage).__name__ == "TrainedCommittee"
+
+
 def verifying(paper: ModuleType, config: Settings) -> list[Row]:
     """AIRD's first table for a few methods."""
     return [row for row in paper.main_table("T1 verification", config.seeds[0], config) if row.method in ("teacher on high", "CE", "KD", "AIRD")]
@@ -124,7 +129,7 @@ CASES = {
         {"tasks": ("open",), "test_people": 10, "student_people": 12, "teacher_people": 16, "known": 1, "per_identity": 4}, PEOPLE, verifying, resumes=False),
     "ccc": Case(
         {"methods": ("MajorVote", "UnionNet", "CrowdLayer ×2", "CCC"), "density_sweep": (), "group_sweep": (), "self_distilled": False},
-        "kdnotes.papers.ccc.normalise_correction", ("CCC",), lambda stage: hasattr(stage, "schedule") and not hasattr(stage, "correction"),
+        "kdnotes.papers.ccc.normalise_correction", ("CCC",), is_rival,
         {"groups": 3, "meta_size": 30, "meta_batch": 8, "gamma": 0.3, "active": "all", "finetune": 1, "group_sweep": (2,), "methods": ("CCC", "MajorVote")},
         {"training.epochs": 3, "training.network": "mlp:16", "crowd.alpha": 0.4, "annotators": 31, "seeds": (1,)},
         {"methods": ("MajorVote", "CrowdLayer ×2", "CCC"), "group_sweep": (), "self_distilled": False}, put_crowd,
