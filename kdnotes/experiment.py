@@ -385,7 +385,7 @@ def working_on(node: Node, here: Here, what: str = "stage") -> Iterator[Here]:
 
 
 def _outside(paths: Iterable[Path], folders: Iterable[Path]) -> list[str]:
-    """Those of `paths` that lie in none of the `folders` of runs, which may be below the data root, but hold no data."""
+    """Those of `paths` outside the `folders` of runs, which may be below the data root, but hold no data."""
     kept = [folder for folder in (Path(folder).absolute() for folder in folders)
             if folder.is_relative_to(data_root().absolute())]
     return [str(path) for path in paths if not any(Path(path).absolute().is_relative_to(folder) for folder in kept)]
