@@ -20,7 +20,7 @@ from .runtime import parse_seeds
 
 # %% ../nbs/config.ipynb #e897a53a
 def unknown_name(kind: str, given: str, known: Iterable) -> ValueError:
-    """The error for an unknown `kind` ("profile", "method" ...): it lists the known names and the likeliest one meant."""
+    """The error for an unknown `kind` ("profile", "method" ...): it lists the known names and the likeliest one."""
     known = sorted(map(str, known))
     near = difflib.get_close_matches(str(given)[:100], known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
@@ -47,7 +47,7 @@ def listed(names: Iterable[str], most: int = 120) -> str:
 class Rule:
     """What is known of a setting beside its type and default. Bounds and choices hold for every item of a tuple."""
 
-    source: str = ""                                # where the default comes from: "paper", "code", "scale", "inferred" ...
+    source: str = ""                                # where the default comes from: "paper", "code", "scale" ...
     text: str = ""                                  # what it means, in a few words
     at_least: float | None = None
     above: float | None = None
@@ -92,8 +92,8 @@ def conform(name: str, value: Any, kind: Any, rule: Rule = Rule()) -> Any:
     fits = {bool: isinstance(value, bool), int: isinstance(value, int) and not isinstance(value, bool),
             float: isinstance(value, int | float) and not isinstance(value, bool), str: isinstance(value, str)}
     if kind not in fits:
-        raise TypeError(f"{name} is declared as {kind}; a setting is a bool, int, float, str, one of them or None, or a tuple "
-                        "with the types of its items, such as tuple[int, ...]")
+        raise TypeError(f"{name} is declared as {kind}; a setting is a bool, int, float, str, one of them or None, "
+                        "or a tuple with the types of its items, such as tuple[int, ...]")
     if not fits[kind]:
         raise ValueError(f"{name}={shorten(value)} is {_kind_of(value)}; expected {_expected(rule, kind)}")
     if kind is str and rule.names() and value not in (*rule.names(), *rule.unset):
@@ -119,7 +119,8 @@ def _conform_tuple(name: str, value: Any, kinds: tuple, rule: Rule) -> tuple:
         wanted = least if most == least else f"at least {least}" if most is None else f"{least} to {most}"
         raise ValueError(f"{name}={shorten(value)} has {len(value)} items; expected {wanted}")
     nested = dataclasses.replace(rule, length=None) if any(typing.get_origin(k) is tuple for k in inner) else rule
-    return tuple(conform(f"{name}[{i}]", item, kind, nested) for i, (item, kind) in enumerate(zip(value, inner, strict=True)))
+    pairs = zip(value, inner, strict=True)
+    return tuple(conform(f"{name}[{i}]", item, kind, nested) for i, (item, kind) in enumerate(pairs))
 
 
 def _optional(kind: Any) -> Any:
@@ -162,7 +163,7 @@ class Leaf(NamedTuple):
 
 @functools.cache
 def leaves(cls: type) -> Mapping[str, Leaf]:
-    """Every setting of the configuration `cls` by its full name, `section.name`; those outside sections by their own."""
+    """Every setting of the configuration `cls` by its full name, `section.name`; outside sections by its own."""
     hints, found = typing.get_type_hints(cls), {}
     for f in fields(cls):
         if inner := f.metadata.get("section"):
@@ -174,7 +175,7 @@ def leaves(cls: type) -> Mapping[str, Leaf]:
 
 
 def full_name(cls: type, name: str) -> str:
-    """The full name of the setting that `name` means; ValueError for one that is unknown, or that several sections have."""
+    """The full name of the setting that `name` means; ValueError for one that is unknown or that several mean."""
     known = leaves(cls)
     if name in known:
         return name
@@ -189,7 +190,10 @@ def full_name(cls: type, name: str) -> str:
 
 
 def by_full_name(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` (nested sections allowed) by the full names of the settings; ValueError for an unknown, ambiguous or doubled name."""
+    """`values` (nested sections allowed) by the full names of the settings.
+
+    ValueError for an unknown, ambiguous or doubled name.
+    """
     flat, sections = [], {f.name for f in fields(cls) if f.metadata.get("section")}
     for name, value in values.items():
         inside = name in sections and isinstance(value, Mapping)
@@ -210,7 +214,8 @@ RESERVED = ("profile", "dataset", "seeds", "device", "precision", "out", "overri
 class Settings:
     """Base of a paper's frozen `Config`: data set, seeds, and sections of settings; checked when it is made.
 
-    `PROFILES` maps a profile to the settings in which it differs from the defaults, `DATASETS` (profile, data set) to those that go with that data set.
+    `PROFILES` maps a profile to the settings in which it differs from the defaults, `DATASETS` (profile, data set) to
+    those that go with that data set.
     `PRECISION` is the one that the precision `auto` means: by itself what suits the device.
     """
 
@@ -234,17 +239,19 @@ class Settings:
 
     @classmethod
     def chosen(cls, parameters: Mapping[str, Any]) -> Self:
-        """The configuration that a notebook's `parameters` ask for: the defaults, under the profile, under its data set, under `overrides`.
+        """The configuration that a notebook's `parameters` ask for.
 
-        `profile`, `dataset` and `seeds` as in a notebook's cell of parameters ("" keeps the profile's); other entries of `parameters` (device ...) are not
-        looked at. Raises ValueError, in one line, for whatever is unknown, doubled, ill-typed or out of range.
+        Over the defaults goes the profile, over that its data set, over that `overrides`. `profile`, `dataset` and
+        `seeds` are as in a notebook's cell of parameters ("" keeps the profile's); other entries (device ...) are not
+        looked at. ValueError, in one short line, for whatever is unknown, doubled, ill-typed or out of range.
         """
         profile, given = parameters.get("profile", "demo"), parameters.get("overrides") or {}
         for name in ("profile", "dataset"):
             if not isinstance(parameters.get(name, ""), str):
                 raise ValueError(f"{name}={shorten(parameters[name])} is {_kind_of(parameters[name])}; expected text")
         if not isinstance(given, Mapping):
-            raise ValueError(f"overrides={shorten(given)} is {_kind_of(given)}; expected a mapping from names of settings to values")
+            raise ValueError(f"overrides={shorten(given)} is {_kind_of(given)}; "
+                             "expected a mapping from names of settings to values")
         if profile not in cls.PROFILES:
             raise unknown_name("profile", profile, cls.PROFILES)
         if reserved := [name for name in given if name in RESERVED]:
@@ -295,8 +302,8 @@ def _seeds(given: Any) -> tuple[int, ...]:
     try:
         return parse_seeds(given)
     except (ValueError, TypeError) as error:
-        text = " ".join(str(error).split())
-        raise ValueError(text if len(text) <= 200 else f"seeds={shorten(given)}: give integers as '0,1,2' or as a range '0-4'") from None
+        text, brief = " ".join(str(error).split()), "give integers as '0,1,2' or as a range '0-4'"
+        raise ValueError(text if len(text) <= 200 else f"seeds={shorten(given)}: {brief}") from None
 
 
 def _typed(full: str, value: Any, kind: type, name: str) -> Any:
@@ -307,7 +314,8 @@ def _typed(full: str, value: Any, kind: type, name: str) -> Any:
 
 def _check_section(name: str, value: Any, kind: type) -> None:
     if not isinstance(value, kind):
-        raise ValueError(f"{name}={shorten(value)} is {_kind_of(value)}; expected a {kind.__name__}, or its settings as {name}.<setting>")
+        raise ValueError(f"{name}={shorten(value)} is {_kind_of(value)}; "
+                         f"expected a {kind.__name__}, or its settings as {name}.<setting>")
 
 
 def _get(config: Any, name: str) -> Any:
@@ -372,12 +380,17 @@ def from_text(text: str, kind: Any = None) -> Any:
         found = [value for value in (_from_json(text, None), _from_json(f"[{text}]", None)) if isinstance(value, list)]
         texts = set(typing.get_args(kind)) <= {str, Ellipsis}
         plain = [part.strip() for part in text.split(",")] if texts and text.strip() else text
-        return plain if texts and not (found and all(isinstance(item, str) for item in found[0])) else found[0] if found else text
+        if texts and not (found and all(isinstance(item, str) for item in found[0])):
+            return plain
+        return found[0] if found else text
     return _from_json(text, text)
 
 
 def read_overrides(cls: type, given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Pairs of name and value, as `-p name value` gives them, by full name; texts are read as the setting's type. ValueError for unknown or doubled names."""
+    """Pairs of name and value, as `-p name value` gives them, by full name; texts are read as the setting's type.
+
+    ValueError for unknown or doubled names.
+    """
     found: dict[str, Any] = {}
     known = leaves(cls)
     for name, value in given:
@@ -397,13 +410,14 @@ def range_text(leaf: Leaf) -> str:
 
 
 def table(cls: type):
-    """A `pandas.DataFrame` with a row for each setting of `cls`: setting, one column for each profile, range, source, meaning."""
+    """A frame with a row for each setting of `cls`: setting, one column for each profile, range, source, meaning."""
     import pandas as pd
 
     known = leaves(cls)
     profiles = {name: cls.profile(name).flat() for name in cls.PROFILES}
-    rows = [{"setting": name, **{p: _shown(values[name]) for p, values in profiles.items()}, "range": range_text(leaf), "source": leaf.rule.source,
-             "meaning": leaf.rule.text} for name, leaf in known.items()]
+    rows = [{"setting": name, **{p: _shown(values[name]) for p, values in profiles.items()},
+             "range": range_text(leaf), "source": leaf.rule.source, "meaning": leaf.rule.text}
+            for name, leaf in known.items()]
     return pd.DataFrame(rows)
 
 

@@ -30,7 +30,9 @@ from .parallel import parallel_map
 from .prints import code_print, members
 from .results import Claim, Results, judge, show
 from .runs import RunFolder, open_run
-from .runtime import derive_seed, encode, fingerprint, generator_states, log, make_fabric, restore_generators, seed_everything
+from kdnotes.runtime import (
+    derive_seed, encode, fingerprint, generator_states, log, make_fabric, restore_generators, seed_everything,
+)
 
 # %% ../nbs/experiment.ipynb #7797c315
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Loaded(NamedTuple):
     versions: list[int]                 # of its tensors: each writing into one counts
 
     def is_same(self) -> bool:
-        """Whether reading again would give the same. A file that changed while it was read may have changed after it, too."""
+        """Whether reading again would give the same. A file that changed while it was read is read again."""
         settled = all(state and max(state[1:3]) < self.began - 50_000_000 for state in self.files.values())
         return settled and self.is_untouched() and self.files == {path: _state(path) for path in self.files}
 
@@ -94,19 +96,19 @@ def _versions(value: object) -> list[int]:
 
 # %% ../nbs/experiment.ipynb #be80b552
 class Library:
-    """The data of one experiment in this process: loaded once, printed once, read again when a file behind them has changed."""
+    """The data of one experiment in this process: loaded and printed once, and again when a file has changed."""
 
     def __init__(self, token: str, keep: int = 16):
         self.token, self.keep = token, keep
         self.kept: dict[Hashable, Loaded] = {}
         self.notes: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {}    # all that was ever loaded: print, files
-        self.news: dict[str, tuple] = {}                                      # those of the notes that nobody has taken yet
+        self.news: dict[str, tuple] = {}             # those of the notes that nobody has taken yet
 
     def __reduce__(self):
         return _library, (self.token, self.keep)
 
     def loaded(self, data: Data) -> Loaded:
-        """`data` in memory, with its print. ValueError if they are no longer what they were when the experiment first read them."""
+        """`data` in memory, with their print. ValueError if they are not what the experiment read at first."""
         key = (type(data), fingerprint(described(data)), str(data_root()))
         found = self.kept.pop(key, None)
         if found is None or not found.is_same():
@@ -132,13 +134,14 @@ class Library:
         return news
 
     def note(self) -> dict[str, dict]:
-        """What was read, for a manifest: `{description: {"print": ..., "files": {path below the data root: [bytes, sha256]}}}`.
+        """What was read, for a manifest: `{description: {"print": ..., "files": {path: [bytes, sha256]}}}`.
 
-        A file that has changed since it was read has the SHA-256 "".
+        Paths are those below the data root. A file that has changed since it was read has the SHA-256 "".
         """
         root = data_root().resolve()
-        return {name: {"print": print, "files": {_below(path, root): [(*state, -1)[0], _sha256(path) if _state(path) == state else ""]
-                                                for path, state in files.items()}} for name, (print, files) in self.notes.items()}
+        signed = lambda path, state: [(*state, -1)[0], _sha256(path) if _state(path) == state else ""]
+        signatures = lambda files: {_below(path, root): signed(path, state) for path, state in files.items()}
+        return {name: {"print": print, "files": signatures(files)} for name, (print, files) in self.notes.items()}
 
 
 _libraries: dict[str, Library] = {}
@@ -188,10 +191,10 @@ def shown(value: object) -> object:
 # %% ../nbs/experiment.ipynb #bdc7d7da
 @dataclass(frozen=True)
 class Stage:
-    """One result of an experiment. Subclasses are frozen dataclasses; their fields are everything that the result depends on.
+    """One result of an experiment. Subclasses are frozen dataclasses; their fields are all that the result depends on.
 
-    A kind of network is a class of its own: the key of a stage knows the code of its own class, so a teacher that is a `Teacher`
-    does not know the losses of a `Student`.
+    A kind of network is a class of its own: the key of a stage knows the code of its own class, so a teacher that is a
+    `Teacher` does not know the losses of a `Student`.
     """
 
     def needs(self) -> Mapping[str, "Stage"]:
@@ -199,9 +202,10 @@ class Stage:
         return {}
 
     def build(self, parents: Mapping[str, Any], here: "Here", checkpoint: Path) -> object:
-        """Make the result: tensors, numbers, texts, and lists and dictionaries of them. `parents`: what `open` gives of `needs()`.
+        """Make the result: tensors, numbers, texts, and lists and dictionaries of them.
 
-        An interrupted `build` finds again what it left in the file `checkpoint`.
+        `parents` are what `open` gives of the stages in `needs()`. An interrupted `build` finds again what it left in
+        the file `checkpoint`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it is built")
 
@@ -220,8 +224,9 @@ def described(what: Stage | Data) -> dict[str, object]:
         try:
             hash(value), encode(value)
         except TypeError:
-            raise TypeError(f"{kind.__name__}.{name}={shorten(value)} is a {type(value).__name__}, which cannot be part of a key; "
-                            "give a number, a text, a tuple or a frozen dataclass of them, or a Data") from None
+            given = f"{kind.__name__}.{name}={shorten(value)} is a {type(value).__name__}"
+            raise TypeError(f"{given}, which cannot be part of a key; give a number, a text, a tuple or a frozen "
+                            "dataclass of them, or a Data") from None
     return found
 
 # %% ../nbs/experiment.ipynb #b491e000
@@ -241,18 +246,20 @@ class Node(NamedTuple):
 
 
 def code_of(stage: Stage) -> tuple:
-    """What the code print of a stage starts from: what its class says, `needs` aside, and the classes of what stands in its
-    fields. A stage that it needs has a key of its own; one that it only describes counts with all that it says."""
+    """What the code print of a stage starts from: what its class says, `needs` aside, and the classes in its fields.
+
+    A stage that it needs has a key of its own; one that it only describes counts with all that it says.
+    """
     return (_methods(type(stage), {"needs"}), *(_methods(kind, set(but)) for kind, but in _kinds_in(stage)))
 
 
 def _methods(kind: type, but: set[str]) -> dict[str, object]:
-    """The methods and class attributes of a dataclass that are neither fields, whose values count anyway, nor among `but`."""
+    """The methods and class attributes of a dataclass, but for fields (their values count) and those in `but`."""
     return {name: value for name, value in members(kind).items() if name not in but | {f.name for f in fields(kind)}}
 
 
 def _kinds_in(stage: Stage) -> tuple[tuple[type, tuple[str, ...]], ...]:
-    """The classes of the dataclasses among the fields of a stage, and among theirs, each with what of it does not count."""
+    """The classes of the dataclasses in the fields of a stage, and in theirs, each with what of it does not count."""
     needed, found = tuple(stage.needs().values()), {}
 
     def visit(value: object) -> None:
@@ -321,10 +328,10 @@ class Here:
         return make_fabric(self.device_name, self.precision)
 
     def read(self, data: Data) -> Any:
-        """What `data` describe. ValueError inside a stage that does not have them among its fields: its key would not know them."""
+        """What `data` describe. ValueError inside a stage without them among its fields: its key knows no others."""
         if self.may_read is not None and data not in self.may_read:
-            raise ValueError(f"{shown(data)} is read by a stage that does not have it among its fields; make it a field, "
-                             "so that the key knows it")
+            raise ValueError(f"{shown(data)} is read by a stage that does not have it among its fields; "
+                             "make it a field, so that the key knows it")
         return self.library.loaded(data).value
 
 # %% ../nbs/experiment.ipynb #47d0fd7f
@@ -357,7 +364,10 @@ def _adopt(found: Path, own: Path) -> None:
 # %% ../nbs/experiment.ipynb #00b7f54f
 @contextmanager
 def working_on(node: Node, here: Here, what: str = "stage") -> Iterator[Here]:
-    """Inside, code works on the stage of `node`; yields `here` as it may see it. `what`: "stage" (builds it), "open" or "measure"."""
+    """Inside, code works on the stage of `node`; yields `here` as it may see it.
+
+    `what` it does: "stage" (builds it), "open" or "measure".
+    """
     own, library, states = described(node.stage), here.library, generator_states()
     try:
         seed_everything(derive_seed(0, what, type(node.stage).__name__, fingerprint(encode(own))))
@@ -375,22 +385,24 @@ def working_on(node: Node, here: Here, what: str = "stage") -> Iterator[Here]:
 
 
 def _outside(paths: Iterable[Path], folders: Iterable[Path]) -> list[str]:
-    """Those of `paths` that lie in none of the `folders`: what a run keeps itself may lie below the data root, and is no data."""
-    kept = [Path(folder).absolute() for folder in folders]
+    """Those of `paths` outside the `folders` of runs, which may be below the data root, but hold no data."""
+    kept = [folder for folder in (Path(folder).absolute() for folder in folders)
+            if folder.is_relative_to(data_root().absolute())]
     return [str(path) for path in paths if not any(Path(path).absolute().is_relative_to(folder) for folder in kept)]
 
 
 def _check_reading(library: Library, known: set[str], paths: Iterable[str], what: str) -> None:
-    """ValueError if others of the files below the data root were read than the `known`, or if data were written into."""
+    """ValueError if other files below the data root were read than the `known`, or if data were written into."""
     if strange := next((path for path in paths if path not in known), None):
-        raise ValueError(f"{what} reads {strange} by itself, so no key knows it; describe it as Data and read it by here.read(...)")
+        raise ValueError(f"{what} reads {strange} by itself, so no key knows it; "
+                         "describe it as Data and read it by here.read(...)")
     for loaded in list(library.kept.values()):
         if not loaded.is_untouched():
             raise ValueError(f"{what} writes into data that others read, too; work on a copy (x.clone())")
 
 # %% ../nbs/experiment.ipynb #8de4e038
 def build(node: Node, here: Here) -> object:
-    """Build the result of `node` and keep it, and beside it a note on how it was made. Returns what a reader will get."""
+    """Build the result of `node` and keep it, with a note on how it was made. Returns what a reader will get."""
     parents, path = {name: opened(parent, here) for name, parent in node.parents.items()}, place_of(node, here.root)
     checkpoint, started = path.with_suffix(".resume"), time.perf_counter()
     with working_on(node, here) as seen:
@@ -413,11 +425,11 @@ def note_of(node: Node, here: Here, seconds: float | None = None) -> dict:
             "built": datetime.now(UTC).isoformat(timespec="seconds"), "device": here.device_name}
 
 
-_opened: dict[tuple[str, str], Any] = {}         # what was opened lately in this process: students of one teacher share it
+_opened: dict[tuple[str, str], Any] = {}         # what was opened lately: students of one teacher share it
 
 
 def opened(node: Node, here: Here, keep: int = 12) -> Any:
-    """What `open` makes of the result of `node`, which is built if it is not there; the last few are kept in this process."""
+    """What `open` makes of the result of `node`, built if it is not there; the last few are kept in this process."""
     token = (here.library.token, node.key)
     if token in _opened:
         value = _opened.pop(token)
@@ -446,7 +458,7 @@ def has_code(node: Node) -> bool:
 
 
 def _make(node: Node, here: Here) -> str:
-    """Make a stage where it is not there; returns how it was come by: "read", "built", or `STALE` if that needs other code."""
+    """Make a stage that is not there; returns how it was come by: "read", "built", or `STALE`: it needs other code."""
     if kept(node, here) is not None:
         return "read"
     if os.getpid() != here.process and not has_code(node):
@@ -462,7 +474,7 @@ Measure = Callable[[Stage, Any, Here], Mapping[str, float]]
 class Row:
     """One row of one table for one seed: `measure(stage, what it opens to, here)` gives the metrics (rates in percent).
 
-    `dataset`: as the paper writes it (default: that of the configuration); `seed`: that of the row (default: the stage's).
+    `dataset`: as the paper writes it (default: the configuration's); `seed`: that of the row (default: the stage's).
     """
 
     table: str
@@ -478,7 +490,8 @@ class Row:
         """The seed of the row. TypeError if neither it nor its stage has one."""
         seed = self.seed if self.seed is not None else getattr(self.stage, "seed", None)
         if seed is None:
-            raise TypeError(f"the row {self.method!r} of table {self.table!r} has no seed, nor has its stage; give Row(..., seed=...)")
+            raise TypeError(f"the row {self.method!r} of table {self.table!r} has no seed, nor has its stage; "
+                            "give Row(..., seed=...)")
         return seed
 
 
@@ -536,8 +549,10 @@ def generations(nodes: Iterable[Node]) -> list[list[Node]]:
 
 # %% ../nbs/experiment.ipynb #cea99b72
 class Experiment:
-    """One run of one paper: its configuration, where it computes, what it found. `begin` opens a run's folder; `alone` works
-    without one."""
+    """One run of one paper: its configuration, where it computes, what it found.
+
+    `begin` opens a run's folder; `alone` works without one.
+    """
 
     def __init__(self, slug: str, config: Settings, here: Here, profile: str = "demo", folder: RunFolder | None = None):
         self.slug, self.config, self.here, self.profile, self.folder = slug, config, here, profile, folder
@@ -548,14 +563,15 @@ class Experiment:
 
     @classmethod
     def begin(cls, slug: str, kind: type[Settings], parameters: Mapping[str, Any]) -> "Experiment":
-        """Check the `parameters` of a notebook's cell against the configuration `kind`, and open the folder of the run."""
+        """Check the `parameters` of a notebook's cell by the configuration `kind`, and open the folder of the run."""
         config = kind.chosen(parameters)
         asked = parameters.get("precision") or "auto"
         fabric = make_fabric(parameters.get("device", "auto"), kind.PRECISION if asked == "auto" else asked)
         device, precision = str(fabric.device), fabric.strategy.precision.precision
-        named = {"profile": parameters.get("profile", "demo")} | {name: parameters.get(name) for name in ("device", "precision")}
-        folder = open_run(slug, config.flat() | named, parameters.get("out", ""), config=config.flat(), seeds=config.seeds,
-                          device=device, precision=precision)
+        named = {"profile": "demo", "device": None, "precision": None}
+        named |= {name: parameters[name] for name in named if name in parameters}
+        folder = open_run(slug, config.flat() | named, parameters.get("out", ""), config=config.flat(),
+                          seeds=config.seeds, device=device, precision=precision)
         here = Here(device, precision, folder.checkpoints, _library(uuid4().hex), tuple(getattr(folder, "earlier", ())))
         return cls(slug, config, here, named["profile"], folder)
 
@@ -592,7 +608,8 @@ class Experiment:
             missing = [node for node in wanted if kept(node, self.here) is None]
             self.how |= {node.key: "read" for node in wanted}
             if wanted:
-                log.info("%s, generation %d: %d stages, %d of them kept from before", desc, level, len(wanted), len(wanted) - len(missing))
+                log.info("%s, generation %d: %d stages, %d of them kept from before", desc, level, len(wanted),
+                         len(wanted) - len(missing))
             hows = self.map(functools.partial(_make, here=self.here), missing, f"{desc}, generation {level}")
             self.how |= {node.key: how for node, how in zip(missing, hows, strict=True)}
         return nodes
@@ -623,7 +640,8 @@ class Experiment:
             self.nodes[node.key[:16]] = node
             for metric, value in metrics.items():
                 self.made_by[len(self.results.rows)] = node.key[:16]
-                self.results.add(row.table, row.dataset or self.config.dataset, row.method, metric, value, row.repeat, dict(row.setting))
+                dataset = row.dataset or self.config.dataset
+                self.results.add(row.table, dataset, row.method, metric, value, row.repeat, dict(row.setting))
         return self.results
 
     def table(self, frame: pd.DataFrame, name: str, caption: str = "") -> None:
@@ -660,7 +678,7 @@ class Experiment:
 
 # %% ../nbs/experiment.ipynb #d2bff42f
 def chains(experiment: Experiment) -> tuple[dict[str, dict], pd.DataFrame]:
-    """How each number was made: the notes on all stages by (short) key, and a frame that names the stage behind each number.
+    """How each number was made: the notes on all stages by (short) key, and a frame with the stage behind each number.
 
     A number that was not measured on a stage, but added to the results by hand, has the stage "".
     """
@@ -669,13 +687,14 @@ def chains(experiment: Experiment) -> tuple[dict[str, dict], pd.DataFrame]:
     def visit(node: Node) -> None:
         if node.key[:16] not in notes:
             path = place_of(node, experiment.here.root).with_suffix(".json")
-            known = path.is_file()
-            notes[node.key[:16]] = json.loads(path.read_text(encoding="utf-8")) if known else note_of(node, experiment.here)
+            note = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else note_of(node, experiment.here)
+            notes[node.key[:16]] = note
             for parent in node.parents.values():
                 visit(parent)
 
     for node in experiment.nodes.values():
         visit(node)
     names = ["table", "dataset", "setting", "method", "metric", "seed"]
-    rows = [{name: row[name] for name in names} | {"stage": experiment.made_by.get(i, "")} for i, row in enumerate(experiment.results.rows)]
+    rows = [{name: row[name] for name in names} | {"stage": experiment.made_by.get(i, "")}
+            for i, row in enumerate(experiment.results.rows)]
     return notes, pd.DataFrame(rows, columns=[*names, "stage"])

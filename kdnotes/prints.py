@@ -33,8 +33,9 @@ import torch
 from .runtime import fingerprint
 
 # %% ../nbs/prints.ipynb #175bc8d8
-LEFT_OUT = ("kdnotes.files", "kdnotes.progress", "kdnotes.checks", "kdnotes.prints", "kdnotes.config", "kdnotes.results",
-            "kdnotes.runs", "kdnotes.plots", "kdnotes.experiment", "kdnotes.batch", "kdnotes.report", "kdnotes.cli")
+LEFT_OUT = ("kdnotes.files", "kdnotes.progress", "kdnotes.checks", "kdnotes.prints", "kdnotes.config",
+            "kdnotes.results", "kdnotes.runs", "kdnotes.plots", "kdnotes.experiment", "kdnotes.batch",
+            "kdnotes.report", "kdnotes.cli")
 
 
 def counts(module: str) -> bool:
@@ -62,23 +63,25 @@ class Reading(NamedTuple):
     changed: frozenset[str]             # names of its module that it changes
 
 
+_IDLE = {"CACHE", "EXTENDED_ARG", "NOP", "RESUME"}
 _readings: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def read_code(code: types.CodeType) -> Reading:
     """The `Reading` of a code object; each is read once."""
     if code not in _readings:
-        found = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "EXTENDED_ARG", "NOP", "RESUME")]
+        found = [step for step in dis.get_instructions(code) if step.opname not in _IDLE]
         inner = [read_code(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
         of = lambda *names: {step.argval for step in found if step.opname in names}
         own = (of("LOAD_GLOBAL", "LOAD_NAME"), of("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"),
-               {(step.argval, found[i - 2].argval) for i, step in enumerate(found) if step.opname == "IMPORT_NAME"}, _changed(found))
+               {(step.argval, found[i - 2].argval) for i, step in enumerate(found) if step.opname == "IMPORT_NAME"},
+               _changed(found))
         named = [frozenset(names).union(*(reading[i] for reading in inner)) for i, names in enumerate(own, 1)]
         _readings[code] = Reading(_steps(code, found), *named)
     return _readings[code]
 
 # %% ../nbs/prints.ipynb #2ca43330
-_OWN_TEXT = {"__doc__", "__firstlineno__", "__static_attributes__"}    # what the body of a class notes about its own text
+_OWN_TEXT = {"__doc__", "__firstlineno__", "__static_attributes__"}    # what a class body notes about its own text
 
 
 def _steps(code: types.CodeType, found: list[dis.Instruction]) -> tuple[object, ...]:
@@ -86,15 +89,17 @@ def _steps(code: types.CodeType, found: list[dis.Instruction]) -> tuple[object, 
     texts = {i for i, step in enumerate(found) if step.opname == "STORE_NAME" and step.argval in _OWN_TEXT}
     kept = [step for i, step in enumerate(found) if i not in texts and i + 1 not in texts]
     offsets, steps = [step.offset for step in kept], []
-    place = lambda offset: bisect.bisect_left(offsets, offset)              # a jump goes to an instruction, not to a byte
+    place = lambda offset: bisect.bisect_left(offsets, offset)           # a jump goes to an instruction, not to a byte
     for step in kept:
-        value = place(step.argval) if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs else _constant(step.argval)
+        jumps = step.opcode in dis.hasjrel or step.opcode in dis.hasjabs
+        value = place(step.argval) if jumps else _constant(step.argval)
         if step.opname == "IMPORT_NAME" and (steps[-2][1] or step.argval.partition(".")[0] == "kdnotes"):
-            steps[-2], value = ("LOAD_CONST", 0), "of the package"          # relative in a module, absolute in its notebook
+            steps[-2], value = ("LOAD_CONST", 0), "of the package"   # relative in a module, absolute in its notebook
         steps.append((step.opname, value))
     guarded = [(place(e.start), place(e.end), place(e.target), e.depth) for e in dis.Bytecode(code).exception_entries]
     arguments = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 0x4) + bool(code.co_flags & 0x8)
-    head = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & 0x2AF, code.co_varnames[:arguments])
+    head = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & 0x2AF,
+            code.co_varnames[:arguments])
     return (head, *steps, *(entry for entry in guarded if entry[0] < entry[1]))
 
 
@@ -107,29 +112,40 @@ def _constant(value: object) -> object:
     return value if isinstance(value, None | bool | int | float | str | bytes) else repr(value)
 
 # %% ../nbs/prints.ipynb #2d336611
-_CHANGING = {"append", "extend", "insert", "remove", "add", "discard", "update", "setdefault", "pop", "popitem", "clear"}
+_WRITING = ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE", "STORE_ATTR")
+_CHANGING = {"append", "extend", "insert", "remove", "add", "discard", "update", "setdefault", "pop", "popitem",
+             "clear"}
 
 
 def _changed(found: list[dis.Instruction]) -> set[str]:
-    """The names of its module that code assigns (`global`), and those of the tables, lists and objects in which it sets something."""
+    """The names of its module that code assigns (`global`), and those of what it sets something in."""
     stored = {step.argval for step in found if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL")}
-    called = {step.argval for step, then in zip(found, found[1:])
-              if step.opname == "LOAD_GLOBAL" and then.opname in ("LOAD_METHOD", "LOAD_ATTR") and then.argval in _CHANGING}
-    written = {step.positions[0::2] for step in found if step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE", "STORE_ATTR")}
-    entered = {step.argval for step in found if step.opname == "LOAD_GLOBAL" and step.positions[0::2] in written - {(None, None)}}
+    loads = [(i, step) for i, step in enumerate(found) if step.opname == "LOAD_GLOBAL"]
+    called = {step.argval for i, step in loads
+              if found[i + 1].opname in ("LOAD_METHOD", "LOAD_ATTR") and found[i + 1].argval in _CHANGING}
+    written = {step.positions[0::2] for step in found if step.opname in _WRITING} - {(None, None)}
+    entered = {step.argval for _, step in loads if step.positions[0::2] in written}
     return stored | called | entered
 
 # %% ../nbs/prints.ipynb #5411a925
 class Piece(NamedTuple):
-    """A function or class that was reached: its name, the print of what it says itself, and the pieces that it names, by identity."""
+    """A function or class that was reached: its name, the print of what it says, and the pieces that it names (ids)."""
 
     name: str
     own: str
     named: list[int]
 
 
+_BUILT_IN = types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType | np.ufunc
+_PLAIN = (bool, int, float, str, bytes)
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+
+
 class Walk:
-    """The pieces of code that functions, classes and tables of them reach. `state`: names, as `(id of the module's names, name)`, that hold state."""
+    """The pieces of code that functions, classes and tables of them reach.
+
+    `state` are names that hold no constant, as `(id of the module's names, name)`.
+    """
 
     def __init__(self, state: Iterable[tuple[int, str]] = ()) -> None:
         self.state = frozenset(state)
@@ -138,10 +154,11 @@ class Walk:
         self.met: dict[int, object] = {}                # kept alive, so that no identity is given twice
         self.inside: set[int] = set()                   # the objects that the walk is in
         self.named: list[int] = []                      # the pieces that the present one has named so far
+        self.dispatching: list[Callable] = []           # the functions that choose by the type of what they are given
         self.looked: list[tuple] = []                   # how something was looked at, what, and what it held
 
     def reach(self, thing: object) -> object:
-        """Follow `thing`; returns what stands for it in the print of whoever named it: a name for code, the value for a constant."""
+        """Follow `thing`; returns what stands for it in the print of whoever named it: a name, or a constant."""
         self.met[id(thing)] = thing
         if isinstance(thing, functools.partial):
             return ("partial", self.reach(thing.func), self.reach(thing.args), self.reach(thing.keywords))
@@ -152,7 +169,7 @@ class Walk:
             return (type(thing).__name__, *map(self.reach, parts))
         if isinstance(thing, types.FunctionType | type | functools._lru_cache_wrapper):
             return self.code(thing)
-        if isinstance(thing, types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType | np.ufunc):
+        if isinstance(thing, _BUILT_IN):
             owner = getattr(thing, "__self__", None)
             return ("installed", f"{getattr(thing, '__module__', '')}.{thing.__name__}", self.reach(owner))
         return self.module(thing) if isinstance(thing, types.ModuleType) else self.value(thing)
@@ -163,10 +180,10 @@ class Walk:
         home, name = next(filter(counts, homes), ""), getattr(thing, "__qualname__", "")
         if not home:
             return ("installed", f"{homes[0]}.{name}")
-        if home not in ("__main__", "__mp_main__") and not home.startswith("kdnotes.papers."):   # a paper's module is its cells
+        if home not in ("__main__", "__mp_main__") and not home.startswith("kdnotes.papers."):
             name = f"{home}.{name}"
         if id(thing) not in self.pieces:
-            self.pieces[id(thing)] = Piece(name, "", [])                                         # for whoever comes back here
+            self.pieces[id(thing)] = Piece(name, "", [])              # for whoever comes back here
             before, self.named = self.named, []
             self.look(_parts_of, thing)
             parts = self.type(thing) if isinstance(thing, type) else self.function(thing)
@@ -175,12 +192,19 @@ class Walk:
         return ("code", name)
 
     def function(self, thing: types.FunctionType) -> list:
-        """All that a function says: its instructions, what it names, its closure and defaults; of an installed wrapper, what it wraps."""
+        """All that a function says: its instructions, what it names, its closure and defaults.
+
+        Of a wrapper that is installed, what it wraps.
+        """
         wrapped = self.reach(getattr(thing, "__wrapped__", None))
-        if not isinstance(thing, types.FunctionType):                                            # functools.cache
+        if not isinstance(thing, types.FunctionType):                 # functools.cache
             return ["kept", wrapped]
-        if hasattr(thing, "registry") and hasattr(thing, "dispatch"):                            # functools.singledispatch
-            return ["dispatched", wrapped, self.reach(thing.registry)]
+        if hasattr(thing, "registry") and hasattr(thing, "dispatch"):   # functools.singledispatch
+            self.look(_held_by, thing.registry)
+            self.dispatching.append(thing)
+            own = {kind: f for kind, f in thing.registry.items()
+                   if not counts(kind.__module__) and not _is_elsewhere(f, thing)}
+            return ["dispatched", wrapped, self.reach(own)]
         held = tuple(cell.cell_contents for cell in thing.__closure__ or () if _is_filled(cell))
         around = [self.reach(held), self.reach(thing.__defaults__), self.reach(thing.__kwdefaults__), wrapped]
         if not counts(thing.__globals__.get("__name__", "")):
@@ -193,11 +217,13 @@ class Walk:
         self.changed |= {(id(world), name) for name in reading.changed}
         self.look(_in_module, function)
         found = {name: world[name] for name in reading.globals if name in world}
-        found |= {f"import {name}": _imported(name, level, world.get("__package__") or "") for name, level in reading.imports}
+        package = world.get("__package__") or ""
+        found |= {f"import {name}": _imported(name, level, package) for name, level in reading.imports}
         everything = bool(reading.globals & {"getattr", "vars"})
         found = _without_modules(found, None if everything else reading.attributes)
-        state = {name for name in found if (id(world), name) in self.state and not isinstance(found[name], types.FunctionType | type)}
-        return [(name, self.kind(value) if name in state else self.reach(value)) for name, value in sorted(found.items())]
+        state = {name for name, value in found.items()
+                 if (id(world), name) in self.state and not isinstance(value, types.FunctionType | type)}
+        return [(name, self.kind(found[name]) if name in state else self.reach(found[name])) for name in sorted(found)]
 
     def kind(self, thing: object) -> tuple:
         """The class of an object that holds state, where that is code."""
@@ -205,10 +231,20 @@ class Walk:
 
     def type(self, thing: type) -> list:
         """All that a class says: its bases, methods and attributes, and what makes the defaults of its fields."""
-        own = [(name, self.reach(value)) for name, value in sorted(vars(thing).items()) if not _is_generated(name, value)]
+        own = [(name, self.reach(vars(thing)[name])) for name in sorted(vars(thing))
+               if not _is_generated(name, vars(thing)[name])]
         made = [(f.name, self.reach(f.default_factory)) for f in fields(thing)
                 if not isinstance(f.default_factory, type(MISSING))] if is_dataclass(thing) else []
         return [[self.reach(base) for base in (type(thing), *thing.__bases__)], own, made]
+
+    def all(self, things: tuple) -> list:
+        """Follow `things`, and then what is registered for classes that were reached; returns what stands for them."""
+        given, late = [self.reach(things)], {}
+        while found := {id(f): f for each in self.dispatching for kind, f in each.registry.items()
+                        if id(kind) in self.pieces and id(f) not in late}:
+            late |= found
+            given += [self.reach(f) for f in sorted(found.values(), key=lambda f: (f.__module__, f.__qualname__))]
+        return given
 
     def module(self, thing: types.ModuleType) -> tuple:
         """A module that is handed on as a value: all that it holds."""
@@ -228,7 +264,7 @@ class Walk:
                 return ("list", [self.reach(item) for item in thing] if new else ())
         if type(thing) in (set, frozenset):
             return ("set", sorted(fingerprint(self.reach(item)) for item in thing))
-        if thing is None or type(thing) in (bool, int, float, str, bytes) or isinstance(thing, Path | torch.dtype | torch.device):
+        if thing is None or type(thing) in _PLAIN or isinstance(thing, Path | torch.dtype | torch.device):
             return thing
         if isinstance(thing, np.generic | np.ndarray) and not thing.dtype.hasobject:
             return np.asarray(thing)
@@ -241,17 +277,18 @@ class Walk:
         with self.within(thing) as new:
             keys = {fingerprint(self.reach(key)): key for key in thing} if new else {}
             items = [(sign, self.reach(thing[keys[sign]])) for sign in sorted(keys)]
-            only_code = all(isinstance(value, tuple) and value[0] in ("code", "installed", "partial") for _, value in items)
+            of_code = ("code", "installed", "partial")
+            only_code = all(isinstance(value, tuple) and value[0] in of_code for _, value in items)
             return ("table", items, [] if only_code else list(keys))
 
     def object(self, thing: object) -> tuple:
-        """Any other object: its class, what it holds, and, where that is no code of the user's, what it says of itself."""
+        """Any other object: its class, what it holds, and, where the class is installed, what it says of itself."""
         kind = self.reach(type(thing))
         self.look(_held_by, thing)
         if type(thing).__module__ == "logging" or thing is os.environ:
             return ("object", kind)
         with self.within(thing) as new:
-            base = next((base for base in (dict, list, tuple, set, frozenset, bool, int, float, str, bytes) if isinstance(thing, base)), None)
+            base = next((base for base in (*_CONTAINERS, *_PLAIN) if isinstance(thing, base)), None)
             items = self.reach(base(thing)) if base and new else ()
             said = _said(thing) if kind[0] == "installed" else ""
             return ("object", kind, items, said, self.reach(_attributes(thing)) if new else ())
@@ -293,18 +330,26 @@ def _is_filled(cell: types.CellType) -> bool:
     return True
 
 
-_OF_EVERY_CLASS = {"__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate_func__", "__annotations_cache__",
-                   "__qualname__", "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__firstlineno__",
-                   "__static_attributes__", "__abstractmethods__", "_abc_impl", "__hash__", "__slots__", "__parameters__",
-                   "__orig_bases__", "__slotnames__", "__getnewargs__", "_replace", "_make", "_asdict", "_autograd_function_id"}
+_OF_EVERY_CLASS = set("""
+    __module__ __dict__ __weakref__ __doc__ __annotations__ __annotate_func__ __annotations_cache__ __qualname__
+    __hash__ __firstlineno__ __static_attributes__ __abstractmethods__ _abc_impl __slots__ __slotnames__
+    __parameters__ __orig_bases__ __dataclass_fields__ __dataclass_params__ __match_args__ __getnewargs__ _replace _make
+    _asdict _autograd_function_id""".split())
 
 
 def _is_generated(name: str, value: object) -> bool:
     """Whether an entry of a class was put there by Python, `dataclass` or `NamedTuple`, not by its author."""
-    inner = getattr(value, "__wrapped__", value)                              # dataclass wraps the __repr__ that it writes
-    written = isinstance(inner, types.FunctionType) and (inner.__code__.co_qualname.startswith("__create_fn__.") or
-                                                         inner.__globals__.get("__name__", "").startswith("namedtuple_"))
+    inner = getattr(value, "__wrapped__", value)                     # dataclass wraps the __repr__ that it writes
+    written = isinstance(inner, types.FunctionType) and (
+        inner.__code__.co_qualname.startswith("__create_fn__.")
+        or inner.__globals__.get("__name__", "").startswith("namedtuple_"))
     return name in _OF_EVERY_CLASS or written or isinstance(value, types.MemberDescriptorType)
+
+
+def _is_elsewhere(function: Callable, generic: Callable) -> bool:
+    """Whether another module of the package registered `function`: then it is there only where that was imported."""
+    module = getattr(function, "__module__", "") or ""
+    return module.partition(".")[0] == "kdnotes" and module != generic.__module__
 
 
 def _said(thing: object) -> str:
@@ -319,8 +364,10 @@ def _said(thing: object) -> str:
 def _attributes(thing: object) -> dict[str, object]:
     """What an object holds under names, but for what it has worked out and kept."""
     slots = [name for base in type(thing).__mro__ for name in (getattr(base, "__slots__", None) or ())]
-    held = {name: getattr(thing, name) for name in slots if name != "__dict__" and hasattr(thing, name)} | dict(getattr(thing, "__dict__", {}))
-    return {name: value for name, value in held.items() if not isinstance(getattr(type(thing), name, None), functools.cached_property)}
+    held = {name: getattr(thing, name) for name in slots if name != "__dict__" and hasattr(thing, name)}
+    held |= getattr(thing, "__dict__", {})
+    kept = lambda name: isinstance(getattr(type(thing), name, None), functools.cached_property)
+    return {name: value for name, value in held.items() if not kept(name)}
 
 # %% ../nbs/prints.ipynb #c40409b3
 def _parts_of(thing: types.FunctionType | type) -> tuple:
@@ -337,8 +384,8 @@ def _in_module(function: types.FunctionType) -> tuple:
     """What a function finds under the names that it reads, in its module and in the modules among that."""
     reading, world = read_code(function.__code__), function.__globals__
     found = [world.get(name) for name in reading.globals]
-    attributes = [vars(module).get(name) for module in found if isinstance(module, types.ModuleType) and counts(module.__name__)
-                  for name in reading.attributes]
+    modules = [value for value in found if isinstance(value, types.ModuleType) and counts(value.__name__)]
+    attributes = [vars(module).get(name) for module in modules for name in reading.attributes]
     return (*found, *attributes)
 
 
@@ -346,7 +393,8 @@ def _held_by(thing: object) -> tuple:
     """What a table, a list or an object holds; of a tensor how often it was written into."""
     if isinstance(thing, torch.Tensor):
         return (None if thing.is_inference() else thing._version,)
-    items = (*thing, *thing.values()) if isinstance(thing, Mapping) else tuple(thing) if isinstance(thing, list | set) else ()
+    items = tuple(thing) if isinstance(thing, list | set | Mapping) else ()
+    items += tuple(thing.values()) if isinstance(thing, Mapping) else ()
     return (*items, *_attributes(thing).values())
 
 # %% ../nbs/prints.ipynb #026f075f
@@ -355,19 +403,21 @@ def _imported(name: str, level: int, package: str) -> types.ModuleType | None:
     try:
         full = importlib.util.resolve_name("." * level + name, package)
         root = importlib.util.find_spec(full.partition(".")[0])
-        own = root is not None and root.has_location and (root.name == "kdnotes" or not _is_installed(root.origin or ""))
+        there = root is not None and root.has_location
+        own = there and (root.name == "kdnotes" or not _is_installed(root.origin or ""))
         return importlib.import_module(full) if own else None
-    except ImportError:                                                       # whoever runs the function will see why
+    except ImportError:                                              # whoever runs the function will see why
         return None
 
 
 def _held(module: types.ModuleType) -> dict[str, object]:
     """What a module holds, other modules aside."""
-    return {name: value for name, value in vars(module).items() if not (name.startswith("__") or isinstance(value, types.ModuleType))}
+    return {name: value for name, value in vars(module).items()
+            if not (name.startswith("__") or isinstance(value, types.ModuleType))}
 
 
 def _without_modules(found: Mapping[str, object], attributes: Iterable[str] | None) -> dict[str, object]:
-    """`found`, where in place of each module that counts stands what of it is among `attributes` (None: all that it holds)."""
+    """`found`, with what of it is among `attributes` (None: all) in place of each module that counts."""
     waiting, result, seen = dict(found), {}, set()
     while waiting:
         name, value = waiting.popitem()
@@ -387,23 +437,24 @@ def _member(module: types.ModuleType, name: str) -> object:
     return vars(module).get(name)
 
 # %% ../nbs/prints.ipynb #034b912f
-_walks: dict[tuple, tuple[tuple, Walk, dict[str, str]]] = {}                 # what was printed lately, and how it was come by
+_walks: dict[tuple, tuple[tuple, Walk, dict[str, str]]] = {}         # what was printed lately, and how it was come by
 
 
 def code_parts(*things: object) -> dict[str, str]:
-    """The print of each piece of code that `things` (functions, classes, tables of them) reach, by its name; and of how they hang together.
+    """The print of each piece of code that `things` (functions, classes, tables of them) reach, by its name.
 
-    Names of the package are full; those of a paper, whose notebook's cells are its module, and of a notebook's own cells are plain.
+    Under "given" stands the print of how they hang together. Names of the package are full; those of a paper, whose
+    notebook's cells are its module, and of a notebook's own cells are plain.
     """
-    known = tuple(tuple((name, id(value)) for name, value in thing.items()) if type(thing) is dict else id(thing) for thing in things)
+    known = tuple(_identity(thing) for thing in things)
     if known in _walks and _walks[known][1].is_same():
         return dict(_walks[known][2])
     _register_all()
     walk = Walk()
-    given = walk.reach(things)
-    if walk.changed:                                                          # state does not count, and is known only now
+    given = walk.all(things)
+    if walk.changed:                                                 # state does not count, and is known only now
         walk = Walk(walk.changed)
-        given = walk.reach(things)
+        given = walk.all(things)
     parts = {name: " ".join(sorted(prints)) for name, prints in sorted(walk.found.items())}
     parts = {"given": fingerprint(given, _colours(walk.pieces))[:16]} | parts
     _walks.pop(known, None)
@@ -411,6 +462,11 @@ def code_parts(*things: object) -> dict[str, str]:
     while len(_walks) > 64:
         del _walks[next(iter(_walks))]
     return dict(parts)
+
+
+def _identity(thing: object) -> object:
+    """By what a thing is known again while it is there: itself, or for a table what stands in it."""
+    return tuple((name, id(value)) for name, value in thing.items()) if type(thing) is dict else id(thing)
 
 
 def _colours(pieces: Mapping[int, Piece], rounds: int = 3) -> list[str]:
@@ -423,7 +479,7 @@ def _colours(pieces: Mapping[int, Piece], rounds: int = 3) -> list[str]:
 
 @functools.cache
 def _register_all() -> None:
-    """Import every module of the room of models: a table into which they register must not depend on who was imported before."""
+    """Import every module of the room of models: a table into which they register must not depend on who came first."""
     import kdnotes.models
 
     for module in pkgutil.iter_modules(kdnotes.models.__path__, "kdnotes.models."):
@@ -439,20 +495,21 @@ def code_print(*things: object) -> str:
 
 # %% ../nbs/prints.ipynb #230b6ad3
 def members(kind: type) -> dict[str, object]:
-    """What the authors of a class, and of its bases whose code counts, wrote in them: methods and class attributes, by name."""
+    """What the authors of a class, and of its bases whose code counts, wrote in them, by name."""
     bases = [base for base in reversed(kind.__mro__) if counts(base.__module__)]
     return {name: value for base in bases for name, value in vars(base).items() if not _is_generated(name, value)}
 
 # %% ../nbs/prints.ipynb #9fec3dc1
 def differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """Names of the pieces of code that differ between two results of `code_parts`."""
-    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name) and name != "given")
+    return sorted(name for name in (before.keys() | after.keys()) - {"given"} if before.get(name) != after.get(name))
 
 # %% ../nbs/prints.ipynb #03ae7e73
 def notebook_print(path: str | Path) -> str:
     """16 hexadecimal digits that stand for the code cells of a notebook and all code that they import from the package.
 
-    The cell of parameters does not count: parameters name a run already. ValueError if the file is no notebook or a cell is no Python.
+    The cell of parameters does not count: parameters name a run already. ValueError if the file is no notebook or a
+    cell is no Python.
     """
     try:
         cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
@@ -472,7 +529,8 @@ def _parsed(cell: str) -> ast.Module:
     except SyntaxError:
         from IPython.core.inputtransformer2 import TransformerManager
 
-        return ast.parse(TransformerManager().transform_cell(re.sub(r"^\s*%%(time|timeit|capture|prun)\b.*\n", "", cell)))
+        timed = re.sub(r"^\s*%%(time|timeit|capture|prun)\b.*\n", "", cell)
+        return ast.parse(TransformerManager().transform_cell(timed))
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:
@@ -485,15 +543,17 @@ def _without_docstrings(tree: ast.AST) -> ast.AST:
 
 
 def _taken(trees: list[ast.Module]) -> list[object]:
-    """What notebook cells import from the package: functions, classes and constants, and what they use of whole modules."""
+    """What notebook cells import from the package: names, and what they use of whole modules."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    names = [(node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) and node.module for alias in node.names]
+    from_imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    names = [(node.module, alias.name) for node in from_imports for alias in node.names]
     names += [(alias.name, "") for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     found: dict[str, object] = {}
     for module, name in names:
         world = _imported(module, 0, "") if module.partition(".")[0] == "kdnotes" else None
         if world is not None and name == "*":
-            found |= {f"{module}.{each}": getattr(world, each, None) for each in getattr(world, "__all__", _held(world))}
+            wanted = getattr(world, "__all__", _held(world))
+            found |= {f"{module}.{each}": getattr(world, each, None) for each in wanted}
         elif world is not None:
             found[f"{module}.{name}"] = _member(world, name) if name else world
     used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}

@@ -615,3 +615,11 @@ def test_the_precision_auto_is_the_one_that_the_paper_names(tmp_path, asked, exp
     made = Experiment.begin("toy", Half, {"profile": "smoke", "device": "cpu", "precision": asked, "out": str(tmp_path / "run")})
     made.folder.close()
     assert made.here.precision == expected
+
+
+def test_a_run_may_lie_below_the_data_root(tmp_path, files):
+    root = files(a=[1, 2], b=[1, 1])
+    made = alone(root / "runs")
+    assert made.made(Sum(File("a.npy"), File("b.npy"))) == {"sum": -1}
+    assert alone(root / "runs").made(Sum(File("a.npy"), File("b.npy"))) == {"sum": -1}
+    assert "a.npy by itself" in refused(made.made, Sneaky(0, "open"))

@@ -372,6 +372,22 @@ def test_the_environment_and_what_is_installed_do_not_count(monkeypatch):
     assert not any(map(counts, ("torch", "torch.nn.functional", "json", "numpy", "pytest", "no.such.module", "")))
 
 
+def test_what_others_register_counts_only_for_their_own_classes():
+    """So a print does not depend on who was imported; `kdnotes.data.crowds` registers a class of its own for fingerprints."""
+    import functools
+
+    from kdnotes import runtime
+    from kdnotes.data import crowds
+
+    assert not [name for name in code_parts(runtime.fingerprint) if name.startswith("kdnotes.data.")]
+    assert [name for name in code_parts(runtime.fingerprint, crowds.Truth) if name.startswith("kdnotes.data.crowds.")]
+    by = functools.singledispatch(cell("def by(x): return 0")["by"])
+    space = cell("class Own: pass\ndef loss(x): return 1\ndef train(x): return by(x)\ndef mine(x): return by(Own())", by=by)
+    before = code_print(space["train"]), code_print(space["mine"])
+    by.register(space["Own"])(space["loss"])
+    assert code_print(space["train"]) == before[0] and code_print(space["mine"]) != before[1]
+
+
 # --- everywhere the same ---
 
 def test_pickling_does_not_change_a_print():
@@ -411,6 +427,8 @@ def _print_in_worker(things: list) -> list[dict]:
 
 
 def test_a_worker_process_has_the_same_print_of_what_a_notebook_defines():
+    import kdnotes.data.crowds  # noqa: F401  it registers a class, and a worker has not imported it
+
     space = cell("""
     from dataclasses import dataclass, field
     from typing import NamedTuple
