@@ -1,6 +1,7 @@
 """AIRD: closed forms of its losses, the wiring of teacher and student, adaptation, and the protocol."""
 
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -438,6 +439,7 @@ def test_everybody_is_taken_without_a_copy_and_lfw_judges_where_it_is_named(nati
         aird.faces_of(0, config).load()
     alone = config.change(dataset="tinyface")
     stage = student(alone)
+    time.sleep(0.1)                                                                    # files of this very moment would be read again
     everybody = here.read(stage.images)
     assert stage.shown(here) is everybody and len(everybody) == 15 and everybody.classes == tuple("abcd")
     assert here.read(student(alone, seed=1).images) is everybody                       # decoded once, whatever the seed
