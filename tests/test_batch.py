@@ -162,7 +162,7 @@ def test_parameters_are_resolved_as_the_notebook_will(write_paper, tmp_path, con
         ({"epoch": "3"}, "did you mean 'epochs'"),
         ({"epochs": "three"}, "expected int"),
         ({"epochs": "1.5"}, "expected int"),
-        ({"flip": "1"}, "expected bool"),
+        ({"flip": "1"}, "expected true or false"),
         ({"lr": "fast"}, "expected float"),
         ({"epochs": "0"}, "at least 1"),
         ({"lr": "NaN"}, "lr=nan"),
