@@ -1,10 +1,13 @@
 """Two views, unseen classes, batches that carry the teacher's answers, training, and the sets of native low-resolution faces."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from kdnotes.config import Settings
 from kdnotes.crossres import (
-    Optimisation, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
+    Optimisation, Pictures, Share, Unaided, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
     predict_view, weights_of,
 )
 from kdnotes.data.catalogue import SEARCHES, face_sets, load, search_sets
@@ -13,6 +16,7 @@ from kdnotes.data.sets.scface import DISTANCES
 from kdnotes.data.sets.uccs import subjects_of
 from kdnotes.data.augment import channel_statistics
 from kdnotes.data.degrade import low_resolution
+from kdnotes.experiment import Experiment
 from kdnotes.losses.margin import CosFace
 from kdnotes.metrics.probe import linear_probe
 from kdnotes.metrics.verify import recognition, search, verification
@@ -62,6 +66,32 @@ def test_networks_of_one_seed_start_alike():
     assert faces[0].head.weight.equal(faces[1].head.weight) and faces[0].head.margin == 0.1
     drawn = [(fresh_network("smallconv:4-8-16:32", 10, 1, 8, 0), torch.rand(3))[1] for _ in range(2)]
     assert drawn[0].equal(drawn[1])                                                       # what is drawn next depends on the names, too
+
+
+def test_a_student_is_shown_a_share_and_sees_it_as_its_teacher_would(digits, tmp_path):
+    """A share decides what is learnt from; images are normalised as for a network that learns from all of them."""
+    here = Experiment.alone("toy", Settings(), tmp_path).here
+    whole = Unaided("digits", 0, Pictures("digits", "train"), "smallconv:4-8-16:32", "low", Views(4, restore=False), Optimisation(4, 64, 1e-3, 0, per_class=4))
+    some = replace(whole, share=Share(classes=6, each=5))
+    assert whole.shown(here) is here.read(whole.images) and some.shown(here).labels.bincount().tolist() == [5] * 6
+    assert not some.shown(here).images.equal(replace(some, seed=1).shown(here).images)                # others for each seed
+    assert all(a.equal(b) for a, b in zip(whole.statistics(here), some.statistics(here)))
+    assert len(next(iter(whole.batches(here)))["labels"]) == 40 and len(next(iter(some.batches(here)))["labels"]) == 24        # ten, six classes
+    mean, std = whole.statistics(here)
+    batch = next(iter(some.batches(here)))
+    assert batch["high"].equal(both_views(some.shown(here).images, some.views, mean, std)["high"][batch["index"]])
+    assert some.fresh(here)(batch["low"]).logits.shape == (24, 6)
+
+
+@pytest.mark.parametrize("by_view", [False, True])
+def test_first_weights_depend_on_the_text_or_on_the_view(digits, tmp_path, by_view):
+    here = Experiment.alone("toy", Settings(), tmp_path).here
+    low = Unaided("digits", 0, Pictures("digits", "train"), "smallconv:4-8-16:32", "low", Views(4, restore=False), Optimisation(4, 64, 1e-3, 0), starts_by_view=by_view)
+    first = lambda stage: stage.fresh(here).trunk.stage1[0].weight
+    names = ("low", 4) if by_view else (low.network,)
+    assert first(low).equal(fresh_network(low.network, 10, 1, 4, 0, "digits", *names).trunk.stage1[0].weight)
+    assert first(low).equal(first(replace(low, view="high"))) is not by_view
+    assert first(low).equal(first(replace(low, network="smallconv:4-8-16:16"))) is by_view
 
 
 @pytest.mark.parametrize("views", [Views(low=3), Views(low=3, flip=True)])

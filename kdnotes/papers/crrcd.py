@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..config import Settings, by_full_name, section, setting
 from kdnotes.crossres import (
-    Answers, Head, Network, Optimisation, People, Pictures, Task, Unaided, Views, classified,
+    Answers, Head, Network, Optimisation, Pictures, Task, Unaided, Views, classified,
     identified, learnt, probed, retrieved, searched, seen_by,
 )
 from ..data.catalogue import load
@@ -33,7 +33,7 @@ from ..data.degrade import MODES
 from ..data.imageset import ImageSet
 from ..data.protocols import FaceSets
 from ..experiment import Data, Experiment, Here, Row, Stage, Study
-from ..faces import NativeTest
+from ..faces import NativeTest, People
 from ..metrics.verify import judge_folds, pair_scores
 from ..models import embedders
 from ..models.written import parse, printed
@@ -445,7 +445,7 @@ def pair_similarities(
     stage: Stage, network, here, view: str, views: Views, unseen: People
 ) -> tuple[Tensor, Tensor, int]:
     """Cosines of the verification pairs, whether each is genuine, and their folds."""
-    images, pairs = here.read(unseen)
+    images, pairs, *_ = here.read(unseen)
     features = seen_by(stage, network, here, images, view, views).features.cpu()
     return pair_scores(features[pairs.first], features[pairs.second]), pairs.same, pairs.folds
 
