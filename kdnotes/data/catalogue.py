@@ -174,7 +174,8 @@ def load_crowd(name: str, root: str | os.PathLike | None = None, **options: obje
 
 # %% ../../nbs/data/catalogue.ipynb #00399641
 def face_sets(
-    dataset: str, size: int, least: int = 2, people: int | None = None, root: str | os.PathLike | None = None
+    dataset: str, size: int, least: int = 2, people: int | None = None, root: str | os.PathLike | None = None,
+    part: str = "",
 ) -> FaceSets:
     """The faces of `dataset` at `size` pixels: people with `least` images or more. Errors as those of `load`.
 
@@ -182,10 +183,17 @@ def face_sets(
     CASIA-WebFace (0 or None: all) to learn from and view 2 of LFW to judge, 6,000 pairs in ten folds; "casia_webface":
     without LFW. "survface" and "tinyface": their training people, and the verification pairs of the first; their
     searches are opened by `search_sets`. Any other image set: both splits together, nothing prescribed.
+
+    `part`: where the set prescribes who is judged, "train" decodes the pictures to learn from alone, "test" those that
+    are judged; "" both.
     """
+    if part:
+        check_split(part)
     source = RUNS[dataset] if dataset in RUNS and dataset not in SOURCES else find_source(dataset, root)
     if source.people:
-        return source.people(data_root(root), size, least, people)
+        learnt, test, pairs = source.people(data_root(root), size, least, people)
+        wanted = (part != "test" or test is None, part != "train" and test is not None)
+        return FaceSets(*(faces.load() if asked else None for faces, asked in zip((learnt, test), wanted)), pairs)
     images = join(*(load(dataset, split, root, size) for split in ("train", "test")))
     counts = images.labels.bincount(minlength=len(images.classes))
     return FaceSets(images.select((counts >= least).nonzero().flatten().tolist(), relabel=True))

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from ..config import Settings, section, setting
 from kdnotes.crossres import (
-    Head, Optimisation, People, Pictures, Probe, Task, Taught, Tuned, Unaided, Views, classified, identified, probed,
+    Head, Optimisation, Pictures, Probe, Task, Taught, Tuned, Unaided, Views, classified, identified, probed,
     retrieved, searched, seen_by,
 )
 from ..data.catalogue import load
 from ..data.degrade import MODES
 from ..data.protocols import FaceSets
 from ..experiment import Experiment, Row, Stage, Study
-from ..faces import NativeTest
+from ..faces import NativeTest, People
 from ..metrics.verify import histogram_intersection, judge_folds, pair_scores, similarity_margin
 from ..models.written import parse, parse_recogniser, printed
 from ..recipes import Recipe, RelationalContrast, SoftLabels, recipe

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from ..config import Settings, section, setting
 from kdnotes.crossres import (
-    Network, Optimisation, People, Pictures, Task, Unaided, Views, classified, learnt, optimise, retrieved, seen_by,
+    Network, Optimisation, Pictures, Task, Unaided, Views, classified, learnt, optimise, retrieved, seen_by,
     weights_of,
 )
 from ..data.degrade import MODES
 from ..experiment import Data, Experiment, Here, Row, Stage, Study
+from ..faces import People, seeds_of
 from ..metrics.verify import recognition
 from ..models.written import parse
 from ..recipes import Angles, Distances, HintByVariance, Learner, Recipe, Similarities, recipe
 from ..results import Claim, Results
-from ..runtime import derive_seed
 
 # %% ../../nbs/papers/horkd.ipynb #73498d40
 TARGETS = {                             # of order one, of the higher orders
@@ -304,8 +304,8 @@ class Joint(Assisted):
 # %% ../../nbs/papers/horkd.ipynb #698147e6
 def people_of(seed: int, own: Faces) -> People:
     """The people to learn from: drawn ones of a seed of their own, or those of a data set."""
-    seeds = (derive_seed(seed, "people"), derive_seed(seed, "split"), seed)
-    return People(own.dataset, "train", own.size, own.people, own.each, own.nuisance, seeds=seeds)
+    each = own.each if own.dataset == "faces" else 0
+    return People(own.dataset, "train", own.size, own.people, each, own.nuisance, seeds=seeds_of(seed))
 
 
 def task_of(name: str, seed: int, config: Config) -> Task:

@@ -342,7 +342,7 @@ def test_lfw_judges_where_it_is_named(native, face_layouts):
     with pytest.raises(FileNotFoundError, match="lfw"):
         crrcd.people_of(config, "test").load()
     face_layouts.lfw(native)
-    unseen, pairs = crrcd.people_of(config, "test").load()
+    unseen, pairs, *_ = crrcd.people_of(config, "test").load()
     assert len(crrcd.people_of(config, "train").load()) == 16 and len(unseen) == 9 and pairs.folds == 2
     rows = crrcd.rows(config)
     assert {row.dataset: row.table for row in rows} == {

@@ -297,7 +297,7 @@ def test_faces_are_of_people_nobody_has_seen_and_others_for_each_seed(config):
     own, tests = config.faces, []
     for seed in (0, 1):
         task = horkd.task_of("faces", seed, config)
-        learnt, (test, pairs) = task.train.load(), task.test.load()
+        learnt, (test, pairs, *_) = task.train.load(), task.test.load()
         assert (len(learnt.classes), len(test.classes)) == own.people and len(learnt) == own.people[0] * own.each
         rows = [{tuple(x.flatten()[:50].tolist()) for x in part.images} for part in (learnt, test)]
         assert not rows[0] & rows[1]
@@ -322,7 +322,7 @@ def test_faces_are_verified_and_identified(config, experiment):
     frame = horkd.Study([rows["HORKD"]]).run(experiment).frame()
     assert set(frame.metric) == {"verification_accuracy", "auc", "rank1", "rank5"} and frame.value.between(0, 100).all()
     stage, task = rows["HORKD"].stage, horkd.task_of("faces", 0, config)
-    images, _ = experiment.read(task.test)
+    images = experiment.read(task.test).test
     prediction = horkd.seen_by(stage, experiment.made(stage), experiment.here, images, "low", task.views)
     assert prediction.logits.shape == (len(images), config.faces.people[0])
 
@@ -330,14 +330,14 @@ def test_faces_are_verified_and_identified(config, experiment):
 def test_real_faces_keep_the_protocol_of_their_set(config, monkeypatch):
     from kdnotes.data.protocols import FaceSets, Pairs
 
-    own = replace(horkd.task_of("faces", 0, config).test)
-    learnt, test = own.sets()[:2]
+    own = horkd.task_of("faces", 0, config).test
+    learnt, test, _ = own.chosen(own.sets())
     prescribed = Pairs(torch.tensor([0, 1]), torch.tensor([1, 9]), torch.tensor([True, False]), 2)
-    monkeypatch.setattr("kdnotes.crossres.face_sets", lambda dataset, size, least, people: FaceSets(learnt, test, prescribed))
+    monkeypatch.setattr("kdnotes.faces.face_sets", lambda dataset, size, least, people, part: FaceSets(learnt, test, prescribed))
     assert replace(own, dataset="lfw", seeds=(3, 3, 3)).load()[1] is prescribed
-    monkeypatch.setattr("kdnotes.crossres.face_sets", lambda dataset, size, least, people: FaceSets(learnt))
+    monkeypatch.setattr("kdnotes.faces.face_sets", lambda dataset, size, least, people, part: FaceSets(learnt))
     other = replace(own, dataset="orl", people=(6, 4), pairs=40, seeds=(3, 3, 3))
-    judged, pairs = other.load()
+    judged, pairs, *_ = other.load()
     assert (len(replace(other, part="train").load().classes), len(judged.classes), len(pairs.same)) == (6, 4, 40)
 
 
