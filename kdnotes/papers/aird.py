@@ -184,7 +184,7 @@ class Protocol:
     pairs: int = setting(2000, "component", "verification pairs, half genuine; LFW has 6000", at_least=4)
     folds: int = setting(10, "component", "in which they are judged, as on LFW", at_least=2)
     test_batch: int = setting(64, "reconstructed", "images, where the adaptation is one of batches", at_least=2)
-    batch_sweep: tuple[int, ...] = setting((8, 32, 128), "ours", "test batch sizes", at_least=2, length=(1, None))
+    batch_sweep: tuple[int, ...] = setting((8, 32, 128), "ours", "test batch sizes", at_least=1, length=(1, None))
     rho_sweep: tuple[float, ...] = setting((0.02, 0.1, 0.5), "ours", "rates of the online average", at_least=0,
                                            at_most=1, length=(1, None))
     tent_lr: float = setting(1e-3, "component", "of TENT: Adam, one step a batch", above=0)
