@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['Views', 'both_views', 'Pictures', 'Share', 'fresh_network', 'fresh_recogniser', 'answers', 'paired_batches',
            'Optimisation', 'optimise', 'learnt', 'weights_of', 'frozen', 'predict_view', 'Head', 'Network', 'Unaided',
-           'Answers', 'Task', 'seen_by', 'classified', 'retrieved', 'probed', 'identified', 'searched']
+           'Answers', 'Taught', 'Tuned', 'Task', 'seen_by', 'classified', 'retrieved', 'Probe', 'probed', 'identified',
+           'searched']
 
 # %% ../nbs/crossres.ipynb #0adfd0b1
 from collections.abc import Mapping
@@ -392,6 +393,59 @@ class Answers(Stage):
         x = both_views(images, self.teacher.views, *channel_statistics(images))["high"]
         return {name: value.cpu() for name, value in answers(parents["teacher"], x, stage=self.stage).items()}
 
+# %% ../nbs/crossres.ipynb #01505c4b
+@dataclass(frozen=True, kw_only=True)
+class Taught(Network):
+    """A network that learns by `recipe` from the `teacher`, which looks at the high view."""
+
+    recipe: Recipe
+    teacher: Unaided
+    stage: str = ""     # whose maps attention looks at; "": nobody looks at maps
+
+    def needs(self) -> dict[str, Stage]:
+        anew = self.views.random or self.share != self.teacher.share       # the images differ from those of the answers
+        return {"teacher": self.teacher} | ({} if anew else {"answers": Answers(self.teacher, self.stage)})
+
+    def build(self, parents: dict, here: Here, checkpoint: Path) -> dict[str, Tensor]:
+        teacher, known = parents["teacher"], parents.get("answers")
+        asked, dims = {} if known else {"teacher": (teacher, "high")}, {"teacher": teacher.feature_dim}
+        learner = self.learner(self.fresh(here), self.recipe, here, dims, self.stage)
+        if known:
+            learner.remember(known["teacher.features"].to(here.device))
+        batches = self.batches(here, asked, known=known, stage=self.stage)
+        return learnt(learner, batches, self.view, self.how, here.fabric, checkpoint)
+
+# %% ../nbs/crossres.ipynb #01505c4d
+@dataclass(frozen=True)
+class Tuned(Stage):
+    """The embedder of `network`, trained further on the people of `images` from labels alone; `task` seeds batches."""
+
+    network: Network
+    images: Data
+    how: Optimisation
+    task: str
+
+    @property
+    def seed(self) -> int:
+        return self.network.seed
+
+    def needs(self) -> dict[str, Stage]:
+        return {"network": self.network}
+
+    def statistics(self, here: Here) -> tuple[Tensor, Tensor]:
+        """As of `Network`: those by which the images have been normalised from the beginning."""
+        return self.network.statistics(here)
+
+    def build(self, parents: dict[str, nn.Module], here: Here, checkpoint: Path) -> dict[str, Tensor]:
+        network, own = self.network.fresh(here, self.images), replace(self.network, images=self.images, how=self.how)
+        network.embedder.load_state_dict(parents["network"].embedder.state_dict())
+        batches = replace(own, task=self.task).batches(here, statistics=self.statistics(here))
+        learner = Learner(network, Recipe()).to(here.device)
+        return learnt(learner, batches, self.network.view, self.how, here.fabric, checkpoint)
+
+    def open(self, kept: dict[str, Tensor], here: Here) -> nn.Module:
+        return self.network.open(kept, here, self.images)
+
 # %% ../nbs/crossres.ipynb #01505c43
 @dataclass(frozen=True)
 class Task:
@@ -454,21 +508,37 @@ def retrieved(
     found = recall_at_k(features, images.labels.to(here.device), ks)
     return {f"recall_at_{k}": 100 * value for k, value in found.items()}
 
+# %% ../nbs/crossres.ipynb #01505c4e
+@dataclass(frozen=True)
+class Probe(Data):
+    """Images of a linear classifier: of another data set, at the size of the images `like`; or of the classes that
+    `like` leaves unseen.
+    """
+
+    dataset: str
+    part: str
+    like: Pictures
+
+    def load(self) -> ImageSet:
+        if self.dataset != self.like.dataset:
+            side = replace(self.like, seen=()).load().shape[-1]
+            return Pictures(self.dataset, self.part, side).load()
+        images = Pictures(self.dataset, self.part, self.like.size).load()
+        return images.select([c for c in range(len(images.classes)) if c not in self.like.seen], relabel=True)
+
 # %% ../nbs/crossres.ipynb #01505c45
 def probed(
-    stage: Network,
-    network: nn.Module,
-    here: Here,
-    view: str,
-    views: Views,
-    fitted: ImageSet,
-    judged: ImageSet,
-    steps: int,
+    stage: Network, network: nn.Module, here: Here, view: str, views: Views, fitted: Data, judged: Data, steps: int
 ) -> dict[str, float]:
-    """Accuracy of a linear classifier that is fitted to embeddings of some images in `steps`, on others."""
-    x, z = (seen_by(stage, network, here, part, view, views).features for part in (fitted, judged))
-    logits = linear_probe(x, fitted.labels.to(x.device), z, steps)
-    return {"accuracy": 100 * accuracy(logits, judged.labels.to(x.device))}
+    """Accuracy of a linear classifier that is fitted in `steps` to embeddings of the images `fitted`, on others."""
+    return _fitted(stage, network, here, view, views, (here.read(fitted), here.read(judged)), steps)
+
+
+def _fitted(stage, network, here, view, views, sides: tuple[ImageSet, ImageSet], steps: int) -> dict[str, float]:
+    """`probed` on images that are loaded."""
+    x, z = (seen_by(stage, network, here, part, view, views).features for part in sides)
+    logits = linear_probe(x, sides[0].labels.to(x.device), z, steps)
+    return {"accuracy": 100 * accuracy(logits, sides[1].labels.to(x.device))}
 
 
 def identified(
@@ -478,10 +548,10 @@ def identified(
     picture of the people to be judged by.
     """
     if isinstance(enrolled, NativeTest):
-        return probed(stage, network, here, view, views, *here.read(enrolled).sides, steps)
+        return _fitted(stage, network, here, view, views, here.read(enrolled).sides, steps)
     images, *_ = here.read(enrolled)
     first = rank_in_class(images.labels) % 2 == 0
-    return probed(stage, network, here, view, views, images.take(first), images.take(~first), steps)
+    return _fitted(stage, network, here, view, views, (images.take(first), images.take(~first)), steps)
 
 
 def searched(

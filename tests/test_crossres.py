@@ -7,7 +7,7 @@ import torch
 
 from kdnotes.config import Settings
 from kdnotes.crossres import (
-    Optimisation, Pictures, Share, Unaided, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
+    Optimisation, Pictures, Probe, Share, Taught, Unaided, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
     predict_view, weights_of,
 )
 from kdnotes.data.catalogue import SEARCHES, face_sets, load, search_sets
@@ -106,6 +106,37 @@ def test_answers_travel_with_their_images(digits, views):
         with torch.no_grad():
             torch.testing.assert_close(target_in(batch), teacher(batch["low"]))
     assert looked == [64] * len(batches) * (2 if views.random else 1)                     # ... else at each batch, beside our own look
+
+
+@pytest.fixture
+def pupil(tmp_path):
+    """An experiment, and a student of all digits."""
+    views, how, seen = Views(3), Optimisation(6, 64, 1e-3, 0), Pictures("digits", "train", per_class=20)
+    teacher = Unaided("digits", 0, seen, "smallconv:4-8-16:16", "high", views.known_to("high"), how)
+    return Experiment.alone("toy", Settings(), tmp_path), Taught(task="digits", seed=0, images=seen, network="smallconv:2-4-8:8", view="low", views=views, how=how,
+                                                                 recipe=recipe("KD, added"), teacher=teacher, stage="stage2")
+
+
+def test_a_student_learns_the_same_from_answers_that_were_kept(pupil):
+    experiment, student = pupil
+    parents = {name: experiment.made(parent) for name, parent in student.needs().items()}
+    assert set(parents) == {"teacher", "answers"}
+    read, asked = (student.build(known, experiment.here, None) for known in (parents, {"teacher": parents["teacher"]}))
+    assert all(value.equal(asked[name]) for name, value in read.items()) and fingerprint(read) != fingerprint(student.fresh(experiment.here).state_dict())
+
+
+@pytest.mark.parametrize("change", [{"views": Views(3, flip=True)}, {"views": Views(3, padding=1)}, {"share": Share(classes=5)}, {"share": Share(each=3)}])
+def test_a_student_whose_images_are_others_asks_its_teacher(pupil, change):
+    experiment, student = pupil
+    other = replace(student, **change)
+    assert set(other.needs()) == {"teacher"} and other.build({"teacher": experiment.made(student.teacher)}, experiment.here, None)
+
+
+def test_a_probe_is_of_the_unseen_classes_or_of_another_set_at_the_same_size():
+    like = Pictures("digits", "train", seen=(0, 2, 4))
+    unseen, other = Probe("digits", "test", like).load(), Probe("mnist5k", "test", like).load()
+    assert unseen.classes == tuple("1356789") and unseen.shape == other.shape == (1, 8, 8) and len(other.classes) == 10
+    assert set(unseen.labels.tolist()) == set(range(7)) and len(unseen) == int((~torch.isin(load("digits", "test").labels, torch.tensor([0, 2, 4]))).sum())
 
 
 # ---- native low resolution -----------------------------------------------------------------------------------------------------------------

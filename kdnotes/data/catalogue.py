@@ -2,14 +2,15 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'KINDS', 'SOURCES', 'CROWDS', 'RUNS', 'NAME', 'SEARCHES', 'gather', 'installed', 'where_is', 'the_one',
-           'known', 'find_source', 'load', 'load_crowd', 'face_sets', 'search_sets', 'fetch', 'add', 'add_people',
-           'row_of', 'status']
+           'known', 'find_source', 'check_sets', 'load', 'load_crowd', 'face_sets', 'search_sets', 'fetch', 'add',
+           'add_people', 'row_of', 'status']
 
 # %% ../../nbs/data/catalogue.ipynb #98914b74
 import difflib
 import os
 import pkgutil
 import re
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
@@ -118,6 +119,27 @@ def find_source(
     if found.kind == "ambiguous":
         raise ValueError(found.remedy)
     return found
+
+# %% ../../nbs/data/catalogue.ipynb #9c3df757
+def check_sets(
+    dataset: str, further: Iterable[str] = (), own: str | None = "digits", rooms: Iterable[str] = ("images",),
+    root: str | os.PathLike | None = None,
+) -> None:
+    """Refuses a run whose `dataset` (several are joined by "+") is not there, or whose `further` sets are unknown.
+
+    `own`: what the paper takes by itself; if it is none of these `rooms` of `known`, the paper is left to itself.
+    ValueError for an unknown name, FileNotFoundError for a `dataset` that is not below `data_root(root)`; both say what
+    to do.
+    """
+    sources = known(root, *rooms)
+    if own not in sources:
+        return
+    for name in dataset.split("+"):
+        source = find_source(name, root, sources)
+        if missing := source.missing(data_root(root)):
+            raise FileNotFoundError(f"the data of {name} are not there ({missing[0]}): {source.remedy}")
+    for name in further:
+        find_source(name, root, sources)
 
 # %% ../../nbs/data/catalogue.ipynb #8e785af8
 def load(

@@ -341,6 +341,19 @@ def test_real_faces_keep_the_protocol_of_their_set(config, monkeypatch):
     assert (len(replace(other, part="train").load().classes), len(judged.classes), len(pairs.same)) == (6, 4, 40)
 
 
+@pytest.mark.slow
+def test_faces_on_lfw_stand_beside_the_number_that_is_known(face_layouts, run_from_parameters, tmp_path, monkeypatch):
+    face_layouts.casia(tmp_path), face_layouts.lfw(tmp_path)
+    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path))
+    monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="": [function(item) for item in items])
+    tiny = {"teacher": "smallconv:2-4-8:8", "student": "smallconv:2-4-8:8", "size": 24, "steps": 2, "teacher_steps": 2, "methods": ("CE", "HORKD")}
+    space = run_from_parameters(horkd, "import matplotlib", dataset="casia", out=str(tmp_path / "run"), overrides={"faces": tiny, "batch_size": 8})
+    assert set(space["frame"].dataset) == {"LFW"}
+    table = space["compare"](space["frame"], space["reported"]("horkd"), horkd.TABLES["faces"], reported_table=space["KNOWN"]["LFW"], settings=())
+    found = table.set_index("method").loc["HORKD"]
+    assert found["verification accuracy (%) · reported"].startswith("90.03") and found["verification accuracy (%) · reproduced"] != "—"
+
+
 def test_the_assistant_can_be_left_out():
     config = Config.profile("smoke", assistant="none")
     taught = [row for row in horkd.rows(config) if row.method in ("HORKD", "HORKD + group") and row.table == horkd.TABLES["retrieval"]]
