@@ -70,8 +70,9 @@ def adapted(network: nn.Module, x: Tensor, order: Tensor, how: Adapting) -> Pred
     The evaluation is transductive: but for "none", unlabelled test images are read before they are answered.
     ValueError without images, and for a network without BatchNorm layers.
     """
-    if not len(x) or len(order) != len(x):
-        raise ValueError(f"{len(x)} images come in an order of {len(order)}; expected one place for each, and an image")
+    if not len(x) or not order.sort().values.equal(torch.arange(len(x), device=order.device)):
+        raise ValueError(f"{len(x)} images come in an order of {len(order)} places; expected at least one image, and "
+                         "each of them once")
     mode, two_passes = ADAPTATIONS[how.adaptation]
     batches = x[order].split(batch_of(how, x))
     if how.adaptation == "TENT":

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from kdnotes.checks import refused
-from kdnotes.data.shifts import SHIFTS, Shift, blurred, shifted
+from kdnotes.data.shifts import SHIFTS, Shift, shifted
 
 
 def test_shifts_are_what_they_say():
     x = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     found = {name: shifted(x, name, torch.Generator().manual_seed(1)) for name in SHIFTS}
     assert torch.equal(found["clean"], x) and torch.allclose(found["dark"], 0.35 * x + 0.02) and torch.allclose(found["bright"], 0.5 * x + 0.5)
-    assert torch.allclose(found["blur"][:, :, 2, 2], x[:, :, 1:4, 1:4].mean((2, 3))) and torch.allclose(blurred(torch.full((1, 1, 4, 4), 0.3)), torch.tensor(0.3))
+    assert torch.allclose(found["blur"][:, :, 2, 2], x[:, :, 1:4, 1:4].mean((2, 3))) and torch.allclose(shifted(torch.full((1, 1, 4, 4), 0.3), "blur"), torch.tensor(0.3))
     assert all(0 <= float(y.min()) and float(y.max()) <= 1 for y in found.values())
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     assert torch.equal(found["noise"], (x + 0.1 * noise).clamp(0, 1)) and torch.equal(found["haze"], (0.4 * x + 0.3 + 0.05 * noise).clamp(0, 1))

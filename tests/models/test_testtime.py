@@ -32,8 +32,9 @@ def test_predictions_come_back_in_the_order_of_the_images(network):
     for how in (Adapting("FaceBN"), Adapting("FaceBN", batch=7), Adapting("prediction-time BN")):
         assert torch.allclose(adapted(network, x, order, how).features, whole.features, atol=1e-4)
     for name in ADAPTATIONS:
-        found = adapted(network, x, order, Adapting(name, batch=5))
-        assert found.features.shape == plain.features.shape and found.features.isfinite().all()
+        for batch in (5, 1):                                           # one image at a time is a batch, too
+            found = adapted(network, x, order, Adapting(name, batch=batch))
+            assert found.features.shape == plain.features.shape and found.features.isfinite().all()
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
@@ -63,5 +64,6 @@ def test_what_cannot_be_adapted_is_refused(network):
     assert "did you mean 'FaceBN'" in refused(Adapting, "facebn")
     assert "did you mean 'shuffled'" in refused(Adapting, order="shufled") and "unknown order" in refused(arrival, torch.arange(3), "sorted", 0)
     assert "batch=-1" in refused(Adapting, batch=-1)
-    assert "0 images come in an order of 0" in refused(adapted, network, images(1)[:0], torch.arange(0), Adapting())
-    assert "3 images come in an order of 2" in refused(adapted, network, images(3), torch.arange(2), Adapting())
+    for count, order in ((0, []), (3, [0, 1]), (3, [0, 1, 1]), (2, [1, 2])):
+        line = refused(adapted, network, images(3)[:count], torch.tensor(order, dtype=torch.int64), Adapting())
+        assert f"{count} images come in an order of {len(order)} places; expected at least one image, and each of them once" in line
