@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'Passage', 'first_tensor', 'hearing', 'unwrapped', 'layer_names', 'layer_of', 'linear_layers', 'field_of',
-           'logits_of', 'as_written', 'last_of_each_device', 'features_behind', 'Predictor', 'returns_prediction',
-           'as_predictor', 'evaluating', 'device_of', 'inputs_of', 'InputBatches', 'as_batches']
+           'unread', 'logits_of', 'is_compiled', 'as_written', 'last_of_each_device', 'features_behind', 'Predictor',
+           'returns_prediction', 'as_predictor', 'evaluating', 'device_of', 'inputs_of', 'InputBatches', 'as_batches']
 
 # %% ../../nbs/models/predictor.ipynb #d0d4ef10
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -87,11 +87,30 @@ def linear_layers(module: nn.Module) -> dict[str, nn.Module]:
     """The linear layers of `module` by name."""
     return {name: layer for name, layer in unwrapped(module).named_modules() if isinstance(layer, nn.Linear)}
 
-# %% ../../nbs/models/predictor.ipynb #cd228513
+# %% ../../nbs/models/predictor.ipynb #187f5e87
 def field_of(output: Any, name: str) -> Tensor | None:
     """The tensor called `name` in what a module returns, if there is one."""
     value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
     return value if isinstance(value, Tensor) else None
+
+
+def unread(parts: list[Tensor], passages: list[Passage]) -> list[Tensor]:
+    """Those of `parts` that no linear layer reads, if there are any, and of these those that one makes."""
+
+    def same(a: Tensor, b: Tensor, exactly: bool) -> bool:
+        return a is b if exactly else a.shape == b.shape
+
+    def is_read(part: Tensor, exactly: bool) -> bool:
+        others = [other for other in parts if other is not part]
+        ends = lambda p: exactly or p.made is not part and any(p.made.shape == other.shape for other in others)
+        return any(same(p.given, part, exactly) and ends(p) for p in passages)
+
+    found = parts
+    for exactly in (True, False):
+        free = [part for part in found if not is_read(part, exactly)] or found
+        made = [[part for part in free if any(same(p.made, part, how) for p in passages)] for how in (True, False)]
+        found = made[0] or made[1] or free
+    return found
 
 
 def logits_of(output: Any, passages: Iterable[Passage] = ()) -> Tensor:
@@ -102,11 +121,8 @@ def logits_of(output: Any, passages: Iterable[Passage] = ()) -> Tensor:
     found = output if isinstance(output, Tensor) else field_of(output, "logits")
     if found is None:
         inside = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-        passages, parts = list(passages), [part for part in inside if isinstance(part, Tensor) and part.ndim == 2]
-        read, made = {id(p.given) for p in passages}, {id(p.made) for p in passages}
-        free = [part for part in parts if id(part) not in read]
-        shaped = [part for part in free if any(p.made.shape == part.shape for p in passages)]
-        likely = [part for part in free if id(part) in made] or shaped or free
+        parts = [part for part in inside if isinstance(part, Tensor) and part.ndim == 2]
+        likely = unread(parts, list(passages))
         if len({part.shape for part in likely}) != 1:
             shapes = ", ".join(str(tuple(part.shape)) for part in parts) or "none"
             keys = f" with the keys {listed(map(str, output))}" if isinstance(output, Mapping) else ""
@@ -119,11 +135,15 @@ def logits_of(output: Any, passages: Iterable[Passage] = ()) -> Tensor:
         raise ValueError(f"a module returns logits of shape {tuple(found.shape)}; expected (N, classes)")
     return found
 
-# %% ../../nbs/models/predictor.ipynb #7b342b60
+# %% ../../nbs/models/predictor.ipynb #21313cf4
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `module`, or a part of it, runs as compiled code."""
+    return any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in module.modules())
+
+
 def as_written(module: nn.Module):
     """A context in which what is compiled of `module` runs as it was written."""
-    compiled = any("_orig_mod" in part._modules or part._compiled_call_impl for part in module.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    return torch.compiler.set_stance("force_eager") if is_compiled(module) else nullcontext()
 
 
 def last_of_each_device(tensors: Iterable[Tensor], like: Tensor, devices: Iterable[int] = ()) -> Tensor | None:

@@ -224,6 +224,32 @@ def test_networks_of_torchvision(name):
     assert logits.shape == (2, 7) and features.shape == (2, width) and features is given[0]
 
 
+class Activated(nn.Module):
+    """Features before their activation and dropout, in front of the logits or behind them; as many of both if `width` is 4."""
+
+    def __init__(self, width, first):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.drop, self.fc, self.first = nn.Linear(192, width), nn.Dropout(0.5), nn.Linear(width, 4), first
+
+    def forward(self, x):
+        h = self.embed(x.flatten(1))
+        z = self.fc(self.drop(torch.relu(h)))
+        return (h, z) if self.first else (z, h)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("width", [4, 7])
+def test_features_before_their_activation_are_no_logits(width, first, training):
+    net = Activated(width, first).train(training)
+    torch.manual_seed(1)
+    expected = net(X)[1 if first else 0]
+    torch.manual_seed(1)
+    logits, features = as_predictor(net)(X)
+    assert torch.equal(logits, expected) and torch.allclose(net.fc(features), logits)
+
+
 def test_auxiliary_heads_are_no_logits():
     from torchvision.models import GoogLeNet
 
