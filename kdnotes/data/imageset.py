@@ -152,7 +152,8 @@ def rows_of(chosen: Tensor | Sequence | slice, count: int, what: str = "images",
     numbers = rows.long()
     outside = (numbers < -count) | (numbers >= count) | ((numbers < 0) if rows.dtype == torch.uint64 else False)
     if outside.any():
-        raise ValueError(f"{what} are chosen by {rows[outside].cpu().numpy()[0]}; expected numbers in {-count}..{count - 1}")
+        wrong = rows[outside].cpu().numpy()[0]
+        raise ValueError(f"{what} are chosen by {wrong}; expected numbers in {-count}..{count - 1}")
     rows = torch.where(numbers < 0, numbers + count, numbers)
     found, times = rows.unique(return_counts=True)
     if len(found) < len(rows) and not twice:
