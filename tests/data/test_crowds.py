@@ -332,8 +332,8 @@ def test_own_table_with_names_and_features(tmp_path):
     ("item,annotator,label\n1,a,x\n", {"items": ("1", "2")}, "no annotation"),
     ("item,annotator,label\n1,a,x\n", {"annotators": ("a", "b")}, "no label"),
     ("item,annotator,label\n1,a,\n", {}, "row 1 has an empty cell"),
-    ("item,who,label\n1,a,x\n", {}, "needed are rows with item, annotator, label"),
-    ("item,annotator,label\n", {}, "0 rows"),
+    ("item,who,label\n1,a,x\n", {}, "needed are item, annotator, label"),
+    ("item,annotator,label\n", {}, "has no rows"),
 ])
 def test_own_table_errors(tmp_path, text, options, words):
     path = tmp_path / "t.csv"
