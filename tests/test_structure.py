@@ -10,7 +10,7 @@ import kdnotes
 
 PACKAGE = Path(kdnotes.__file__).parent
 FLOORS = (
-    {"runtime", "files", "progress", "parallel", "checks", "prints"},
+    {"runtime", "files", "progress", "parallel", "checks", "prints", "inputs"},
     {"config", "results", "runs", "plots", "data", "models", "losses", "metrics"},
     {"experiment", "train", "recipes", "faces", "crossres", "condense", "crowdlearn"},
     {"papers"},
