@@ -19,6 +19,7 @@ from ..config import listed, shorten
 from .rows import Choice, chosen_rows
 from .source import composed
 from .tables import as_texts, read_table, write_table
+from ..inputs import as_labels, require_share, require_whole
 from ..runtime import encode
 
 # %% auto #0
@@ -449,25 +450,40 @@ def draw_rates(annotators: int, labels_per_item: float, alpha: float, rng: np.ra
 
 # %% ../../nbs/data/crowds.ipynb #3ebe2c2d
 def draw_assignment(rates: np.ndarray, items: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Who labels what: `(item, annotator)` vectors, at least one annotator an item."""
+    """Who labels what: `(item, annotator)` vectors, at least one annotator an item.
+
+    `rates` `(R,)` are probabilities, not all 0.
+    """
+    require_whole("draw_assignment", items=items)
+    if np.ndim(rates) != 1 or not ((rates >= 0) & (rates <= 1)).all() or not rates.sum() > 0:
+        raise ValueError(f"rates are {shorten(rates)}; expected probabilities (R,), not all 0")
     asked = rng.random((items, len(rates)), dtype=np.float32) < rates.astype(np.float32)
     alone = np.flatnonzero(~asked.any(1))
     asked[alone, rng.choice(len(rates), len(alone), p=rates / rates.sum())] = True
     return np.nonzero(asked)
 
 # %% ../../nbs/data/crowds.ipynb #34df7f11
+def _errs(where: str, classes: int, tau: float) -> None:
+    """Refuse fewer than two classes, and what is no probability."""
+    require_whole(where, at_least=2, classes=classes)
+    require_share(where, tau=tau)
+
+
 def symmetric(classes: int, tau: float) -> np.ndarray:
-    """Right with probability `1 - tau`, otherwise any other class alike: `(C, C)`."""
+    """Right with probability `1 - tau`, otherwise any other class alike: `(C, C)`, C >= 2."""
+    _errs("symmetric", classes, tau)
     return np.full((classes, classes), tau / (classes - 1)) + (1 - tau - tau / (classes - 1)) * np.eye(classes)
 
 
 def pair_flip(classes: int, tau: float) -> np.ndarray:
     """Takes class `c` for `c + 1 (mod C)` with probability `tau`."""
+    _errs("pair_flip", classes, tau)
     return (1 - tau) * np.eye(classes) + tau * np.roll(np.eye(classes), 1, axis=1)
 
 
 def asymmetric(classes: int, tau: float, rng: np.random.Generator) -> np.ndarray:
     """Wrong with probability `tau`; where to, each row draws from Dirichlet(0.5) over the other classes."""
+    _errs("asymmetric", classes, tau)
     matrix = (1 - tau) * np.eye(classes)
     matrix[~np.eye(classes, dtype=bool)] = tau * rng.dirichlet(np.full(classes - 1, 0.5), classes).ravel()
     return matrix
@@ -475,6 +491,9 @@ def asymmetric(classes: int, tau: float, rng: np.random.Generator) -> np.ndarray
 # %% ../../nbs/data/crowds.ipynb #4b85f4f2
 def spammer(classes: int, answer: int | None = None) -> np.ndarray:
     """Answers at random, or always `answer`."""
+    require_whole("spammer", classes=classes)
+    if answer is not None:
+        require_whole("spammer", at_least=0, at_most=classes - 1, answer=answer)
     return (
         np.full((classes, classes), 1 / classes) if answer is None else np.tile(np.eye(classes)[answer], (classes, 1))
     )
@@ -508,6 +527,7 @@ def mixture(name: str, annotators: int, classes: int, rng: np.random.Generator) 
     """The confusion matrices `(R, C, C)` of a named mixture, annotators in random order."""
     if name not in MIXTURES:
         raise ValueError(f"unknown mixture {name!r}: choose from {', '.join(MIXTURES)}")
+    require_whole("mixture", annotators=annotators)
     kinds = MIXTURES[name]
     edges = np.round(annotators * np.cumsum([share for _, _, share in kinds])).astype(int)
     which = rng.permutation(np.searchsorted(edges, np.arange(annotators), side="right"))
@@ -515,7 +535,14 @@ def mixture(name: str, annotators: int, classes: int, rng: np.random.Generator) 
 
 
 def copycats(annotators: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Whom each annotator copies, `(R,)`: itself, or for a random `share` of them one of the others."""
+    """Whom each annotator copies, `(R,)`: itself, or for a random `share` of them one of the others.
+
+    ValueError where nobody is left to be copied.
+    """
+    require_whole("copycats", annotators=annotators)
+    require_share("copycats", share=share)
+    if round(share * annotators) == annotators:
+        raise ValueError(f"copycats: a share of {share} of {annotators} annotators leaves nobody to copy; give less")
     leader, order = np.arange(annotators), rng.permutation(annotators)
     followers = order[: round(share * annotators)]
     leader[followers] = rng.choice(order[len(followers):], len(followers))
@@ -540,6 +567,7 @@ def answers(
     """Labels `(L,)` of the annotations `(item, annotator)` from confusions `theta` `(R, C, C)`; followers copy with
     probability `rho`.
     """
+    require_share("answers", rho=rho, common=common)
     u = rng.random((len(truth), len(theta)), dtype=np.float32)
     source = annotator if leader is None else np.where(rng.random(len(item)) < rho, leader[annotator], annotator)
     label = _invert(theta[source, truth[item]], u[item, source])
@@ -559,7 +587,9 @@ class Synthetic(NamedTuple):
 
 def _synthesise(features, truth, classes, theta, leader, rates, name, seed, **how) -> Synthetic:
     """Draw assignment and answers, and put the pieces together."""
-    truth = np.asarray(truth)
+    truth = as_labels("a synthetic crowd", truth, classes=len(classes), name="the truth").cpu().numpy()
+    if features is not None and len(features) != len(truth):
+        raise ValueError(f"features has {len(features)} rows for {len(truth)} items: one row an item is needed")
     pairs = draw_assignment(rates, len(truth), np.random.default_rng([seed, 2]))
     label = answers(truth, *pairs, theta, np.random.default_rng([seed, 3]), leader=leader, **how)
     item, annotator, label = (torch.from_numpy(v) for v in (*pairs, label))
@@ -667,6 +697,9 @@ def standardise(data: CrowdData) -> CrowdData:
     0).
     """
     x = data.crowd.features
+    if x is None or not x.is_floating_point():
+        kind = "no features" if x is None else f"features of type {x.dtype}"
+        raise ValueError(f"the crowd has {kind}; expected floats (N, ...)")
     mean, std = x.mean(0), x.std(0)
     scale = lambda features: (features - mean) / std.where(std > 0, 1)
     parts = [part and part._replace(features=scale(part.features)) for part in data[1:]]
