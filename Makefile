@@ -31,11 +31,11 @@ run: install
 
 test: install
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest tests -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-fast: install
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest tests -n 2 --dist worksteal -m "not slow" --ignore-glob 'tests/test_batch*' \
+	$(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow" --ignore-glob 'tests/test_batch*' \
 		--ignore tests/test_notebooks.py --ignore tests/test_cli.py
 
 lab: install

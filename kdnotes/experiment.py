@@ -23,7 +23,8 @@ from uuid import uuid4
 import pandas as pd
 import torch
 
-from .config import Settings, shorten
+from .config import Settings, further_sets, shorten
+from .data.catalogue import check_sets
 from .data.source import data_root, files_read
 from .files import atomic_write, make_folder, recall, store, write_json
 from .parallel import parallel_map
@@ -563,11 +564,12 @@ class Experiment:
 
     @classmethod
     def begin(cls, slug: str, kind: type[Settings], parameters: Mapping[str, Any]) -> "Experiment":
-        """Check the `parameters` of a notebook's cell by the configuration `kind`, and open the folder of the run."""
+        """Check the `parameters` of a notebook's cell by the configuration `kind`, find its data, and open a folder."""
         config = kind.chosen(parameters)
         asked = parameters.get("precision") or "auto"
         fabric = make_fabric(parameters.get("device", "auto"), kind.PRECISION if asked == "auto" else asked)
         device, precision = str(fabric.device), fabric.strategy.precision.precision
+        check_sets(config.dataset, further_sets(kind, config.flat()), kind.dataset, kind.DATA)
         named = {"profile": "demo", "device": None, "precision": None}
         named |= {name: parameters[name] for name in named if name in parameters}
         folder = open_run(slug, config.flat() | named, parameters.get("out", ""), config=config.flat(),

@@ -265,22 +265,11 @@ def data_sources(rooms: Iterable[str], root: str | None = None) -> dict[str, Any
     return known(root, *rooms)
 
 
-def check_data(config: Any, dataset: str, root: str | None) -> None:
-    """ValueError for a data set that the paper's rooms do not know, FileNotFoundError for one that is not below `root`.
+def check_data(config: Any, dataset: str, root: str | None, further: Iterable[str] = ()) -> None:
+    """`check_sets` of `dataset`, and of the `further` sets that settings name, in the rooms of a paper's `config`."""
+    from kdnotes.data.catalogue import check_sets
 
-    Both say what to do. Several data sets are joined by "+". Papers whose own data set is unknown to these rooms are
-    left to themselves.
-    """
-    from kdnotes.data.catalogue import find_source
-    from kdnotes.data.source import data_root
-
-    sources = data_sources(getattr(config, "DATA", ("images",)), root)
-    if getattr(config, "dataset", None) not in sources:
-        return
-    for name in dataset.split("+"):
-        source = find_source(name, root, sources)
-        if missing := source.missing(data_root(root)):
-            raise FileNotFoundError(f"the data of {name} are not there ({missing[0]}): {source.remedy}")
+    check_sets(dataset, further, getattr(config, "dataset", None), getattr(config, "DATA", ("images",)), root)
 
 # %% ../../nbs/batch/plan.ipynb #5dba982e
 @dataclasses.dataclass(frozen=True)
@@ -331,6 +320,7 @@ def writable_folder(path: str | Path) -> Path:
 # %% ../../nbs/batch/plan.ipynb #8dd3e8cb
 def plan_run(slug: str, notebook: Path, given: Given, out: Path, here: bool = True, **options: Any) -> PlannedRun:
     """The run of `notebook` with the parameters `given` below `out`; errors as in `resolve` and `check_data`."""
+    from kdnotes.config import further_sets
     from kdnotes.data.source import data_root
     from kdnotes.prints import notebook_print
     from kdnotes.runs import is_name, run_id
@@ -338,7 +328,8 @@ def plan_run(slug: str, notebook: Path, given: Given, out: Path, here: bool = Tr
     parameters, everything = resolve(slug, notebook, given, here)
     root = options.get("environment", {}).get("KDNOTES_DATA")
     if here:
-        check_data(paper_config(slug), everything["dataset"], root)
+        config = paper_config(slug)
+        check_data(config, everything["dataset"], root, further_sets(config, everything) if config else ())
         options["data"] = str(data_root(root).absolute())
     dataset = everything["dataset"] or "default"
     if not is_name(dataset):
