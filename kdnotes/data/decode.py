@@ -26,7 +26,7 @@ def is_picture(path: Path) -> bool:
     """Whether a file is called like a picture."""
     return path.suffix.lower() in PICTURES
 
-# %% ../../nbs/data/decode.ipynb #a35e35dd
+# %% ../../nbs/data/decode.ipynb #c54a078b
 def why_not(picture: Image.Image) -> str:
     """Why an opened picture is not taken, in words; "" where it is."""
     if picture.width * picture.height > MOST_PIXELS:
@@ -36,13 +36,15 @@ def why_not(picture: Image.Image) -> str:
         return f"holds {frames} frames or pages; save the one that is meant as a picture of its own"
     signed = 2 in (tags(picture).get(339) or ())
     if signed or picture.mode == "F" or picture.mode == "I" and picture.format not in ("PNG", "PPM"):
-        return f"holds {'signed' if signed else '32-bit'} numbers, which have no range of their own; save it with 8 or 16 bits"
+        kind = "signed" if signed else "32-bit"
+        return f"holds {kind} numbers, which have no range of their own; save it with 8 or 16 bits a channel"
     return ""
 
 
 def tags(picture: Image.Image) -> dict:
     """What a TIFF file says of its pixels, by number; nothing for other formats."""
-    return {key: value if isinstance(value, tuple) else (value,) for key, value in getattr(picture, "tag_v2", {}).items()}
+    found = getattr(picture, "tag_v2", {})
+    return {key: value if isinstance(value, tuple) else (value,) for key, value in found.items()}
 
 
 def opened(path: Path) -> Image.Image:
