@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['APPROACHES', 'SHARES', 'Approach', 'OneVoice', 'one_voice', 'dawid_skene_of', 'OneLabel', 'CleanLabels', 'MajorVote',
-           'Merged', 'OneHead', 'Thrifty', 'Doctors', 'SharedInformation', 'CommonNoise', 'UnionLabels', 'share_right',
-           'CrowdLayers', 'approach', 'labels_alone']
+           'Merged', 'OneHead', 'Thrifty', 'Doctors', 'feature_count', 'SharedInformation', 'CommonNoise',
+           'UnionLabels', 'share_right', 'CrowdLayers', 'approach', 'labels_alone']
 
 # %% ../../nbs/crowdlearn/baselines.ipynb #fb2c72e3
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import unknown_name
-from .committee import Committee, Expert, confusions, couple, posterior
+from .committee import Committee, Expert, confusions, couple, posterior, seeded
 from ..data import crowds
 from ..data.crowds import Crowd
 from ..losses.annotators import CoNAL, DoctorNet, MaxMIG, UnionNet, vote_confusions
@@ -22,7 +22,8 @@ from ..losses.crowd import CrowdHead, VectorCrowdLayer
 from ..metrics.aggregate import DawidSkene, dawid_skene, majority_vote
 from ..metrics.classify import accuracy
 from ..models.classifiers import Prediction
-from ..runtime import derive_seed, make_generator, seed_everything
+from ..models.predictor import as_predictor, evaluating
+from ..runtime import make_generator
 
 # %% ../../nbs/crowdlearn/baselines.ipynb #4b8e97dc
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class OneLabel(Approach):
         raise NotImplementedError(f"{type(self).__name__} does not say what the label of an item is")
 
     def assemble(self, make_network, crowd, seed):
-        seed_everything(derive_seed(seed, "weights", 1))
-        committee = Committee([Expert(make_network(), OneVoice())])
+        with seeded(seed, "weights", 1):
+            committee = Committee([Expert(make_network(), OneVoice())])
         return committee, one_voice(crowd, self.labels(crowd, seed))
 
 
@@ -114,9 +115,9 @@ class OneHead(Approach):
         raise NotImplementedError(f"{type(self).__name__} does not say what its head is")
 
     def assemble(self, make_network, crowd, seed):
-        seed_everything(derive_seed(seed, "weights", 1))
-        network = make_network()
-        return Committee([Expert(network, self.head(crowd, network))]), crowd
+        with seeded(seed, "weights", 1):
+            network = make_network()
+            return Committee([Expert(network, self.head(crowd, network))]), crowd
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,16 @@ class Doctors(OneHead):
     """DoctorNet (Guan et al., AAAI 2018)."""
 
     def head(self, crowd, network):
-        return DoctorNet(crowd.annotators, len(crowd.classes), network.feature_dim)
+        return DoctorNet(crowd.annotators, len(crowd.classes), feature_count(network, crowd))
+
+
+@torch.no_grad()
+def feature_count(network: nn.Module, crowd: Crowd) -> int:
+    """How many features `network` has before its logits: what it says of itself, or shows on two items."""
+    if hasattr(network, "feature_dim"):
+        return network.feature_dim
+    with evaluating(network):
+        return as_predictor(network)(crowd.features[:2]).features.shape[1]
 
 
 @dataclass(frozen=True)

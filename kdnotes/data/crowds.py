@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from ..config import listed, shorten
-from .rows import Choice, chosen_rows
+from .imageset import rows_of
 from .source import composed
 from .tables import as_texts, read_table, write_table
 from ..inputs import as_labels, require_share, require_whole
 from ..runtime import encode
 
 # %% auto #0
-__all__ = ['LIFTED', 'MIXTURES', 'CASES', 'sealed', 'Truth', 'Annotations', 'Triples', 'Crowd', 'take', 'hold_out', 'to',
-           'from_dense', 'dense', 'votes', 'labels_per_item', 'labels_per_annotator', 'known_truth', 'raw_accuracy',
-           'majority_accuracy', 'statistics', 'empirical_confusions', 'draw_rates', 'draw_assignment', 'symmetric',
-           'pair_flip', 'asymmetric', 'spammer', 'confusion', 'mixture', 'copycats', 'answers', 'Synthetic',
-           'synthetic', 'max_mig_crowd', 'Labelled', 'CrowdData', 'standardise', 'Named', 'in_natural_order',
-           'truth_by_name', 'features_by_name', 'read_annotations', 'write_annotations']
+__all__ = ['LIFTED', 'MIXTURES', 'CASES', 'TRUTHS', 'sealed', 'Truth', 'Annotations', 'Triples', 'Crowd', 'take', 'hold_out',
+           'to', 'from_dense', 'dense', 'votes', 'labels_per_item', 'labels_per_annotator', 'known_truth',
+           'raw_accuracy', 'majority_accuracy', 'statistics', 'empirical_confusions', 'draw_rates', 'draw_assignment',
+           'symmetric', 'pair_flip', 'asymmetric', 'spammer', 'confusion', 'mixture', 'copycats', 'answers',
+           'Synthetic', 'synthetic', 'max_mig_crowd', 'Labelled', 'CrowdData', 'standardise', 'Named',
+           'in_natural_order', 'truth_by_name', 'features_by_name', 'read_annotations', 'write_annotations']
 
 # %% ../../nbs/data/crowds.ipynb #c8870c31
 _open = [True]
@@ -274,21 +274,23 @@ class Crowd(Triples):
         """
         return _crowd_of(cls, table, truth, features, tuple(columns), (items, annotators, classes), name, tuple(allow))
 
-    def annotations(self, index: Choice) -> Annotations:
+    def annotations(self, index: Tensor | Sequence | slice) -> Annotations:
         """The annotations of the items `index` `(B,)`, in that order; an item may occur twice."""
-        index = chosen_rows(index, self.items, "items", self.item.device)
+        index = rows_of(index, self.items, "items", twice=True).to(self.item.device)
         first, count = self.start[index], self.start[index + 1] - self.start[index]
         row = torch.repeat_interleave(torch.arange(len(index), device=index.device), count)
         within = torch.arange(len(row), device=index.device) - (count.cumsum(0) - count)[row]
         return Annotations(row, self.annotator[first[row] + within], self.label[first[row] + within])
 
 # %% ../../nbs/data/crowds.ipynb #9f720569
-def take(crowd: Crowd, index: Choice) -> Crowd:
-    """The items `index` of a crowd (a mask, numbers or a slice: `rows.chosen_rows`), renumbered in that order.
+def take(crowd: Crowd, index: Tensor | Sequence | slice) -> Crowd:
+    """The items `index` of a crowd (a mask, numbers or a slice: `imageset.rows_of`), renumbered in that order.
 
     Annotators keep their numbers, silent ones too. ValueError for items that are not there, and for none.
     """
-    index = chosen_rows(index, crowd.items, "items", crowd.item.device)
+    index = rows_of(index, crowd.items, "items", twice=True).to(crowd.item.device)
+    if not len(index):
+        raise ValueError(f"none of the {crowd.items} items is chosen; expected at least one")
     row, annotator, label = crowd.annotations(index)
     places = index.tolist()
     return replace(
@@ -773,6 +775,9 @@ def _crowd_of(kind: type[Crowd], table, truth, features, columns, known, name, a
                 truth=None if truth is None else truth_by_name(truth, items, classes, columns[0]))
 
 # %% ../../nbs/data/crowds.ipynb #80c8724f
+TRUTHS: tuple[str, ...] = ("truth", "label")  # what a column of true classes is called
+
+
 class _Anywhere:
     """The columns in which a cell may be empty: all."""
 
@@ -782,17 +787,22 @@ class _Anywhere:
 
 def _keyed(given: object, item_column: str) -> tuple[list[str] | None, dict[str, Sequence]]:
     """The names of the rows of `given`, and its columns by name; a plain array has no names (None)."""
-    is_table = hasattr(given, "keys") and item_column in given.keys() and not isinstance(given[item_column], str)
-    if isinstance(given, (str, Path)) or is_table:
-        if is_table and hasattr(given, "columns"):
-            columns = {str(name): given[name].tolist() for name in given.columns}
-        else:
-            columns = read_table(given, gaps=_Anywhere())
-        if item_column not in columns:
-            raise ValueError(f"the table has the columns {listed(columns)}; expected the items in {item_column!r}")
-        names = as_texts(columns.pop(item_column), item_column)
+    if isinstance(given, (str, Path)):
+        columns = read_table(given, gaps=_Anywhere())
     elif hasattr(given, "columns"):
-        names, columns = as_texts(given.index, "the index"), {str(name): given[name].tolist() for name in given.columns}
+        columns = {str(name): given[name].tolist() for name in given.columns}
+    else:
+        column = given.get(item_column, "") if isinstance(given, Mapping) else ""
+        is_table = hasattr(column, "__len__") and not isinstance(column, str)
+        columns = read_table(given, gaps=_Anywhere()) if is_table else {}
+    beside = [name for name in columns if name not in TRUTHS]
+    key = item_column if item_column in columns or len(beside) != 1 or len(columns) != 2 else beside[0]
+    if key in columns:
+        names = as_texts(columns.pop(key), key)
+    elif hasattr(given, "columns"):
+        names = as_texts(given.index, "the index")
+    elif columns:
+        raise ValueError(f"the table has the columns {listed(columns)}; expected the items in {item_column!r}")
     elif hasattr(given, "index") and hasattr(given, "to_numpy"):
         names, columns = as_texts(given.index, "the index"), {"": given.tolist()}
     elif isinstance(given, Mapping):
@@ -835,8 +845,8 @@ def truth_by_name(truth: object, items: Sequence[str], classes: Sequence[str], i
     """The true classes of the `items`, by their names.
 
     `truth` is a table (file, DataFrame, columns) with the items in `item_column` and the classes in `truth`, `label` or
-    the only other column; a Series indexed by item; a mapping from items to classes; or a plain array in the order of
-    `items`. Classes are named as the labels are; numbers from 0 stand for them where no class is itself called by a
+    the only other column (of two columns, the one that is called neither names the items); a Series indexed by item;
+    a mapping from items to classes; or a plain array in the order of `items`. Classes are named as the labels are; numbers from 0 stand for them where no class is itself called by a
     number. Empty cells, None, NaN, -1 and items that do not occur
     are not known; other items are left aside. ValueError for an unknown
     class, and for names that fit no item or are spelt otherwise.
@@ -844,7 +854,7 @@ def truth_by_name(truth: object, items: Sequence[str], classes: Sequence[str], i
     if isinstance(truth, Truth):
         return truth
     names, columns = _keyed(truth, item_column)
-    likely = ("truth", "label", *(columns if len(columns) == 1 else ()))
+    likely = (*TRUTHS, *(columns if len(columns) == 1 else ()))
     column = next((name for name in likely if name in columns), None)
     if column is None:
         raise ValueError(f"the truth has the columns {listed(columns)} beside {item_column!r}; expected 'truth'")

@@ -32,7 +32,7 @@ from ..config import Settings, conform, leaves, section, setting
 from ..crowdlearn.baselines import APPROACHES, SHARES, CrowdLayers, approach
 from ..crowdlearn.committee import Advise, Committee, Ending, Expert, all_rows, check_features, confusions
 from ..crowdlearn.committee import fit as fit_committee
-from ..crowdlearn.committee import in_float, outputs, posterior, probabilities
+from ..crowdlearn.committee import in_float, outputs, posterior, probabilities, seeded, suited
 from ..crowdlearn.study import Answers, Pictures, PublishedCrowd, Task, TrainedCommittee, Training
 from ..crowdlearn.study import measured, new_network, parse_network, scores
 from ..data import crowds
@@ -44,8 +44,7 @@ from ..metrics.aggregate import Confusions, answers_by_item
 from ..models.classifiers import Prediction
 from ..models.predictor import as_predictor, evaluating
 from ..results import Claim, Results
-from ..runtime import derive_seed, generator_states, make_fabric, make_generator, restore_generators
-from ..runtime import seed_everything
+from ..runtime import derive_seed, make_fabric, make_generator
 from ..train import History
 from ..train import fit as train
 
@@ -247,9 +246,8 @@ def fit(committee: Committee, crowd: Crowd, *, optimizer, epochs: int, correctio
     `options` (batch_size, schedule, checkpoint, every, clip, desc) go to `kdnotes.crowdlearn.committee.fit`: with a
     checkpoint the training continues exactly after a kill. The true classes are sealed meanwhile.
     """
-    check_features(crowd)
     fabric = fabric or make_fabric("auto", "fp32")
-    crowd = crowds.to(crowd, fabric.device)
+    crowd = suited(crowd, committee, fabric.device)
     advise = advice(committee.to(fabric.device), crowd, optimizer, correction, seed, fabric)
 
     def next_lessons(model, epoch: int) -> None:
@@ -290,7 +288,8 @@ class Answering(nn.Module):
         self.committee = committee
 
     def forward(self, inputs: Tensor) -> Tensor:
-        inputs = inputs.to(next(self.parameters()).device)
+        weights = next(self.parameters())
+        inputs = inputs.to(weights.device, weights.dtype if inputs.is_floating_point() else None)
         parts = [expert.head.classify(expert(inputs)) for expert in self.committee.experts]
         return torch.stack(parts).mean(0).clamp_min(1e-12).log()
 
@@ -320,17 +319,17 @@ def two_starts(network: nn.Module | Callable[[], nn.Module], sample: Tensor, see
     """
     made = []
     for m in (1, 2):
-        seed_everything(derive_seed(seed, "weights", m))
-        made.append(copy.deepcopy(network) if isinstance(network, nn.Module) else network())
-        if not isinstance(made[-1], nn.Module):
-            raise TypeError(f"the network is a {type(made[-1]).__name__}; expected an nn.Module, or a function that "
-                            "makes one")
-        with torch.no_grad(), evaluating(made[-1]):
-            made[-1](sample)
-        for part in made[-1].modules() if isinstance(network, nn.Module) and m == 2 else ():
-            draw = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
-            if draw is not None and all(p.requires_grad for p in part.parameters(recurse=False)):
-                draw()
+        with seeded(seed, "weights", m):
+            made.append(copy.deepcopy(network) if isinstance(network, nn.Module) else network())
+            if not isinstance(made[-1], nn.Module):
+                kind = type(made[-1]).__name__
+                raise TypeError(f"the network is a {kind}; expected an nn.Module, or a function that makes one")
+            with torch.no_grad(), evaluating(made[-1]):
+                made[-1](sample)
+            for part in made[-1].modules() if isinstance(network, nn.Module) and m == 2 else ():
+                draw = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
+                if draw is not None and all(p.requires_grad for p in part.parameters(recurse=False)):
+                    draw()
     if all(torch.equal(a, b) for a, b in zip(made[0].parameters(), made[1].parameters())):
         raise ValueError("the two networks start from the same weights, so that neither can correct the other; give a "
                          "function that makes one with new random weights: fit_ccc(crowd, lambda: MyNetwork())")
@@ -359,22 +358,17 @@ def fit_ccc(crowd: Crowd, network: nn.Module | Callable[[], nn.Module], *, epoch
     check_features(crowd)
     if len(crowd.classes) < 2:
         raise ValueError(f"the crowd knows the class {crowd.classes[0]!r} only; expected at least two to tell apart")
-    states, lesson = generator_states(), crowds.take(crowd, crowds.labels_per_item(crowd) > 0)
-    try:
-        heads = [CrowdLayer(crowd.annotators, len(crowd.classes)) for _ in range(2)]
-        networks = [as_predictor(made, layer) for made in two_starts(network, crowd.features[:2].cpu(), seed)]
-        committee = Committee([Expert(made, head) for made, head in zip(networks, heads)])
-        found = outputs(committee, crowd.features[:2], lambda expert, prediction: prediction.logits).shape[2]
-        if found != len(crowd.classes):
-            raise ValueError(f"the network gives {found} scores, the crowd has {len(crowd.classes)} classes; expected "
-                             "one score for each class")
-        trained = [p for p in committee.parameters() if p.requires_grad]
-        seed_everything(derive_seed(seed, "training"))
+    c, lesson = len(crowd.classes), crowds.take(crowd, crowds.labels_per_item(crowd) > 0)
+    networks = [as_predictor(made, layer) for made in two_starts(network, crowd.features[:2].cpu(), seed)]
+    committee = Committee([Expert(made, CrowdLayer(crowd.annotators, c)) for made in networks])
+    found = outputs(committee, crowd.features[:2], lambda expert, prediction: prediction.logits).shape[2]
+    if found != c:
+        raise ValueError(f"the network gives {found} scores, the crowd has {c} classes; expected one score for each")
+    trained = [p for p in committee.parameters() if p.requires_grad]
+    with seeded(seed, "training"):
         history = fit(committee, lesson, optimizer=optimizer(trained, lr=lr), epochs=epochs, warmup=warmup, seed=seed,
                       correction=correction or suited_correction(lesson), batch_size=batch_size,
                       fabric=make_fabric(device, precision), **options)
-    finally:
-        restore_generators(states)
     return learnt(committee, crowd, history)
 
 

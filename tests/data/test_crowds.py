@@ -142,7 +142,10 @@ def test_take_reads_masks_numbers_and_slices_alike():
     twice = C.take(crowd, [4, 0, 4])
     assert twice.item_names == ("img4", "img0", "img4") and C.take(twice, [0, 2]).item_names == ("img4", "img4")
     for wrong in (mask[:5], [30], [-31], [1.0], "img3", 3, [], mask & False):
-        assert "items" in refused(C.take, crowd, wrong) and "items" in refused(crowd.annotations, wrong)
+        assert "items" in refused(C.take, crowd, wrong)
+    for wrong in (mask[:5], [30], [-31], [1.0], "img3", 3):
+        assert "items" in refused(crowd.annotations, wrong)
+    assert [len(v) for v in crowd.annotations([])] == [0, 0, 0] and crowd.annotations(rows.to(torch.uint8)).row.max() == 4
 
 
 def test_names_are_kept_and_looked_at():
@@ -436,7 +439,7 @@ def truths(tmp_path):
     frame.sample(frac=1, random_state=1).to_csv(tmp_path / "truth.csv", index=False)
     return {"mapping": TRUTH, "series": pd.Series(TRUTH), "file": tmp_path / "truth.csv", "path": str(tmp_path / "truth.csv"), "frame": frame,
             "indexed": frame.set_index("item"), "label": frame.rename(columns={"truth": "label"}), "columns": frame.to_dict("list"),
-            "one column": frame.rename(columns={"truth": "gold"}), "more items": TRUTH | {"img99": "cat"}, "array": ["dog", "cat", "dog"],
+            "one column": frame.rename(columns={"truth": "gold"}), "named task": frame.rename(columns={"item": "task"}), "more items": TRUTH | {"img99": "cat"}, "array": ["dog", "cat", "dog"],
             "numbers": torch.tensor([1, 0, 1], dtype=torch.uint8), "codes": pd.Series({"img10": 1, "img2": 0, "img1": 1}), "hidden": C.Truth([1, 0, 1])}
 
 

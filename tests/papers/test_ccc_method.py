@@ -1,6 +1,7 @@
 """CCC's method: groups, distillation, the virtual step, the meta-gradient in both forms, and the whole iteration."""
 
 import copy
+import dataclasses
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from kdnotes.checks import refused
 from kdnotes.crowdlearn import committee as room
+from kdnotes.crowdlearn.baselines import APPROACHES
 from kdnotes.crowdlearn.committee import Committee, Expert, committee_step, couple, probabilities
 from kdnotes.data import crowds
 from kdnotes.data.crowds import Crowd
@@ -486,6 +488,18 @@ def test_fit_ccc_takes_functions_names_and_frozen_parts():
     part.layers[0].requires_grad_(False)
     first, second = (e.network.layers for e in fit_ccc(crowd, part, **QUICK | {"epochs": 1}).committee.experts)
     assert torch.equal(first[0].weight, part.layers[0].weight) and torch.equal(second[0].weight, part.layers[0].weight) and not torch.equal(first[4].weight, second[4].weight)
+
+
+@pytest.mark.parametrize("name", APPROACHES)
+def test_every_approach_takes_a_network_of_ones_own_and_leaves_the_generators(name):
+    crowd, state = own_crowd(60), torch.get_rng_state()
+    known = crowds.take(crowd, crowd.truth.known()[0]) if name == "clean labels" else crowd
+    committee, lesson = APPROACHES[name].assemble(Own, crowd, seed=0)
+    assert torch.equal(torch.get_rng_state(), state) and lesson.items == known.items
+    optimizer = torch.optim.Adam(APPROACHES[name].parameters(committee, 1e-2), 1e-2)
+    doubles = dataclasses.replace(lesson, features=lesson.features.double())                 # as NumPy makes them
+    history = room.fit(committee, doubles, optimizer=optimizer, epochs=1, batch_size=32, fabric=make_fabric("cpu", "fp32"))
+    assert history.rows[0]["loss"] > -10 and probabilities(committee, doubles.features).shape[1:] == (lesson.items, C)
 
 
 def test_fit_ccc_refuses_in_a_line():
