@@ -846,10 +846,10 @@ def truth_by_name(truth: object, items: Sequence[str], classes: Sequence[str], i
 
     `truth` is a table (file, DataFrame, columns) with the items in `item_column` and the classes in `truth`, `label` or
     the only other column (of two columns, the one that is called neither names the items); a Series indexed by item;
-    a mapping from items to classes; or a plain array in the order of `items`. Classes are named as the labels are; numbers from 0 stand for them where no class is itself called by a
-    number. Empty cells, None, NaN, -1 and items that do not occur
-    are not known; other items are left aside. ValueError for an unknown
-    class, and for names that fit no item or are spelt otherwise.
+    a mapping from items to classes; or a plain array in the order of `items`. Classes are named as the labels are;
+    numbers from 0 stand for them where no class is itself called by a number. Empty cells, None, NaN, -1 and items that
+    do not occur are not known; other items are left aside. ValueError for an unknown class, and for names that fit no
+    item or are spelt otherwise.
     """
     if isinstance(truth, Truth):
         return truth
