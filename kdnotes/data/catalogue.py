@@ -2,14 +2,15 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'KINDS', 'SOURCES', 'CROWDS', 'RUNS', 'NAME', 'SEARCHES', 'gather', 'installed', 'where_is', 'the_one',
-           'known', 'find_source', 'load', 'load_crowd', 'face_sets', 'search_sets', 'fetch', 'add', 'add_people',
-           'row_of', 'status']
+           'known', 'find_source', 'check_sets', 'load', 'load_crowd', 'face_sets', 'search_sets', 'fetch', 'add',
+           'add_people', 'row_of', 'status']
 
 # %% ../../nbs/data/catalogue.ipynb #98914b74
 import difflib
 import os
 import pkgutil
 import re
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
@@ -119,6 +120,27 @@ def find_source(
         raise ValueError(found.remedy)
     return found
 
+# %% ../../nbs/data/catalogue.ipynb #9c3df757
+def check_sets(
+    dataset: str, further: Iterable[str] = (), own: str | None = "digits", rooms: Iterable[str] = ("images",),
+    root: str | os.PathLike | None = None,
+) -> None:
+    """Refuses a run whose `dataset` (several are joined by "+") is not there, or whose `further` sets are unknown.
+
+    `own`: what the paper takes by itself; if it is none of these `rooms` of `known`, the paper is left to itself.
+    ValueError for an unknown name, FileNotFoundError for a `dataset` that is not below `data_root(root)`; both say what
+    to do.
+    """
+    sources = known(root, *rooms)
+    if own not in sources:
+        return
+    for name in dataset.split("+"):
+        source = find_source(name, root, sources)
+        if missing := source.missing(data_root(root)):
+            raise FileNotFoundError(f"the data of {name} are not there ({missing[0]}): {source.remedy}")
+    for name in further:
+        find_source(name, root, sources)
+
 # %% ../../nbs/data/catalogue.ipynb #8e785af8
 def load(
     name: str, split: str, root: str | os.PathLike | None = None, size: int | None = None, download: bool = False
@@ -152,7 +174,8 @@ def load_crowd(name: str, root: str | os.PathLike | None = None, **options: obje
 
 # %% ../../nbs/data/catalogue.ipynb #00399641
 def face_sets(
-    dataset: str, size: int, least: int = 2, people: int | None = None, root: str | os.PathLike | None = None
+    dataset: str, size: int, least: int = 2, people: int | None = None, root: str | os.PathLike | None = None,
+    part: str = "",
 ) -> FaceSets:
     """The faces of `dataset` at `size` pixels: people with `least` images or more. Errors as those of `load`.
 
@@ -160,10 +183,17 @@ def face_sets(
     CASIA-WebFace (0 or None: all) to learn from and view 2 of LFW to judge, 6,000 pairs in ten folds; "casia_webface":
     without LFW. "survface" and "tinyface": their training people, and the verification pairs of the first; their
     searches are opened by `search_sets`. Any other image set: both splits together, nothing prescribed.
+
+    `part`: where the set prescribes who is judged, "train" decodes the pictures to learn from alone, "test" those that
+    are judged; "" both.
     """
+    if part:
+        check_split(part)
     source = RUNS[dataset] if dataset in RUNS and dataset not in SOURCES else find_source(dataset, root)
     if source.people:
-        return source.people(data_root(root), size, least, people)
+        learnt, test, pairs = source.people(data_root(root), size, least, people)
+        wanted = (part != "test" or test is None, part != "train" and test is not None)
+        return FaceSets(*(faces.load() if asked else None for faces, asked in zip((learnt, test), wanted)), pairs)
     images = join(*(load(dataset, split, root, size) for split in ("train", "test")))
     counts = images.labels.bincount(minlength=len(images.classes))
     return FaceSets(images.select((counts >= least).nonzero().flatten().tolist(), relabel=True))

@@ -92,16 +92,16 @@ def lfw_development(root: str | os.PathLike | None = None, size: int | None = No
 
 # %% ../../../nbs/data/sets/lfw.ipynb #6de25e84
 def lfw_people(root: Path, size: int, least: int, people: int | None = None) -> FaceSets:
-    """View 1 in memory: training people with `least` pictures or more, and the pairs of others in ten folds."""
+    """View 1: training people with `least` pictures or more, and the pairs of others in ten folds."""
     development = lfw_development(root, size, least)
     folds = min(10, int(development.pairs.same.sum()))
-    return FaceSets(development.train.load(), development.test.load(), development.pairs._replace(folds=folds))
+    return FaceSets(development.train, development.test, development.pairs._replace(folds=folds))
 
 
-def lfw_judged(root: Path, size: int) -> tuple:
-    """View 2 in memory: all pictures and their pairs."""
+def lfw_judged(root: Path, size: int) -> tuple[Pictures, Pairs]:
+    """View 2: all pictures and their pairs."""
     faces = lfw(root, size)
-    return faces.load(), lfw_pairs(faces)
+    return faces, lfw_pairs(faces)
 
 # %% ../../../nbs/data/sets/lfw.ipynb #0496bbe0
 SOURCES = {"lfw": layout_source("lfw", "0 + 13,233 faces", LFW, ["lfw"], lfw_test, people=lfw_people)}

@@ -70,7 +70,7 @@ def survface_test(size: int, root: str | os.PathLike | None = None) -> tuple[Ima
 
 def survface_people(root: Path, size: int, least: int, people: int | None = None) -> FaceSets:
     """Training people with `least` pictures or more, and the verification pairs of others."""
-    return FaceSets(survface_train(root, size, least).load(), *survface_test(size, root))
+    return FaceSets(survface_train(root, size, least), *survface_pairs(root, size))
 
 
 def survface_search(root: Path, size: int) -> Search:
