@@ -81,9 +81,12 @@ def encode(value: object) -> bytes:
     )
 
 
+_length = struct.Struct("<Q").pack
+
+
 def _block(tag: str, *parts: bytes) -> bytes:
     """A tagged block in which every part is preceded by its length."""
-    return tag.encode() + b"".join(struct.pack("<Q", len(part)) + part for part in parts)
+    return tag.encode() + b"".join([_length(len(part)) + part for part in parts])
 
 # %% ../nbs/runtime.ipynb #bfcd44bc
 for kind in (type(None), bool, int, str, Path, torch.device, torch.dtype):
@@ -103,7 +106,15 @@ def _(value: bytes) -> bytes:
 @encode.register(list)
 @encode.register(tuple)
 def _(value: Sequence) -> bytes:
-    return _block("list", *map(encode, value))
+    return _block("list", *[_item(item) for item in value])
+
+
+def _item(value: object) -> bytes:
+    """`encode` of an item; of plain text, of which code prints have hundreds of thousands, without looking for how."""
+    if type(value) is not str:
+        return encode(value)
+    text = value.encode()
+    return b"str" + _length(len(text)) + text
 
 
 @encode.register

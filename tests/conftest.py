@@ -7,6 +7,19 @@ from pathlib import Path
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Units of work for `--dist loadgroup`, the long ones first, so that nobody waits long for the last.
+
+    The tests of a file are a unit, for they share what is made for them; each slow one is a unit of its own, and so is
+    what a file groups itself by `xdist_group`.
+    """
+    short = [item for item in items if not any(item.get_closest_marker(name) for name in ("slow", "xdist_group"))]
+    for item in short:
+        item.add_marker(pytest.mark.xdist_group(item.location[0]))
+    items.sort(key=set(short).__contains__)
+
+
 @pytest.fixture(scope="session")
 def write_paper() -> Callable[..., Path]:
     """`write_paper(folder, slug, *cells, ...)` writes a small paper notebook (see `checks.toy_paper`) and returns its path."""

@@ -75,6 +75,8 @@ def leaves(value: object, depth: int = 0) -> list:
         return [value]
     if isinstance(value, torch.Generator | np.random.Generator) or depth > 6:
         return []
+    if hasattr(value, "to_numpy"):                                # a table of pandas
+        return [value.to_numpy()] if value.to_numpy().dtype != object else value.to_numpy().ravel().tolist()
     if isinstance(value, dict):
         return [leaf for key, item in value.items() for leaf in [str(key), *leaves(item, depth + 1)]]
     if isinstance(value, list | tuple | set | frozenset):

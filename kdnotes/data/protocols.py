@@ -161,11 +161,12 @@ def verification_pairs(labels: Tensor, pairs: int = 6000, folds: int = 10, seed:
 # %% ../../nbs/data/protocols.ipynb #1fdfcdac
 class FaceSets(NamedTuple):
     """Images of people to learn from, classes are people; and, where the set prescribes them, test images with their
-    pairs.
+    pairs. As the reader of a set gives them: pictures on disk. As `face_sets` gives them: in memory, None for a part
+    that was not asked for.
     """
 
-    learnt: ImageSet
-    test: ImageSet | None = None
+    learnt: ImageSet | Pictures | None
+    test: ImageSet | Pictures | None = None
     pairs: Pairs | None = None
 
 # %% ../../nbs/data/protocols.ipynb #293a88dc

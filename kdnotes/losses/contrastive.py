@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['cosine_table', 'info_nce', 'supervised_info_nce', 'log_mean_exp', 'Critic', 'settle', 'noise_contrast', 'Negatives',
            'shared_size', 'shared_negatives', 'Queue', 'IndexBank', 'Head', 'scores_at', 'random_sphere', 'CRDLoss',
-           'contrast', 'information_bound']
+           'contrast', 'information_bound', 'similarity_kl']
 
 # %% ../../nbs/losses/contrastive.ipynb #36bad70d
 import math
@@ -23,7 +23,7 @@ from kdnotes.inputs import (
     require_width,
     wide_dtype,
 )
-from .distill import through
+from .distill import kd_loss, through
 from .relational import on_relations
 
 # %% ../../nbs/losses/contrastive.ipynb #5f2f37ae
@@ -351,3 +351,23 @@ def information_bound(loss: Tensor | float, n: int) -> Tensor | float:
     """
     require_whole("information_bound", n=n)
     return math.log(n) - loss
+
+# %% ../../nbs/losses/contrastive.ipynb #a8456a2b
+@on_relations
+def similarity_kl(student: Tensor, teacher: Tensor, temperature: float = 0.1,
+                  teacher_temperature: float = 0.1) -> Tensor:
+    """KL divergence from the teacher's distribution of similarities to the student's, mean over rows; a scalar in nats.
+
+    Row i: softmax over j != i of the cosines of student (or teacher) i with teacher j, `(B, d)` each, B >= 3; the
+    teacher gets no gradient. ValueError as `info_nce`.
+    """
+    if len(student) < 3:
+        raise ValueError(f"similarity_kl: the batch holds {len(student)} samples; expected at least 3, two "
+                         f"of them others")
+    require_positive("similarity_kl", temperature=temperature, teacher_temperature=teacher_temperature)
+    others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+    p_s, p_t = (
+        cosine_table(x, teacher, tau, "similarity_kl")[others].view(len(student), -1)
+        for x, tau in ((student, temperature), (teacher, teacher_temperature))
+    )
+    return kd_loss(p_s, p_t, temperature=1.0)

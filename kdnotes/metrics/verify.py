@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['pair_scores', 'Cuts', 'cuts', 'best_threshold', 'fold_numbers', 'given_folds', 'Folds', 'judge_folds',
-           'kfold_accuracy', 'Roc', 'roc', 'check_rates', 'tar_at_far', 'equal_error_rate', 'identification_rate',
-           'templates', 'IdentityRanks', 'best_of_each', 'identity_ranks', 'tpir_at_fpir', 'open_set_rate',
-           'PairsInFolds', 'verification', 'by_first_picture', 'recognition', 'search']
+           'kfold_accuracy', 'Roc', 'roc', 'check_rates', 'tar_at_far', 'equal_error_rate', 'similarity_margin',
+           'histogram_intersection', 'identification_rate', 'templates', 'IdentityRanks', 'best_of_each',
+           'identity_ranks', 'tpir_at_fpir', 'open_set_rate', 'PairsInFolds', 'verification', 'by_first_picture',
+           'recognition', 'search']
 
 # %% ../../nbs/metrics/verify.ipynb #4c943a55
 from collections.abc import Iterable
@@ -207,6 +208,26 @@ def equal_error_rate(scores: Tensor, same: Tensor) -> float:
     i = int((excess >= 0).nonzero()[0])
     share = -excess[i - 1] / (excess[i] - excess[i - 1])
     return float(far[i - 1] + share * (far[i] - far[i - 1]))
+
+# %% ../../nbs/metrics/verify.ipynb #40803890
+def similarity_margin(scores: Tensor, same: Tensor) -> float:
+    """Mean of the `scores` `(N,)` of genuine pairs, which are the `same` `(N,)`, less that of impostors."""
+    scores, same = _checked(scores, same)
+    return float(scores[same].mean() - scores[~same].mean())
+
+
+def histogram_intersection(scores: Tensor, same: Tensor, bins: int = 40) -> float:
+    """Intersection of the histograms of the cosines `scores` `(N,)` of genuine and of impostor pairs, in `bins` over
+    [-1, 1]: from 0 (apart) to 1 (equal). ValueError for scores that are no cosines, and for other bad input.
+
+    Source: Zhang et al., Cross-Resolution Relational Contrastive Distillation, TCSVT 2023, Figure 5.
+    """
+    scores, same = _checked(scores, same)
+    if bins < 1 or scores.abs().max() > 1 + 1e-6:
+        raise ValueError(f"scores from {scores.min():g} to {scores.max():g} in {bins} bins; "
+                         "expected cosines, from -1 to 1, and at least one bin")
+    shares = [torch.histc(scores[which].clamp(-1, 1), bins, -1, 1) / which.sum() for which in (same, ~same)]
+    return float(torch.minimum(*shares).sum())
 
 # %% ../../nbs/metrics/verify.ipynb #c6a0c13c
 def identification_rate(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_ids: Tensor,
