@@ -241,6 +241,8 @@ NAN_WITHOUT_NAN: set[str] = {
     "losses.relation_contrast.Contrasted",
     "losses.relation_contrast.RelationContrast",
     "metrics.classify.per_class_accuracy",                        # a class without images
+    "metrics.aggregate.aggregate",                                # what is not known of an annotator is empty
+    "metrics.aggregate.Aggregated",
     "metrics.retrieve.average_precision",                         # a row in which nothing is to be found
 }
 
