@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils import flop_counter
 
 # %% ../../nbs/condense/study.ipynb #0987161f
 from .evaluate import Protocol, evaluate, protocol_for
@@ -583,7 +583,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if products := flop_registry.get(func._overloadpacket):
+        if products := flop_counter.flop_registry.get(func._overloadpacket):
             self.count += products(*args, **(kwargs or {}), out_val=out)
         elif not is_view(func):
             self.count += sum(tensor.numel() for tensor in tensors_in(out))
