@@ -10,7 +10,7 @@ help:
 	@echo "make run        run every paper notebook (demo profile) and write the report"
 	@echo "make test       notebooks and package in sync, ruff, pytest, the notebooks' own cells"
 	@echo "make test-fast  what runs no notebook and starts no batch: a few minutes"
-	@echo "make lab        JupyterLab on nbs/index.ipynb"
+	@echo "make lab        JupyterLab on nbs/index.ipynb; what is run there leaves the clone clean"
 	@echo "make bench      benchmarks, as ratios against a plain reference"
 	@echo "make results    refresh results/ (executed demo notebooks, tables, claims)"
 	@echo "make export     notebooks -> package, clean outputs, README from nbs/index.ipynb"
@@ -39,7 +39,7 @@ test-fast: install
 		--ignore tests/test_notebooks.py --ignore tests/test_cli.py
 
 lab: install
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab --config jupyter_config.py
 
 bench: install
 	$(BIN)/kdnotes bench

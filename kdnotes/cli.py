@@ -317,7 +317,7 @@ def bench(args: argparse.Namespace) -> int:
     with refusals("kdnotes bench"):
         folder = checkout_folder("benchmarks")
         if folder is None:
-            raise FileNotFoundError("no folder benchmarks here: it comes with a clone of the repository; run there")
+            raise FileNotFoundError("no benchmarks here: they come with a clone of the repository; run there")
         files = sorted(map(str, folder.glob("bench_*.py")))
     return int(subprocess.run([sys.executable, "-m", "pytest", "-s", *files, *args.rest], check=False).returncode != 0)
 
@@ -363,7 +363,7 @@ DATA_ROOT = {"metavar": "DIR", "help": "folder of the data sets (default: KDNOTE
 
 def add_folders(parser: argparse.ArgumentParser, runs: bool = False) -> None:
     """Options on where notebooks and runs lie."""
-    parser.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks (default: the checkout's)")
+    parser.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks (default: the package's)")
     if runs:
         parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
 

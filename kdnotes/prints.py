@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'counts', 'Steps', 'Reading', 'read_code', 'Piece', 'Walk', 'code_parts', 'code_print', 'members',
-           'differing', 'notebook_print']
+           'differing', 'changed_since', 'notebook_parts', 'notebook_print']
 
 # %% ../nbs/prints.ipynb #2b4ed9b5
 import ast
@@ -188,6 +188,7 @@ class Walk:
 
     def code(self, thing: types.FunctionType | type) -> tuple:
         """Follow a function or a class; its name."""
+        thing = _as_written(thing)
         homes = getattr(thing, "__module__", None) or "", getattr(thing, "__globals__", {}).get("__name__", "")
         home, name = next(filter(counts, homes), ""), getattr(thing, "__qualname__", "")
         if not home:
@@ -333,6 +334,13 @@ class Walk:
             self.inside -= {id(thing)} if new else set()
 
 # %% ../nbs/prints.ipynb #989a5cb1
+def _as_written(thing: Callable) -> Callable:
+    """`thing` without what torch puts around a method of a mode, for its compiler, when one is entered first."""
+    while getattr(thing, "__globals__", {}).get("__name__") == "torch._compile" and hasattr(thing, "__wrapped__"):
+        thing = thing.__wrapped__
+    return thing
+
+
 def _is_filled(cell: types.CellType) -> bool:
     """Whether a cell of a closure has a value yet."""
     try:
@@ -513,15 +521,48 @@ def members(kind: type) -> dict[str, object]:
 
 # %% ../nbs/prints.ipynb #9fec3dc1
 def differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Names of the pieces of code that differ between two results of `code_parts`."""
+    """Names of the pieces of code that differ between two results of `code_parts` or `notebook_parts`."""
     return sorted(name for name in (before.keys() | after.keys()) - {"given"} if before.get(name) != after.get(name))
 
-# %% ../nbs/prints.ipynb #03ae7e73
-def notebook_print(path: str | Path) -> str:
-    """16 hexadecimal digits that stand for the code cells of a notebook and all code that they import from the package.
 
-    The cell of parameters does not count: parameters name a run already. ValueError if the file is no notebook or a
-    cell is no Python.
+def changed_since(noted: Mapping[str, str], own: str = "") -> list[str]:
+    """Names of the pieces in `noted`, a result of `code_parts` that was kept, whose code is another now, or gone.
+
+    Plain names are looked for in the module `own`. What cannot be looked up by its name, such as a lambda or a function
+    of a notebook's own cells, is left out.
+    """
+    things = {name: _called(name, own) for name in noted if name != "given" and "<" not in name}
+    now = code_parts(*(thing[0] for thing in things.values() if thing))
+    gone = {name for name, thing in things.items() if thing == ()}
+    return sorted(name for name, prints in noted.items()
+                  if name in gone or name in now and name != "given" and not {*prints.split()} <= {*now[name].split()})
+
+
+def _called(name: str, own: str) -> tuple | None:
+    """`(the thing of that name,)`; `()` if its module is there without it, None if there is no such module."""
+    parts = name.split(".")
+    homes = [(".".join(parts[:i]), parts[i:]) for i in range(len(parts) - 1, 0, -1)]
+    homes = homes if name.startswith("kdnotes.") else [(own, parts)] if own else []
+    home, rest = next(((_imported(module, 0, ""), rest) for module, rest in homes if _is_there(module)), (None, []))
+    try:
+        return None if home is None else (functools.reduce(getattr, rest, home),)
+    except AttributeError:
+        return ()
+
+
+def _is_there(module: str) -> bool:
+    """Whether there is a module of that name."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
+# %% ../nbs/prints.ipynb #03ae7e73
+def notebook_parts(path: str | Path) -> dict[str, str]:
+    """The print of each piece of code in the cells of a notebook, and of all that they import from the package.
+
+    Functions and classes have their names, other statements that of their cell: its first line. The cell of parameters
+    does not count: parameters name a run already. ValueError if the file is no notebook or a cell is no Python.
     """
     try:
         cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
@@ -530,8 +571,28 @@ def notebook_print(path: str | Path) -> str:
     except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError) as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise ValueError(f"{path} cannot be read as a notebook ({said}); restore it") from None
+    taken = code_parts(*_taken(trees))
     texts = [ast.unparse(_without_docstrings(tree)) for tree in trees]
-    return fingerprint(texts, code_parts(*_taken(trees)))[:16]
+    own: dict[str, list[str]] = {}
+    for name, text in (piece for tree in trees for piece in _pieces_of(tree)):
+        own.setdefault(name, []).append(text)
+    given = {"given": fingerprint(taken["given"], texts)[:16]}
+    return taken | {name: fingerprint(texts)[:16] for name, texts in own.items()} | given
+
+
+def notebook_print(path: str | Path) -> str:
+    """16 hexadecimal digits that stand for all that `notebook_parts` tells of; errors as there."""
+    return fingerprint(notebook_parts(path))[:16]
+
+
+def _pieces_of(cell: ast.Module) -> Iterator[tuple[str, str]]:
+    """Name and text of each function and class of a cell; what is left stands under the cell's first line."""
+    named = [node for node in cell.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    yield from ((node.name, ast.unparse(node)) for node in named)
+    rest = [ast.unparse(node) for node in cell.body if node not in named]
+    if rest:
+        first = rest[0].partition("\n")[0]
+        yield f"cell {first[:40] + '...' * (len(first) > 40)!r}", "\n".join(rest)
 
 
 def _parsed(cell: str) -> ast.Module:
