@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config import unknown_name
 from ..data.crowds import Crowd, Truth, labels_per_annotator, labels_per_item, truth_by_name
 from ..data.crowds import votes as count_votes
+from ..inputs import require_table
 
 # %% auto #0
 __all__ = ['WAYS', 'majority_vote', 'DawidSkene', 'dawid_skene', 'Confusions', 'Aggregated', 'answers_by_item', 'aggregate']
@@ -69,6 +70,7 @@ class DawidSkene:
     @property
     def confusions(self) -> Tensor:
         """All of them `(R, C, C)`, made anew each time: R C C numbers of eight bytes."""
+        require_table("confusions", annotators=len(self.other), classes=self.given.shape[1], labels=self.given.shape[1])
         return torch.stack([self.confusion(r) for r in range(len(self.other))])
 
 # %% ../../nbs/metrics/aggregate.ipynb #d70ed2e0
@@ -94,6 +96,8 @@ def _size(vectors: list[np.ndarray], given: tuple[int | None, ...]) -> tuple[int
                              f"from 0; give {kind}= if some do not occur, or Crowd.from_table the names")
         shape.append(largest + 1 if count is None else int(count))
     n, r, c = shape
+    require_table("dawid_skene", items=n, classes=c)
+    require_table("dawid_skene", annotators=r, classes=c)
     if min(int(v.min()) for v in vectors) < 0 or any(int(v.max()) >= count for v, count in zip(vectors, shape)):
         raise ValueError(f"annotations outside {n} items, {r} annotators, {c} classes")
     return n, r, c
