@@ -168,7 +168,8 @@ def paired_batches(
     known: Mapping[str, Tensor] | None = None,
 ) -> Batches:
     """Shuffled, whole batches of `train` (on the device where it lies) with both views and what the frozen `teachers`,
-    `{name: (network, view)}`, make of theirs. They are smaller where there are fewer images or, with `per_class`, classes.
+    `{name: (network, view)}`, make of theirs. They are smaller where there are fewer images or, with `per_class`,
+    fewer classes.
 
     `statistics`: the channels' mean and std, where they are not those of `train` itself (the teacher may have been
     trained on more). `stage`: whose maps of the teachers are wanted, "" for none. `known`: entries for all images of
