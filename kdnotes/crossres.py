@@ -167,8 +167,9 @@ def paired_batches(
     stage: str = "",
     known: Mapping[str, Tensor] | None = None,
 ) -> Batches:
-    """Shuffled batches of `train` (on the device where it lies) with both views and what the frozen `teachers`, `{name:
-    (network, view)}`, make of theirs. They are smaller where there are fewer images or, with `per_class`, classes.
+    """Shuffled, whole batches of `train` (on the device where it lies) with both views and what the frozen `teachers`,
+    `{name: (network, view)}`, make of theirs. They are smaller where there are fewer images or, with `per_class`,
+    fewer classes.
 
     `statistics`: the channels' mean and std, where they are not those of `train` itself (the teacher may have been
     trained on more). `stage`: whose maps of the teachers are wanted, "" for none. `known`: entries for all images of
@@ -192,6 +193,7 @@ def paired_batches(
     }
     most = per_class * len(train.labels.unique()) if per_class else len(train)
     options = {"batch_size": min(batch_size, most), "seed": seed, "per_class": per_class or None}
+    options["drop_last"] = True                         # relations need whole batches
     return Batches(fixed, transform=prepare, **options) if views.random else Batches(prepare(fixed, None), **options)
 
 # %% ../nbs/crossres.ipynb #01505c31

@@ -19,6 +19,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from .data.batches import Epochs
 from .data.imageset import to_float
 from .files import atomic_write, make_folder
+from .models.predictor import as_batches, as_predictor, device_of, evaluating
 from .prints import Walk
 from .progress import progress
 from kdnotes.runtime import (
@@ -737,7 +739,8 @@ def fit(
 ) -> History:
     """Train `model` in place and return its history; it comes back on `fabric.device` in evaluation mode.
 
-    `batches` has a length and is iterated once per epoch, after `set_epoch(epoch)` (from 0) where it has that.
+    `batches` has a length and is iterated once per epoch, after `set_epoch(epoch)` (from 0) where it has that; nothing
+    of it is dropped. Parts of a `model` in training mode that are in evaluation mode, such as frozen ones, stay in it.
     `step(model, batch)` returns scalar tensors by name; `loss` is minimised. Its `model` is wrapped: call it, for the
     precision. `schedule(step, total)` is a factor of the learning rates; `clip` the largest norm of the whole gradient.
     `callbacks`: each `f(model, epoch)` (from 1) may return a dict of numbers for the epoch's row.
@@ -752,11 +755,14 @@ def fit(
     steps, schedule, extra, callbacks = len(batches), schedule or constant(), dict(extra or {}), list(callbacks)
     check_training(epochs, steps, clip, extra)
     rates, began = [group["lr"] for group in optimizer.param_groups], [0.0]
+    still = [part for part in model.modules() if model.training and not part.training]
 
     def feed() -> Iterator:
         while True:
             began[0] = time.perf_counter()
             model.train()
+            for part in still:
+                part.training = False
             yield from remaining(loop, batches)
 
     def train_step(n: int) -> Mapping[str, Tensor]:
@@ -793,27 +799,30 @@ def fit(
 # %% ../nbs/train.ipynb #fb984bc3
 def predict(
     model: nn.Module,
-    images: Tensor,
+    images: Any,
     fabric=None,
     batch_size: int = 512,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`(logits (N, K), features (N, D))` of `images` `(N, ...)`, float32 on the model's device, in evaluation mode.
+    """`(logits (N, K), features (N, D))` of `images`, float32 on the model's device, in evaluation mode.
 
+    `model`: any network that `as_predictor` takes. `images`: a tensor `(N, ...)`, an image set or a `Dataset`, cut into
+    batches of `batch_size`, or batches: a `DataLoader` of pairs `(x, y)`, a list of tensors; rows come in their order.
     `transform` is applied to each batch; images that are uint8 after it become floats in [0, 1]. With `fabric`, on its
-    device and in its precision.
+    device and in its precision. ValueError where there are no images.
     """
-    if len(images) == 0:
-        raise ValueError(f"no images to predict: shape {tuple(images.shape)}; give at least one")
-    mode, predictions = model.training, []
-    model.eval() if fabric is None else model.eval().to(fabric.device)
-    device = next(model.parameters()).device
-    with torch.inference_mode(), nullcontext() if fabric is None else fabric.autocast():
-        for batch in images.split(batch_size):
+    network, predictions = as_predictor(model), []
+    if fabric is not None:
+        model.to(fabric.device)
+    device = device_of(model)
+    with evaluating(model), torch.inference_mode(), nullcontext() if fabric is None else fabric.autocast():
+        for batch in as_batches(images, batch_size):
             x = batch.to(device)
             x = x if transform is None else transform(x)
-            predictions.append(model(to_float(x) if x.dtype == torch.uint8 else x))
-    model.train(mode)
+            predictions.append(network(to_float(x) if x.dtype == torch.uint8 else x))
+    if not predictions:
+        shape = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"an empty {type(images).__name__}"
+        raise ValueError(f"no images to predict: {shape}; give at least one")
     # joined outside of inference mode they are ordinary tensors again
     logits, features = (torch.cat(parts).float() for parts in zip(*predictions))
     return logits, features

@@ -351,7 +351,7 @@ def others() -> list[tuple[dict, str]]:
         ({"data": same_data(given=changed)}, r"\(data: print \w+ in the file, print \w+ asked\)"),
         ({"data": same_data(seed=2)}, r"\(order seed: 1 in the file, 2 asked\)"),
         ({"data": same_data(transform=None)}, r"transform: noisy in the file, None asked"),
-        ({"data": same_data(shuffle=False, drop_last=True)}, r"\(shuffle: True in the file, False asked\)"),
+        ({"data": same_data(shuffle=False)}, r"\(shuffle: True in the file, False asked\)"),
         ({"step": softer}, "code of .*softer"),
         ({"model": dropped}, r"\(model: Sequential of 9 tensors, print \w+ in the file"),
         ({"extra": {"more": nn.Linear(1, 1)}}, r"\(more: nothing in the file, Linear of 2 tensors"),

@@ -55,14 +55,15 @@ def check_order(count: int, batch_size: int, drop_last: bool, labels: Tensor | N
 class Order:
     """Which images make up which batch of which epoch.
 
-    `per_class` needs `labels`, int64 `(count,)`, and always shuffles.
+    Every image once an epoch, the last batch as small as what is left; `drop_last` leaves that batch out. `per_class`
+    needs `labels`, integers `(count,)`, always shuffles, and draws `count // batch_size` whole batches.
     """
 
     count: int
     batch_size: int
     shuffle: bool = True
     seed: int = 0
-    drop_last: bool = True
+    drop_last: bool = False
     per_class: int | None = None
     labels: Tensor | None = None
 
@@ -71,6 +72,11 @@ class Order:
 
     def __len__(self) -> int:
         return self.count // self.batch_size if self.drop_last or self.per_class else -(-self.count // self.batch_size)
+
+    @property
+    def rest(self) -> int:
+        """How many images a smaller last batch holds, 0 where there is none."""
+        return 0 if self.drop_last or self.per_class else self.count % self.batch_size
 
     def epoch(self, epoch: int) -> list[Tensor]:
         """The index batches of one epoch, int64 on the CPU."""
@@ -86,13 +92,13 @@ def as_tensors(given: dict[str, Tensor] | LabelledImages) -> dict[str, Tensor]:
     return {"images": given.images, "labels": given.labels} if isinstance(given, LabelledImages) else dict(given)
 
 
-def check_share(batch_size: int, drop_last: bool, rank: int, world: int) -> None:
-    """Raise unless `world` processes can share every batch evenly."""
+def check_share(batch_size: int, rest: int, rank: int, world: int) -> None:
+    """Raise unless `world` processes can share every batch evenly, and a last one of `rest` images."""
     if not 0 <= rank < world or batch_size % world:
         expected = "expected 0 <= rank < world and a batch_size that world divides"
         raise ValueError(f"rank {rank} of {world} processes cannot share batches of {batch_size}; {expected}")
-    if world > 1 and not drop_last:
-        raise ValueError(f"{world} processes cannot share a last, smaller batch evenly; use drop_last=True")
+    if world > 1 and rest:
+        raise ValueError(f"{world} processes cannot share a last, smaller batch of {rest} evenly; use drop_last=True")
 
 
 def check_tensors(tensors: dict[str, Tensor]) -> None:
@@ -132,9 +138,11 @@ class Epochs:
 class Batches(Epochs):
     """Batches of aligned rows from tensors on one device: `Batches({"images": x, "labels": y}, 128)` yields dicts.
 
-    Each has "index" added. An image set stands for its images and labels. `drop_last` None means `shuffle`.
-    `per_class=K` gives batches of batch_size / K classes ("labels") with K images each. With `rank` and `world` this
-    process yields its even share of every batch.
+    Each has "index" added. An image set stands for its images and labels. Every row comes once an epoch, in a smaller
+    last batch where `batch_size` does not divide their number; `drop_last=True` leaves that one out. `per_class=K`
+    gives whole batches of batch_size / K classes ("labels") with K images each, drawn anew in each epoch. With `rank`
+    and `world` this process yields its even share of every batch. The order is the same on every device; the random
+    numbers of `transform` are those of the device where the tensors lie, and other ones on another kind of device.
     """
 
     def __init__(
@@ -144,17 +152,17 @@ class Batches(Epochs):
         *,
         shuffle: bool = True,
         seed: int = 0,
-        drop_last: bool | None = None,
+        drop_last: bool = False,
         transform: Callable[[dict, torch.Generator], dict] | None = None,
         per_class: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.tensors, drop_last = as_tensors(tensors), shuffle if drop_last is None else drop_last
+        self.tensors = as_tensors(tensors)
         check_tensors(self.tensors)
-        check_share(batch_size, drop_last or bool(per_class), rank, world)
         first, labels = next(iter(self.tensors.values())), self.tensors.get("labels") if per_class else None
         order = Order(len(first), batch_size, shuffle, seed, drop_last, per_class, labels)
+        check_share(batch_size, order.rest, rank, world)
         super().__init__(order, transform, first.device)
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
 
@@ -179,7 +187,7 @@ class PictureBatches(Epochs):
         *,
         shuffle: bool = True,
         seed: int = 0,
-        drop_last: bool | None = None,
+        drop_last: bool = False,
         transform: Callable[[dict, torch.Generator], dict] | None = None,
         per_class: int | None = None,
         device: torch.device | str = "cpu",
@@ -190,9 +198,8 @@ class PictureBatches(Epochs):
         if pictures.size is None:
             name = pictures.name or "the pictures"
             raise ValueError(f"{name} have no common size; expected size= where they were opened")
-        drop_last = shuffle if drop_last is None else drop_last
-        check_share(batch_size, drop_last or bool(per_class), rank, world)
         order = Order(len(pictures), batch_size, shuffle, seed, drop_last, per_class, pictures.labels)
+        check_share(batch_size, order.rest, rank, world)
         super().__init__(order, transform, torch.device(device))
         self.pictures, self.rank = pictures, rank
         self.workers = min(8, os.cpu_count() or 1) if workers is None else workers

@@ -17,7 +17,7 @@ from pathlib import Path
 from . import sets
 from .crowds import CrowdData
 from .imageset import ImageSet, join
-from .prepared import paired_splits, prepared_source, write_prepared
+from .prepared import paired_splits, prepared_source, split_here, write_prepared
 from .protocols import FaceSets, Search, split_identities
 from .sets.crowds import IMAGES
 from .sets.folders import folder_source
@@ -114,7 +114,7 @@ def find_source(
         sources = known(root) if sources is None else sources
         near = difflib.get_close_matches(name.lower(), sources, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sources)};"
-        own = f"your own images go to {folder} with `kdnotes data add NAME TRAIN TEST`"
+        own = f"your own images go to {folder} with `kdnotes data add NAME TRAIN TEST`, a folder of class folders too"
         raise ValueError(f"unknown data set {name!r}; {hint} {own}")
     if found.kind == "ambiguous":
         raise ValueError(found.remedy)
@@ -224,12 +224,18 @@ def fetch(name: str, root: str | os.PathLike | None = None) -> None:
     SOURCES[name].fetch(folder)
 
 # %% ../../nbs/data/catalogue.ipynb #29c91ae3
-def add(name: str, train: object, test: object, root: str | os.PathLike | None = None, overwrite: bool = False) -> Path:
-    """Check a prepared image set and install it as `<root>/<name>/{train,test}.npz`; returns that folder.
+def add(
+    name: str, train: object, test: object = None, root: str | os.PathLike | None = None, overwrite: bool = False,
+    size: int | None = None, test_share: float = 0.2, seed: int = 0,
+) -> Path:
+    """Check an image set and install it as `<root>/<name>/{train,test}.npz`; returns that folder.
 
     `train`, `test`: path of an npz (`images` uint8 `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`, `labels` `(N,)`,
-    optional `classes`), a pair `(images, labels)` of arrays or .npy paths, or an `ImageSet`. Stored as `(N, C, H, W)`.
-    ValueError for anything that does not fit, and for the name of a set that is there.
+    optional `classes`), a pair `(images, labels)` of arrays or .npy paths, an `ImageSet`, or a folder with a folder of
+    pictures for each class. Without `test`, the folder `train` may hold both splits as `train` and `test`; else
+    `test_share` of every class is held out, drawn by `seed`. All images are brought to `size` x `size` (None: as they
+    are) and stored as `(N, C, H, W)`, labels in the order of the training split's names. ValueError for anything that
+    does not fit, and for the name of a set that is there; FileNotFoundError.
     """
     taken = [known_name for known_name, source in SOURCES.items() if source.kind in ("embedded", "drawn")]
     if not NAME.fullmatch(name) or name in taken:
@@ -243,8 +249,10 @@ def add(name: str, train: object, test: object, root: str | os.PathLike | None =
             raise ValueError(f"{there}; choose another name, or move that away first")
     folder = root / name
     if not overwrite and any(os.path.lexists(folder / f"{split}.npz") for split in ("train", "test")):
-        raise ValueError(f"{folder} holds a prepared set already; delete it first, or pass overwrite=True")
-    write_prepared(folder, *paired_splits(name, train, test))
+        told = "delete it first, or pass overwrite=True (--overwrite of `kdnotes data add`)"
+        raise ValueError(f"{folder} holds a prepared set already; {told}")
+    splits = split_here(name, train, test_share, seed, size) if test is None else paired_splits(name, train, test, size)
+    write_prepared(folder, *splits)
     return folder
 
 # %% ../../nbs/data/catalogue.ipynb #44f8e1fe

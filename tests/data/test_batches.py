@@ -83,13 +83,25 @@ def test_class_batches_see_a_class_whole_before_repeating():
     assert sorted(seen.tolist()) == list(range(24))
 
 
+def test_nothing_is_dropped_unless_it_is_said():
+    """255 items in batches of 128: all of them in every epoch, of shuffled batches, too."""
+    x = torch.arange(255)
+    for shuffle in (True, False):
+        batches = Batches({"x": x}, 128, shuffle=shuffle)
+        assert len(batches) == 2 and [len(b["x"]) for b in batches] == [128, 127]
+        assert torch.cat([b["x"] for b in batches]).sort().values.equal(x)
+        assert [len(b["x"]) for b in Batches({"x": x}, 128, shuffle=shuffle, drop_last=True)] == [128]
+    assert Order(255, 128).rest == 127 and Order(255, 128, drop_last=True).rest == 0 == Order(256, 128).rest
+    assert len(Batches({"x": x}, 512)) == 1 and len(Batches({"x": x[:8]}, 4, world=2)) == 2
+
+
 def test_batches_refuse_what_cannot_be():
     pictures = toy()
     for arguments, message in (
             ({"batch_size": 0}, "batch_size is 0"), ({"batch_size": 4, "per_class": 3}, "per_class=3 needs labels and a batch_size that it divides"),
             ({"batch_size": 12, "per_class": 3}, "needs 4 classes of at least 3 images; there are 3 classes"),
             ({"batch_size": 10, "per_class": 5}, "the smallest with 4"), ({"batch_size": 4, "world": 3}, "cannot share batches of 4"),
-            ({"batch_size": 4, "world": 2, "rank": 2}, "rank 2 of 2"), ({"batch_size": 4, "world": 2, "drop_last": False}, "use drop_last=True")):
+            ({"batch_size": 4, "world": 2, "rank": 2}, "rank 2 of 2"), ({"batch_size": 8, "world": 2}, "last, smaller batch of 4 evenly; use drop_last=True")):
         with pytest.raises(ValueError, match=message):
             Batches(pictures, **arguments)
     for tensors in ({}, {"a": torch.zeros(3), "b": torch.zeros(4)}, {"index": torch.zeros(3)}):

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from kdnotes.checks import refused
 from kdnotes.models.adapt import BATCHWISE, MODES, FaceBN, Pooled, Tent, channel_moments, entropy, mix
 from kdnotes.models.classifiers import build
 
@@ -410,3 +412,121 @@ def test_a_layer_that_runs_twice_has_no_one_statistic():
 def test_the_modes_are_those_of_the_table():
     assert set(MODES) == {"plain", "prediction", "mixture", "pseudo_count", "ema", "adabn"}
     assert set(BATCHWISE) == set(MODES) - {"plain", "adabn"}
+
+
+# statistics of too few
+@pytest.mark.parametrize(("mode", "options"), [("adabn", {}), ("prediction", {}), ("ema", {}), ("mixture", {"a": 1.0}),
+                                               ("pseudo_count", {"prior": 0})])
+def test_one_image_gives_a_layer_of_vectors_no_variance(mode, options):
+    """The maps have 36 and 4 values per channel, the vector one: it is the one that is named."""
+    net, x = network(), faces(2)
+    with FaceBN(net, mode, **options) as face:
+        line = refused(face.adapt, x[:1]) if mode == "adabn" else refused(net, x[:1])
+        assert line.startswith("layer 7 sees one value per channel") and "same place" in line
+    with FaceBN(net, mode, layers="conv", **options) as face:
+        if mode == "adabn":
+            face.adapt(x[:1])
+        assert not torch.allclose(net(x[:1]), net(x[1:]), atol=1e-3)
+    with FaceBN(net, mode, **options) as face:
+        if mode == "adabn":
+            face.adapt([x[:1], x[1:]])                  # two images, in whatever parts
+        net(x)
+
+
+@pytest.mark.parametrize(("mode", "options"), [("plain", {}), ("mixture", {"a": 0.5}), ("pseudo_count", {})])
+def test_one_image_beside_the_source_sends_two_faces_to_two_places(mode, options):
+    net, x = network(), faces(2)
+    with FaceBN(net, mode, **options):
+        assert not torch.allclose(net(x[:1]), net(x[1:]), atol=1e-3)
+
+
+def test_a_layer_of_one_place_is_counted_too():
+    net = nn.Sequential(nn.Conv2d(2, 3, 6), nn.BatchNorm2d(3)).double().eval()
+    with FaceBN(net) as face:
+        assert "layer 1 sees one value" in refused(face.adapt, faces(1))
+    with Tent(nn.Sequential(net, nn.Flatten())) as tent:
+        assert "layer 0.1 sees one value" in refused(tent.step, faces(1))
+        tent.step(faces(2))
+
+
+def test_images_that_are_broken_move_nothing():
+    net, x = network(), faces(4)
+    before = state(net)
+    x[1, 0, 0, 0] = math.nan
+    with FaceBN(net) as face:
+        assert "NaN" in refused(face.adapt, list(x.split(2)))
+    with FaceBN(net, "ema"):
+        assert "NaN" in refused(net, x)
+    assert same_state(before, state(net))
+
+
+# what a user brings
+def test_batches_of_any_kind_give_the_same_statistics():
+    net, x = network(dtype=torch.float32), faces(20, dtype=torch.float32)
+    pairs = TensorDataset(x, torch.arange(20))
+    with FaceBN(net) as face:
+        face.adapt(x)
+        expected = net(x)
+        forms = (pairs, DataLoader(pairs, 7), list(DataLoader(pairs, 6)), [{"images": x, "labels": x}], [x[:3], x[3:]],
+                 DataLoader(pairs, 20, shuffle=True))
+        for images in forms:
+            face.adapt(images)
+            assert torch.allclose(net(x), expected, atol=1e-5)
+        face.adapt((255 * x).round().byte())
+        assert torch.allclose(net(x), expected, atol=0.2)
+        assert "dict" in refused(face.adapt, {"images": x}) and "batch_size is 0" in refused(face.adapt, x, 0)
+    for images in (pairs, DataLoader(pairs, 10)):
+        with Tent(network(dtype=torch.float32)) as tent:
+            tent.adapt(images, batch_size=10)
+            found = [p.detach().clone() for p in tent.learns]
+        with Tent(network(dtype=torch.float32)) as tent:
+            tent.adapt(x, batch_size=10)
+            assert all(map(torch.equal, found, tent.learns))
+
+
+@pytest.mark.parametrize("form", [lambda z, h: z, lambda z, h: (z, h), lambda z, h: (h, z), lambda z, h: {"logits": z}])
+def test_tent_takes_what_a_network_returns(form):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.fc = network(dtype=torch.float32), nn.Linear(5, 4)
+
+        def forward(self, x):
+            h = self.body(x)
+            return form(self.fc(h), h)
+
+    torch.manual_seed(2)
+    net, x = Own().eval(), faces(dtype=torch.float32)
+    with Tent(net) as tent:
+        assert tent.step(x).shape == (48, 4)
+        tent.freeze()
+        assert "with Tent" in refused(tent.step, x)
+    assert "with Tent" in refused(Tent(net).step, x)
+
+
+def test_a_compiled_model_is_adapted_as_it_was_written():
+    net, x = network(dtype=torch.float32), faces(dtype=torch.float32)
+    with FaceBN(net) as face:
+        face.adapt(x)
+        expected = net(x)
+    compiled = torch.compile(net, backend="eager")
+    with torch.no_grad():
+        plain = compiled(x)
+        with FaceBN(compiled) as face:
+            for images in (x, list(x.split(10))):
+                face.adapt(images)
+                assert torch.allclose(compiled(x), expected, atol=1e-4)
+        assert torch.equal(compiled(x), plain)
+    assert "compiled" in refused(FaceBN, compiled, "prediction")
+    assert "no BatchNorm" in refused(FaceBN, nn.Linear(2, 2)) and "function" in refused(FaceBN, lambda x: x)
+
+
+def test_small_pieces_refuse_what_they_cannot_use():
+    pooled = Pooled()
+    pooled.add(torch.rand(3, 2))
+    assert "expected 2" in refused(pooled.add, torch.rand(3, 4)) and (pooled.n, pooled.images) == (3, 3)
+    for u in (torch.zeros(0, 3), torch.zeros(3), torch.zeros(2, 3, dtype=torch.long)):
+        assert "expected floating point (N, c, ...)" in refused(channel_moments, u)
+    for logits in (torch.zeros(0, 3), torch.zeros(3), torch.zeros(2, 3, dtype=torch.long)):
+        assert "(N, classes)" in refused(entropy, logits)
+    assert entropy(torch.zeros(2, 4).half()).dtype == torch.float32
