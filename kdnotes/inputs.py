@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/inputs.ipynb #337c498a
+# %% ../nbs/inputs.ipynb #365e1aaa
 def _range(at_least: float | None, above: float | None, at_most: float | None, below: float | None) -> str:
     """The bounds in words."""
+    if at_least is not None and at_most is not None:
+        return f"in [{at_least:g}, {at_most:g}]"
     bounds = {"of at least": at_least, "above": above, "at most": at_most, "below": below}
     return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
 

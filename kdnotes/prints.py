@@ -188,6 +188,7 @@ class Walk:
 
     def code(self, thing: types.FunctionType | type) -> tuple:
         """Follow a function or a class; its name."""
+        thing = _as_written(thing)
         homes = getattr(thing, "__module__", None) or "", getattr(thing, "__globals__", {}).get("__name__", "")
         home, name = next(filter(counts, homes), ""), getattr(thing, "__qualname__", "")
         if not home:
@@ -333,6 +334,13 @@ class Walk:
             self.inside -= {id(thing)} if new else set()
 
 # %% ../nbs/prints.ipynb #989a5cb1
+def _as_written(thing: Callable) -> Callable:
+    """`thing` without what torch puts around a method of a mode, for its compiler, when one is entered first."""
+    while getattr(thing, "__globals__", {}).get("__name__") == "torch._compile" and hasattr(thing, "__wrapped__"):
+        thing = thing.__wrapped__
+    return thing
+
+
 def _is_filled(cell: types.CellType) -> bool:
     """Whether a cell of a closure has a value yet."""
     try:

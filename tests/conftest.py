@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+# each of several test processes has its share of the cores: where every one uses all, they wait for each other
+_share = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -40,7 +40,7 @@ def test_real_faces_keep_the_protocol_of_their_set(monkeypatch):
     real = replace(LEARNT, dataset="lfw", people=(16, 0), pictures=0, held=1, seeds=seeds_of(5))
     judged = replace(real, part="test", first=12, pairs=60, folds=2).load()
     assert judged.test is test and judged.pairs is prescribed and judged.known is judged.known_pairs is None
-    assert len(real.load()) == 16 * 3 and len(replace(real, people=(10, 0)).load().classes) == 10
+    assert len(real.load()) == 16 * 3 and len(replace(real, people=(10, 0)).load().classes) == 10 and len(replace(real, pictures=2).load()) == 16 * 2
     assert len(replace(real, people=(10, 6)).load().classes) == 16                      # no split where the set prescribes one
     known = replace(real, part="test", held=2, first=12, pairs=8, folds=2).load()
     assert known.test is test and len(known.known) == 12 * 2 and len(known.known_pairs.same) == 8

@@ -392,6 +392,19 @@ def test_what_others_register_counts_only_for_their_own_classes():
 
 # --- everywhere the same ---
 
+def test_what_torch_puts_around_a_method_for_its_compiler_does_not_count():
+    import torch
+
+    from kdnotes.condense.study import Operations
+
+    before = code_parts(Operations)
+    assert Operations.__torch_dispatch__.__module__ == Operations.__module__
+    assert " " not in before["kdnotes.condense.study.Operations.__torch_dispatch__"]     # the method, no wrapper
+    with Operations() as counted:
+        torch.zeros(3) + 1
+    assert counted.count and code_parts(Operations) == before
+
+
 def test_pickling_does_not_change_a_print():
     import cloudpickle
 

@@ -335,6 +335,7 @@ def test_real_faces_keep_the_protocol_of_their_set(config, monkeypatch):
     prescribed = Pairs(torch.tensor([0, 1]), torch.tensor([1, 9]), torch.tensor([True, False]), 2)
     monkeypatch.setattr("kdnotes.faces.face_sets", lambda dataset, size, least, people, part: FaceSets(learnt, test, prescribed))
     assert replace(own, dataset="lfw", seeds=(3, 3, 3)).load()[1] is prescribed
+    assert horkd.people_of(0, config.faces).pictures == config.faces.each and horkd.people_of(0, replace(config.faces, dataset="lfw")).pictures == 0   # all of a real person's
     monkeypatch.setattr("kdnotes.faces.face_sets", lambda dataset, size, least, people, part: FaceSets(learnt))
     other = replace(own, dataset="orl", people=(6, 4), pairs=40, seeds=(3, 3, 3))
     judged, pairs, *_ = other.load()
