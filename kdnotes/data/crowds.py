@@ -318,7 +318,7 @@ def hold_out(crowd: Crowd, fraction: float, seed: int = 0) -> tuple[Crowd, Crowd
     return take(crowd, order[held:].sort().values), take(crowd, order[:held].sort().values)
 
 # %% ../../nbs/data/crowds.ipynb #bbda95f4
-def to(crowd: Crowd, device) -> Crowd:
+def to(crowd: Crowd, device: str | torch.device) -> Crowd:
     """The crowd with its triples and features on `device`."""
     names = ("item", "annotator", "label", "features")
     return replace(
@@ -326,7 +326,7 @@ def to(crowd: Crowd, device) -> Crowd:
     )
 
 # %% ../../nbs/data/crowds.ipynb #86e248b4
-def from_dense(answers, classes: tuple[str, ...], **rest) -> Crowd:
+def from_dense(answers: object, classes: tuple[str, ...], **rest: object) -> Crowd:
     """A crowd from an `(N, R)` integer matrix with -1 where there is no label; `rest` as of `Crowd`."""
     answers = np.asarray(answers.detach().cpu() if isinstance(answers, Tensor) else answers)
     if answers.ndim != 2 or not answers.size or answers.dtype.kind not in "iu" or answers.min() < -1:
