@@ -110,7 +110,7 @@ def test_reported_numbers_come_from_the_csv_alone(path):
 
 
 LOADED = ["IPython", "joblib", "lightning.fabric", "matplotlib.pyplot", "nbdev.test", "nbformat", "pandas", "pytest",
-          "scipy.stats", "sklearn", "torch", "torchvision", "torch.utils.flop_counter"]
+          "scipy.stats", "sklearn", "torch", "torch._dynamo", "torchvision", "torch.utils.flop_counter"]
 
 
 @pytest.fixture(scope="session")
