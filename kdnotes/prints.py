@@ -48,9 +48,12 @@ def counts(module: str) -> bool:
 
 @functools.cache
 def _is_installed(file: str) -> bool:
-    """Whether `file` lies where Python and packages are installed."""
+    """Whether `file` lies where Python and packages are installed, also those of another environment that we borrow."""
+    place = Path(file).resolve()
+    if {"site-packages", "dist-packages"} & {*place.parts, *Path(file).parts}:
+        return True
     paths = (*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages())
-    return any(Path(file).resolve().is_relative_to(Path(path).resolve()) for path in paths if Path(path).name)
+    return any(place.is_relative_to(Path(path).resolve()) for path in paths if Path(path).name)
 
 # %% ../nbs/prints.ipynb #65f79686
 class Steps(tuple):

@@ -307,7 +307,7 @@ def look_up(
     return known[name]
 
 # %% ../../nbs/models/classifiers.ipynb #de9afcf3
-def build(name: str, classes: int, channels: int = 3, size: int = 32, **options) -> Classifier:
+def build(name: str, classes: int, channels: int = 3, size: int = 32, **options: object) -> Classifier:
     """The classifier called `name` (see `names()`) for `classes` classes and images `(N, channels, size, size)`.
 
     Options: `embedding=D` puts a linear layer of D features before the classifier (128 in `smallconv`, elsewhere none);
