@@ -7,6 +7,7 @@ finite) or one line of ValueError, TypeError or FileNotFoundError that the packa
 no flag is changed by it.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -34,7 +35,7 @@ RECIPES = types.SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("p
 World, recipe, KNOWN = RECIPES.World, RECIPES.recipe, RECIPES.KNOWN
 ELSEWHERE, IN_PLACE, REFUSED_AS_IT_IS = RECIPES.ELSEWHERE, RECIPES.IN_PLACE, RECIPES.REFUSED_AS_IT_IS
 NAN_IS_NO_MATTER, NAN_WITHOUT_NAN, INFINITY = RECIPES.NAN_IS_NO_MATTER, RECIPES.NAN_WITHOUT_NAN, RECIPES.INFINITY_HAS_AN_ANSWER
-ROOMS = ("losses", "metrics")
+ROOMS = ("data", "models", "losses", "metrics")
 HALF = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 LABELS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
 
@@ -81,8 +82,6 @@ def leaves(value: object, depth: int = 0) -> list:
         return [leaf for key, item in value.items() for leaf in [str(key), *leaves(item, depth + 1)]]
     if isinstance(value, list | tuple | set | frozenset):
         return [leaf for item in value for leaf in leaves(item, depth + 1)]
-    if isinstance(value, Iterator):
-        return leaves(list(islice(value, 100)), depth + 1)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [leaf for field in dataclasses.fields(value) for leaf in leaves(getattr(value, field.name), depth + 1)]
     if isinstance(value, types.SimpleNamespace) or type(value).__module__.startswith("kdnotes"):
@@ -153,8 +152,6 @@ def from_here(error: BaseException) -> bool:
         trace = trace.tb_next
     file, line, space = frames[-1]
     own = Path(file).is_relative_to(Path(kdnotes.__file__).parent)
-    if not own and isinstance(error, FileNotFoundError):
-        return True
     return own and (linecache.getline(file, line, space).strip().startswith("raise") or "def __post_init__" in linecache.getline(file, line, space))
 
 
@@ -168,7 +165,13 @@ class Call:
         """Arguments of `thing` by name; those without a recipe keep their default. KeyError for a required one."""
         made = {}
         for key, parameter in inspect.signature(thing).parameters.items():
-            if key == "self" or parameter.kind is parameter.VAR_KEYWORD:
+            if key == "self":
+                continue
+            if parameter.kind is parameter.VAR_KEYWORD:
+                try:
+                    made |= recipe(name, key, world)
+                except KeyError:
+                    pass
                 continue
             try:
                 made[key] = recipe(name, key, world)
@@ -200,7 +203,7 @@ class Call:
             value = call(**rest)
         if isinstance(value, Iterator):
             value = list(islice(value, 100))
-        if hasattr(value, "__enter__") and not isinstance(value, torch.Tensor):
+        if isinstance(value, contextlib._GeneratorContextManager):
             with value as inside:
                 return inside
         return value
@@ -281,7 +284,7 @@ class Trial:
         try:
             value = self.call.invoke(call, given)
         except (ValueError, TypeError, FileNotFoundError) as error:
-            if "\n" in str(error) or not from_here(error):
+            if "\n" in str(error) or not from_here(error) and not isinstance(error, FileNotFoundError):
                 self.note(kind, f"{type(error).__name__} that is not ours: {str(error)[:200]!r}")
             value = Refused(error)
         except Exception as error:
@@ -298,8 +301,8 @@ class Trial:
             self.note(kind, "changed the object that it belongs to")
         after = world_state()
         drawn = not equal(state[0], after[0])
-        if drawn and "generator" not in free and not isinstance(value, nn.Module) and not isinstance(instance, nn.Module) \
-                and not any(isinstance(item, nn.Module) for item in (value if isinstance(value, tuple) else ())):
+        made = value if isinstance(value, list | tuple) else [value]
+        if drawn and "generator" not in free and not any(isinstance(item, nn.Module) for item in [*made, instance]):
             self.note(kind, "drew from the global generator of torch")
         if not all(map(equal, state[1:], after[1:])):
             self.note(kind, "changed a global generator or flag")
@@ -348,7 +351,8 @@ class Trial:
 
     def all(self) -> None:
         plain = self.run("plain")
-        if isinstance(plain, Refused) and self.name not in REFUSED_AS_IT_IS:
+        read = {"root", "folder", "path", "files"} & set(inspect.signature(self.call.thing).parameters)
+        if isinstance(plain, Refused) and not read and self.name not in REFUSED_AS_IT_IS:
             self.note("plain", f"refused: {plain}")
         if plain is None or isinstance(plain, Refused):
             return

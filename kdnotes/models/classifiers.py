@@ -62,9 +62,11 @@ def as_trunk(*stages: nn.Module, stem: nn.Module | None = None, last: Iterable[n
 def initialise(module: nn.Module) -> nn.Module:
     """Draw every convolution from N(0, 2 / fan_out) in place (He et al., ICCV 2015) and zero its bias;
     return the module.
+
+    On the device "meta", whose tensors hold no numbers, nothing is drawn: PyTorch would load its compiler for that.
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
