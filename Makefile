@@ -10,7 +10,7 @@ help:
 	@echo "make run        run every paper notebook (demo profile) and write the report"
 	@echo "make test       notebooks and package in sync, ruff, pytest, the notebooks' own cells"
 	@echo "make test-fast  what runs no notebook and starts no batch: a few minutes"
-	@echo "make lab        JupyterLab on nbs/index.ipynb"
+	@echo "make lab        JupyterLab on nbs/index.ipynb; what is run there leaves the clone clean"
 	@echo "make bench      benchmarks, as ratios against a plain reference"
 	@echo "make results    refresh results/ (executed demo notebooks, tables, claims)"
 	@echo "make export     notebooks -> package, clean outputs, README from nbs/index.ipynb"
@@ -31,15 +31,15 @@ run: install
 
 test: install
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest tests -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-fast: install
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest tests -n 2 --dist worksteal -m "not slow" --ignore-glob 'tests/test_batch*' \
+	$(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow" --ignore-glob 'tests/test_batch*' \
 		--ignore tests/test_notebooks.py --ignore tests/test_cli.py
 
 lab: install
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab --config jupyter_config.py
 
 bench: install
 	$(BIN)/kdnotes bench
@@ -58,4 +58,4 @@ hooks: install
 	$(BIN)/nbdev_install_hooks
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .benchmarks

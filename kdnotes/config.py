@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['RESERVED', 'unknown_name', 'shorten', 'listed', 'Rule', 'setting', 'section', 'conform', 'Leaf', 'leaves',
-           'full_name', 'by_full_name', 'Settings', 'DoubledName', 'from_text', 'read_overrides', 'range_text', 'table']
+           'further_sets', 'full_name', 'by_full_name', 'Settings', 'DoubledName', 'from_text', 'read_overrides',
+           'range_text', 'table']
 
 # %% ../nbs/config.ipynb #408dcb5f
 import dataclasses
@@ -14,9 +15,12 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from .runtime import parse_seeds
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../nbs/config.ipynb #e897a53a
 def unknown_name(kind: str, given: str, known: Iterable) -> ValueError:
@@ -57,6 +61,7 @@ class Rule:
     length: tuple[int, int | None] | int | None = None      # of a tuple: exactly, or (least, most)
     finite: bool = True
     check: Callable[[Any], object] | None = None    # raises ValueError for an item that is wrong in another way
+    data: bool = False                              # whether it names a data set, beside the one called `dataset`
     unset: tuple = ()                               # values that stand for "none" and are exempt from the bounds
 
     def names(self) -> tuple[str, ...]:
@@ -174,6 +179,11 @@ def leaves(cls: type) -> Mapping[str, Leaf]:
     return types.MappingProxyType(found)
 
 
+def further_sets(cls: type, values: Mapping[str, Any]) -> list[str]:
+    """The data sets that `values`, settings of `cls` by full name, name beside `dataset`."""
+    return [values[name] for name, leaf in leaves(cls).items() if leaf.rule.data and values[name]]
+
+
 def full_name(cls: type, name: str) -> str:
     """The full name of the setting that `name` means; ValueError for one that is unknown or that several mean."""
     known = leaves(cls)
@@ -216,6 +226,7 @@ class Settings:
 
     `PROFILES` maps a profile to the settings in which it differs from the defaults, `DATASETS` (profile, data set) to
     those that go with that data set.
+    `DATA` are the rooms of `kdnotes.data.catalogue.known` in which its data sets are found.
     `PRECISION` is the one that the precision `auto` means: by itself what suits the device.
     """
 
@@ -224,6 +235,7 @@ class Settings:
 
     PROFILES: ClassVar[dict[str, dict]] = {}
     DATASETS: ClassVar[dict[tuple[str, str], dict]] = {}
+    DATA: ClassVar[tuple[str, ...]] = ("images",)
     PRECISION: ClassVar[str] = "auto"
 
     def __post_init__(self):
@@ -256,17 +268,23 @@ class Settings:
             raise unknown_name("profile", profile, cls.PROFILES)
         if reserved := [name for name in given if name in RESERVED]:
             raise ValueError(f"{reserved[0]!r} is a parameter of its own: give {reserved[0]}=..., not an override")
-        return cls._merged(profile, parameters, by_full_name(cls, given))
-
-    @classmethod
-    def _merged(cls, profile: str, parameters: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
-        base = by_full_name(cls, cls.PROFILES[profile])
+        base = cls.PROFILES[profile]
         dataset = parameters.get("dataset") or base.get("dataset", leaves(cls)["dataset"].default)
-        own = by_full_name(cls, cls.DATASETS.get((profile, dataset), {}))
-        values = base | own | {"dataset": dataset} | dict(overrides)
+        values = cls.merged(base, cls.DATASETS.get((profile, dataset), {}), {"dataset": dataset}, given)
         if parameters.get("seeds") not in (None, "", ()):
             values["seeds"] = _seeds(parameters["seeds"])
         return cls.made_of(values)
+
+    @classmethod
+    def merged(cls, *parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings by full name: those of each of `parts`, such as a profile's, over those of the parts before it.
+
+        Names may be short, full or nested. ValueError for one that is unknown, ambiguous or twice in one part.
+        """
+        found: dict[str, Any] = {}
+        for part in parts:
+            found |= by_full_name(cls, part)
+        return found
 
     @classmethod
     def profile(cls, name: str = "demo", dataset: str = "", seeds: Any = "", **overrides: Any) -> Self:
@@ -409,7 +427,7 @@ def range_text(leaf: Leaf) -> str:
     return text.removeprefix("one of ") if kind is str else text
 
 
-def table(cls: type):
+def table(cls: type) -> "pd.DataFrame":
     """A frame with a row for each setting of `cls`: setting, one column for each profile, range, source, meaning."""
     import pandas as pd
 

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['STALE', 'Measure', 'Data', 'pieces', 'Loaded', 'Library', 'shown', 'Stage', 'described', 'Node', 'code_of', 'Planner',
            'Here', 'place_of', 'kept', 'working_on', 'build', 'note_of', 'opened', 'has_code', 'Row', 'Study',
-           'has_measure', 'generations', 'Experiment', 'chains']
+           'has_measure', 'generations', 'Experiment', 'chains', 'pieces_by_print', 'say_where']
 
 # %% ../nbs/experiment.ipynb #75f20a43
 import dataclasses
@@ -23,13 +23,14 @@ from uuid import uuid4
 import pandas as pd
 import torch
 
-from .config import Settings, shorten
+from .config import Settings, further_sets, shorten
+from .data.catalogue import check_sets
 from .data.source import data_root, files_read
 from .files import atomic_write, make_folder, recall, store, write_json
 from .parallel import parallel_map
-from .prints import code_print, members
+from .prints import code_parts, code_print, members
 from .results import Claim, Results, judge, show
-from .runs import RunFolder, open_run
+from .runs import CODE, RunFolder, open_run, runs_folder
 from kdnotes.runtime import (
     derive_seed, encode, fingerprint, generator_states, log, make_fabric, restore_generators, seed_everything,
 )
@@ -563,11 +564,12 @@ class Experiment:
 
     @classmethod
     def begin(cls, slug: str, kind: type[Settings], parameters: Mapping[str, Any]) -> "Experiment":
-        """Check the `parameters` of a notebook's cell by the configuration `kind`, and open the folder of the run."""
+        """Check the `parameters` of a notebook's cell by the configuration `kind`, find its data, and open a folder."""
         config = kind.chosen(parameters)
         asked = parameters.get("precision") or "auto"
         fabric = make_fabric(parameters.get("device", "auto"), kind.PRECISION if asked == "auto" else asked)
         device, precision = str(fabric.device), fabric.strategy.precision.precision
+        check_sets(config.dataset, further_sets(kind, config.flat()), kind.dataset, kind.DATA)
         named = {"profile": "demo", "device": None, "precision": None}
         named |= {name: parameters[name] for name in named if name in parameters}
         folder = open_run(slug, config.flat() | named, parameters.get("out", ""), config=config.flat(),
@@ -669,12 +671,14 @@ class Experiment:
             return
         notes, rows = chains(self)
         write_json(self.folder.path / "stages.json", notes)
+        write_json(self.folder.path / CODE, pieces_by_print(self, *code))
         with atomic_write(self.folder.path / "rows.csv") as temporary:
             rows.to_csv(temporary, index=False, lineterminator="\n")
         hows = list(self.how.values())
         self.folder.manifest["stages"] = {"built": hows.count("built"), "read": hows.count("read")}
         claims = self.claims if self.claims is not None else judge([], self.results)
-        self.folder.finish(self.results, claims, data=self.here.library.note(), code=code_print(*code))
+        place = self.folder.finish(self.results, claims, data=self.here.library.note(), code=code_print(*code))
+        say_where(place)
 
 # %% ../nbs/experiment.ipynb #d2bff42f
 def chains(experiment: Experiment) -> tuple[dict[str, dict], pd.DataFrame]:
@@ -698,3 +702,20 @@ def chains(experiment: Experiment) -> tuple[dict[str, dict], pd.DataFrame]:
     rows = [{name: row[name] for name in names} | {"stage": experiment.made_by.get(i, "")}
             for i, row in enumerate(experiment.results.rows)]
     return notes, pd.DataFrame(rows, columns=[*names, "stage"])
+
+
+def pieces_by_print(experiment: Experiment, *code: object) -> dict[str, dict[str, str]]:
+    """The pieces (see `prints.code_parts`) of `code` and of the code of all stages that a number rests on, by print."""
+    stages = {node.code: node.stage for level in generations(experiment.nodes.values()) for node in level}
+    return {code_print(*things): code_parts(*things) for things in [code, *map(code_of, stages.values())]}
+
+
+def say_where(place: Path) -> None:
+    """Say in a notebook where its run stands; by the metadata JupyterLab's save hook finds it (see `lab`)."""
+    from IPython import get_ipython
+    from IPython.display import display
+
+    root = runs_folder("").resolve()                              # of the project, also from a notebook's own folder
+    shown = str(place.relative_to(root) if place.is_relative_to(root) else place)
+    if get_ipython() is not None:
+        display({"text/plain": f"The run stands in {shown}"}, raw=True, metadata={"kdnotes": {"run": shown}})

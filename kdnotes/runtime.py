@@ -18,10 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import singledispatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # %% ../nbs/runtime.ipynb #802ae4da
 log = logging.getLogger("kdnotes")
@@ -81,9 +85,12 @@ def encode(value: object) -> bytes:
     )
 
 
+_length = struct.Struct("<Q").pack
+
+
 def _block(tag: str, *parts: bytes) -> bytes:
     """A tagged block in which every part is preceded by its length."""
-    return tag.encode() + b"".join(struct.pack("<Q", len(part)) + part for part in parts)
+    return tag.encode() + b"".join([_length(len(part)) + part for part in parts])
 
 # %% ../nbs/runtime.ipynb #bfcd44bc
 for kind in (type(None), bool, int, str, Path, torch.device, torch.dtype):
@@ -103,7 +110,15 @@ def _(value: bytes) -> bytes:
 @encode.register(list)
 @encode.register(tuple)
 def _(value: Sequence) -> bytes:
-    return _block("list", *map(encode, value))
+    return _block("list", *[_item(item) for item in value])
+
+
+def _item(value: object) -> bytes:
+    """`encode` of an item; of plain text, of which code prints have hundreds of thousands, without looking for how."""
+    if type(value) is not str:
+        return encode(value)
+    text = value.encode()
+    return b"str" + _length(len(text)) + text
 
 
 @encode.register
@@ -226,7 +241,7 @@ def _strategy(device: torch.device, devices: int) -> dict:
     return {"devices": here, "num_nodes": world // here, "strategy": "ddp"}
 
 # %% ../nbs/runtime.ipynb #92f02274
-def make_fabric(device: str | torch.device = "auto", precision: str = "auto", devices: int = 1):
+def make_fabric(device: str | torch.device = "auto", precision: str = "auto", devices: int = 1) -> "Fabric":
     """A launched `lightning_fabric.Fabric` on `device` in `precision`.
 
     `devices` > 1, or `torchrun`, gives one process a device (a process on the CPU), joined by gloo on CPU and NCCL on

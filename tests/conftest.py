@@ -6,6 +6,23 @@ from pathlib import Path
 
 import pytest
 
+# each of several test processes has its share of the cores: where every one uses all, they wait for each other
+_share = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Units of work for `--dist loadgroup`, the long ones first, so that nobody waits long for the last.
+
+    The tests of a file are a unit, for they share what is made for them; each slow one is a unit of its own, and so is
+    what a file groups itself by `xdist_group`.
+    """
+    short = [item for item in items if not any(item.get_closest_marker(name) for name in ("slow", "xdist_group"))]
+    for item in short:
+        item.add_marker(pytest.mark.xdist_group(item.location[0]))
+    items.sort(key=set(short).__contains__)
+
 
 @pytest.fixture(scope="session")
 def write_paper() -> Callable[..., Path]:

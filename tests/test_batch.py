@@ -19,6 +19,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
+import kdnotes
 from kdnotes import runs
 from kdnotes.batch import plan, pool, terminal, worker
 from kdnotes.checks import PARAMETERS_CELL, refused
@@ -75,8 +76,10 @@ def run(planned, at_once=2, **options):
 def test_notebooks_are_found_here_or_beside_the_package_or_where_told(write_paper, tmp_path, monkeypatch):
     write_paper(tmp_path / "nbs" / "papers", "near")
     write_paper(tmp_path / "nbs" / "papers", "_draft")
-    monkeypatch.chdir(tmp_path)
-    assert list(plan.find_papers()) == ["near"]
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = kdnotes\n")
+    for place in (tmp_path, tmp_path / "nbs"):
+        monkeypatch.chdir(place)
+        assert list(plan.find_papers()) == ["near"]
     assert plan.title(plan.find_papers()["near"]) == "The near paper"
     write_paper(tmp_path / "other", "far")
     assert list(plan.find_papers(tmp_path / "other")) == ["far"]
@@ -84,7 +87,10 @@ def test_notebooks_are_found_here_or_beside_the_package_or_where_told(write_pape
     assert "no notebooks in" in refused(plan.find_papers, tmp_path / "empty")
     assert "--notebooks" in refused(plan.find_papers, tmp_path / "absent")
     monkeypatch.setattr(plan, "checkout_folder", lambda name: None)
+    monkeypatch.setattr(kdnotes, "__file__", str(tmp_path / "site-packages" / "kdnotes" / "__init__.py"))
     assert "clone of the repository" in refused(plan.find_papers)
+    write_paper(tmp_path / "site-packages" / "kdnotes" / "nbs" / "papers", "brought")
+    assert list(plan.find_papers()) == ["brought"]
 
 
 def test_an_unknown_paper_is_answered_with_the_nearest(tmp_path):
@@ -380,7 +386,7 @@ def test_a_batch_isolates_failures_and_the_next_one_resumes_them(write_paper, wo
     assert run(edited("82 + seed"))[0][0].status == "skipped"
     before = (place / "results.csv").read_bytes()
     (later,), said = run(edited("'eighty'"))  # it fails: what was finished is still there
-    assert later.status == "failed" and "outdated, the code has changed; runs again" in said
+    assert later.status == "failed" and "outdated, the code has changed: cell " in said and "; runs again" in said
     assert runs.state(place) == "finished" and (place / "results.csv").read_bytes() == before
     (later,), said = run([dataclasses.replace(edited("83 + seed")[0], force=True)])
     assert later.status == "failed" and "stopped in the middle" in later.reason  # forced: it found no checkpoint

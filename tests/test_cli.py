@@ -15,10 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kdnotes
 from kdnotes import cli, runs
 from kdnotes.batch import plan, verify
 from kdnotes.cli import build_parser, main
 from kdnotes.config import Settings, section, setting
+from kdnotes.losses import distill
+from kdnotes.prints import code_parts
 from kdnotes.results import Claim, judge
 
 
@@ -27,6 +30,7 @@ def workplace(tmp_path, monkeypatch, write_paper):
     """A checkout with one paper that works and one that does not; data lie in an empty folder."""
     write_paper(tmp_path / "nbs" / "papers", "good", "open(f'{out}/profile', 'w').write(profile)")
     write_paper(tmp_path / "nbs" / "papers", "odd", "raise RuntimeError('odd paper')")
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = kdnotes\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KDNOTES_DATA", str(tmp_path / "data"))
     return tmp_path
@@ -160,6 +164,17 @@ def test_data_are_listed_and_added(workplace, capsys):
     assert "mine" in refused(capsys, "data", "add", "mine", "train.npz", "test.npz")  # it is there already
 
 
+def test_bench_finds_no_benchmarks_of_another_project(workplace, monkeypatch, capsys):
+    """Neither beside an installed package nor in the folder of whoever calls it."""
+    for root in (workplace / "site-packages", workplace / "project"):
+        (root / "benchmarks").mkdir(parents=True)
+        (root / "settings.ini").write_text("[DEFAULT]\nlib_name = another\n")
+    (workplace / "settings.ini").unlink()
+    monkeypatch.chdir(workplace / "project")
+    monkeypatch.setattr(kdnotes, "__file__", str(workplace / "site-packages" / "kdnotes" / "__init__.py"))
+    assert "no benchmarks here" in refused(capsys, "bench")
+
+
 def test_bench_runs_the_benchmarks_of_the_checkout(workplace, monkeypatch, capfd):
     (workplace / "benchmarks").mkdir()
     (workplace / "benchmarks" / "bench_a.py").write_text("def test_ratio():\n    print('ratio', 7)\n")
@@ -260,6 +275,8 @@ def finished(place: Path) -> Path:
         for s in range(3)
     }
     (space["run"].path / "stages.json").write_text(json.dumps(students | {"t": teacher}))
+    pieces = code_parts(distill.hint_loss) | {"kdnotes.losses.distill.kd_loss": "0123456789abcdef"}
+    (space["run"].path / runs.CODE).write_text(json.dumps({"7ea0": pieces}))
     return space["run"].finish(space["book"], judge([Claim("kd", "KD helps", "KD", "CE")], space["book"]), code="c0de")
 
 
@@ -285,6 +302,7 @@ def test_why_tells_the_chain_behind_a_number(workplace, capsys):
         assert main(["why", name, "--table", "recall", "--method", "KD", "--seed", "1"]) == 0
         out = capsys.readouterr().out
         assert "81.25" in out and "Student kd1: 9.5 s on cpu, built 2026-01-31T12:00:00+00:00, code 7ea0" in out
+        assert out.count("code 7ea0 (changed since: kdnotes.losses.distill.kd_loss)\n") == 2
         assert (
             "recipe = (loss=kd)" in out
             and "teacher: Teacher t: 9.5 s" in out

@@ -3,6 +3,7 @@ import importlib
 import math
 import pkgutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 import kdnotes.papers
 from kdnotes import config
+from kdnotes.batch.plan import plan_run
 from kdnotes.checks import refused
 from kdnotes.config import Leaf, Rule, Settings, by_full_name, conform, from_text, full_name, leaves, listed, read_overrides, section, setting, shorten, table, unknown_name
+from kdnotes.experiment import Experiment
 
 PAPERS = [name for _, name, _ in pkgutil.iter_modules(kdnotes.papers.__path__)]
 
@@ -99,6 +102,20 @@ def test_every_wrong_value_of_every_setting_of_a_paper_is_refused_in_one_line(sl
 
 
 @pytest.mark.parametrize("slug", PAPERS)
+def test_a_wrong_data_set_is_refused_by_the_notebook_as_by_the_batch(slug, tmp_path, monkeypatch):
+    """From the parameters cell of a notebook that is run by hand, and by `kdnotes run`: unknown, misspelt, absent, one of several; the run leaves no folder."""
+    kind, notebook = importlib.import_module(f"kdnotes.papers.{slug}").Config, Path(kdnotes.__file__).parents[1] / "nbs" / "papers" / f"{slug}.ipynb"
+    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path / "data"))
+    asked = [({"dataset": name}, said) for name, said in (("mnsit5k", "did you mean mnist5k"), ("?" * 99, "unknown data set"), ("cifar10", "the data of cifar10 are not there"), ("digits+mnsit", "mnsit"))]
+    asked += [({"overrides": {name: "mnsit"}}, "did you mean mnist") for name, leaf in leaves(kind).items() if leaf.rule.data]
+    for parameters, said in asked:
+        by_batch = refused(plan_run, slug, notebook, {"profile": "smoke"} | parameters, tmp_path / "runs")
+        by_hand = refused(Experiment.begin, slug, kind, {"profile": "smoke", "device": "cpu", "out": str(tmp_path / "run")} | parameters)
+        assert by_hand == by_batch and said in by_hand, (by_hand, by_batch)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("slug", PAPERS)
 def test_the_settings_of_a_paper_are_declared_whole(slug):
     kind = importlib.import_module(f"kdnotes.papers.{slug}").Config
     if not issubclass(kind, Settings):
@@ -170,6 +187,15 @@ def test_the_merge_goes_from_defaults_over_profile_and_data_set_to_overrides():
     assert (letters.training.steps, letters.training.lr, letters.faces.steps, letters.dataset, letters.seeds) == (60, 0.5, 1, "letters", (4, 5))
     assert Config.profile("smoke", "letters", lr=0.1).training.lr == 0.1 and Config.profile("demo", "letters").training.steps == 100
     assert Config.chosen({}) == Config() == Config.profile("demo")
+
+
+def test_each_part_of_a_merge_goes_over_those_before_it():
+    parts = {"lr": 0.1, "faces.steps": 3}, {"training": {"lr": 0.2}}, {"training.lr": 0.3, "faces": {"steps": 4}}
+    assert Config.merged() == {} and Config.merged(*parts[:2]) == {"training.lr": 0.2, "faces.steps": 3}
+    assert Config.merged(*parts) == {"training.lr": 0.3, "faces.steps": 4} and parts[0] == {"lr": 0.1, "faces.steps": 3}
+    assert Config.merged(Config.merged(*parts[:2]), parts[2]) == Config.merged(parts[0], Config.merged(*parts[1:])) == Config.merged(*parts)
+    for wrong, said in (({"steps": 3}, "ambiguous"), ({"rate": 1}, "unknown parameter 'rate'"), ({"lr": 1, "training.lr": 1}, "given twice")):
+        assert said in line_of(Config.merged, parts[0], wrong)
 
 
 def test_short_full_and_nested_names_mean_the_same():

@@ -1,10 +1,13 @@
 """Two views, unseen classes, batches that carry the teacher's answers, training, and the sets of native low-resolution faces."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from kdnotes.config import Settings
 from kdnotes.crossres import (
-    Optimisation, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
+    Optimisation, Pictures, Probe, Share, Taught, Unaided, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
     predict_view, weights_of,
 )
 from kdnotes.data.catalogue import SEARCHES, face_sets, load, search_sets
@@ -13,6 +16,7 @@ from kdnotes.data.sets.scface import DISTANCES
 from kdnotes.data.sets.uccs import subjects_of
 from kdnotes.data.augment import channel_statistics
 from kdnotes.data.degrade import low_resolution
+from kdnotes.experiment import Experiment
 from kdnotes.losses.margin import CosFace
 from kdnotes.metrics.probe import linear_probe
 from kdnotes.metrics.verify import recognition, search, verification
@@ -64,6 +68,32 @@ def test_networks_of_one_seed_start_alike():
     assert drawn[0].equal(drawn[1])                                                       # what is drawn next depends on the names, too
 
 
+def test_a_student_is_shown_a_share_and_sees_it_as_its_teacher_would(digits, tmp_path):
+    """A share decides what is learnt from; images are normalised as for a network that learns from all of them."""
+    here = Experiment.alone("toy", Settings(), tmp_path).here
+    whole = Unaided("digits", 0, Pictures("digits", "train"), "smallconv:4-8-16:32", "low", Views(4, restore=False), Optimisation(4, 64, 1e-3, 0, per_class=4))
+    some = replace(whole, share=Share(classes=6, each=5))
+    assert whole.shown(here) is here.read(whole.images) and some.shown(here).labels.bincount().tolist() == [5] * 6
+    assert not some.shown(here).images.equal(replace(some, seed=1).shown(here).images)                # others for each seed
+    assert all(a.equal(b) for a, b in zip(whole.statistics(here), some.statistics(here)))
+    assert len(next(iter(whole.batches(here)))["labels"]) == 40 and len(next(iter(some.batches(here)))["labels"]) == 24        # ten, six classes
+    mean, std = whole.statistics(here)
+    batch = next(iter(some.batches(here)))
+    assert batch["high"].equal(both_views(some.shown(here).images, some.views, mean, std)["high"][batch["index"]])
+    assert some.fresh(here)(batch["low"]).logits.shape == (24, 6)
+
+
+@pytest.mark.parametrize("by_view", [False, True])
+def test_first_weights_depend_on_the_text_or_on_the_view(digits, tmp_path, by_view):
+    here = Experiment.alone("toy", Settings(), tmp_path).here
+    low = Unaided("digits", 0, Pictures("digits", "train"), "smallconv:4-8-16:32", "low", Views(4, restore=False), Optimisation(4, 64, 1e-3, 0), starts_by_view=by_view)
+    first = lambda stage: stage.fresh(here).trunk.stage1[0].weight
+    names = ("low", 4) if by_view else (low.network,)
+    assert first(low).equal(fresh_network(low.network, 10, 1, 4, 0, "digits", *names).trunk.stage1[0].weight)
+    assert first(low).equal(first(replace(low, view="high"))) is not by_view
+    assert first(low).equal(first(replace(low, network="smallconv:4-8-16:16"))) is by_view
+
+
 @pytest.mark.parametrize("views", [Views(low=3), Views(low=3, flip=True)])
 def test_answers_travel_with_their_images(digits, views):
     teacher = fresh_network("smallconv:4-8-16:32", 10, 1, 8, 0).eval()
@@ -76,6 +106,37 @@ def test_answers_travel_with_their_images(digits, views):
         with torch.no_grad():
             torch.testing.assert_close(target_in(batch), teacher(batch["low"]))
     assert looked == [64] * len(batches) * (2 if views.random else 1)                     # ... else at each batch, beside our own look
+
+
+@pytest.fixture
+def pupil(tmp_path):
+    """An experiment, and a student of all digits."""
+    views, how, seen = Views(3), Optimisation(6, 64, 1e-3, 0), Pictures("digits", "train", per_class=20)
+    teacher = Unaided("digits", 0, seen, "smallconv:4-8-16:16", "high", views.known_to("high"), how)
+    return Experiment.alone("toy", Settings(), tmp_path), Taught(task="digits", seed=0, images=seen, network="smallconv:2-4-8:8", view="low", views=views, how=how,
+                                                                 recipe=recipe("KD, added"), teacher=teacher, stage="stage2")
+
+
+def test_a_student_learns_the_same_from_answers_that_were_kept(pupil):
+    experiment, student = pupil
+    parents = {name: experiment.made(parent) for name, parent in student.needs().items()}
+    assert set(parents) == {"teacher", "answers"}
+    read, asked = (student.build(known, experiment.here, None) for known in (parents, {"teacher": parents["teacher"]}))
+    assert all(value.equal(asked[name]) for name, value in read.items()) and fingerprint(read) != fingerprint(student.fresh(experiment.here).state_dict())
+
+
+@pytest.mark.parametrize("change", [{"views": Views(3, flip=True)}, {"views": Views(3, padding=1)}, {"share": Share(classes=5)}, {"share": Share(each=3)}])
+def test_a_student_whose_images_are_others_asks_its_teacher(pupil, change):
+    experiment, student = pupil
+    other = replace(student, **change)
+    assert set(other.needs()) == {"teacher"} and other.build({"teacher": experiment.made(student.teacher)}, experiment.here, None)
+
+
+def test_a_probe_is_of_the_unseen_classes_or_of_another_set_at_the_same_size():
+    like = Pictures("digits", "train", seen=(0, 2, 4))
+    unseen, other = Probe("digits", "test", like).load(), Probe("mnist5k", "test", like).load()
+    assert unseen.classes == tuple("1356789") and unseen.shape == other.shape == (1, 8, 8) and len(other.classes) == 10
+    assert set(unseen.labels.tolist()) == set(range(7)) and len(unseen) == int((~torch.isin(load("digits", "test").labels, torch.tensor([0, 2, 4]))).sum())
 
 
 # ---- native low resolution -----------------------------------------------------------------------------------------------------------------

@@ -1,19 +1,24 @@
 """The form of the notebooks, and their cells run: rooms as they stand, paper notebooks with the `smoke` profile."""
 
 import ast
+import multiprocessing
+import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 PAPERS = [p for p in NOTEBOOKS if p.parent.name == "papers"]
-ROOMS = [p for p in NOTEBOOKS if p not in PAPERS and p.name != "index.ipynb"]
+ROOMS = [p for p in NOTEBOOKS if p not in PAPERS and p.name != "index.ipynb" and p.parent.name != "examples"]
+IN_A_FORK = "the cells of a room"                        # the name of this module where it runs them
 SECTIONS = ["The problem", "Method", "Configuration", "The experiment", "Parameters", "Run", "Tables", "Figures",
             "Claims"]
 PARAMETERS = {"profile": "demo", "dataset": "", "seeds": "", "device": "auto", "precision": "auto", "out": "",
@@ -30,6 +35,11 @@ def code(book) -> list[str]:
 
 def name(path: Path) -> str:
     return path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+
+
+def apart(path: Path):
+    """A notebook whose cells run: where tests are distributed, a unit of work of its own."""
+    return pytest.param(path, id=name(path), marks=pytest.mark.xdist_group(name(path)))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
@@ -72,6 +82,14 @@ def test_one_complete_parameters_cell(path):
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_papermill_explains_the_parameters(path):
+    """`papermill --help-notebook`: every parameter has a type and a comment that says what it takes."""
+    found = papermill.inspect_notebook(path)
+    assert {n: p["inferred_type_name"] for n, p in found.items()} == {n: type(v).__name__ for n, v in PARAMETERS.items()}
+    assert all(len(p["help"]) >= 10 and ast.literal_eval(p["default"]) == PARAMETERS[n] for n, p in found.items())
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
 def test_papers_do_not_import_each_other(path):
     others = {p.stem for p in PAPERS} - {path.stem}
     imports = re.findall(r"kdnotes\.papers\.(\w+)|from kdnotes\.papers import (\w+)", "\n".join(code(read(path))))
@@ -91,14 +109,32 @@ def test_reported_numbers_come_from_the_csv_alone(path):
     assert f'reported("{path.stem}")' in "\n".join(code(read(path)))
 
 
-@pytest.mark.parametrize("path", ROOMS, ids=name)
-def test_the_cells_of_a_room_run(path, tmp_path):
-    command = [Path(sys.executable).with_name("nbdev_test"), "--path", str(path), "--n_workers", "0", "--do_print"]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+LOADED = ["IPython", "joblib", "lightning.fabric", "matplotlib.pyplot", "nbdev.test", "nbformat", "pandas", "pytest",
+          "scipy.stats", "sklearn", "torch", "torch._dynamo", "torchvision", "torch.utils.flop_counter"]
 
 
-@pytest.mark.parametrize("path", PAPERS, ids=name)
+@pytest.fixture(scope="session")
+def forks():
+    """Starts processes that have installed packages loaded, and nothing of kdnotes: what takes longest of a start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    return context
+
+
+@pytest.mark.parametrize("path", [apart(path) for path in ROOMS])
+def test_the_cells_of_a_room_run(path, tmp_path, forks):
+    said = tmp_path / "said"
+    said.touch()
+    given = {"run_name": IN_A_FORK, "init_globals": {"notebook": str(path), "said": str(said)}}
+    process = forks.Process(target=runpy.run_path, args=(__file__,), kwargs=given)
+    process.start()
+    process.join(300)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode == 0, said.read_text()[-3000:]
+
+
+@pytest.mark.parametrize("path", [apart(path) for path in PAPERS])
 def test_a_paper_notebook_runs_under_plain_papermill(path, tmp_path):
     command = [sys.executable, "-m", "papermill", str(path), "out.ipynb", "-p", "profile", "smoke", "-p", "out",
                str(tmp_path / "run"), "--no-progress-bar"]
@@ -107,3 +143,17 @@ def test_a_paper_notebook_runs_under_plain_papermill(path, tmp_path):
     for made in ("results.csv", "claims.csv", "manifest.json", "log.txt", "figures"):
         assert (tmp_path / "run" / made).exists(), made
     assert (tmp_path / "out.ipynb").stat().st_size < 4_000_000
+
+
+def run_cells(notebook: str, said: str) -> None:
+    """`nbdev_test` on one notebook in this process; what it prints goes to the file `said`."""
+    from nbdev.test import nbdev_test
+
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+    os.chdir(ROOT)
+    nbdev_test(path=notebook, n_workers=0, do_print=True)
+
+
+if __name__ == IN_A_FORK:
+    run_cells(notebook, said)  # noqa: F821  given by whoever starts the process

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import kdnotes
 from kdnotes import prints
 from kdnotes.checks import refused
+from kdnotes.experiment import Stage
 from kdnotes.parallel import parallel_map
-from kdnotes.prints import LEFT_OUT, code_parts, code_print, counts, differing, notebook_print
+from kdnotes.prints import LEFT_OUT, changed_since, code_parts, code_print, counts, differing, notebook_parts, notebook_print
 
 
 def cell(source: str, **names: object) -> dict:
@@ -363,6 +365,17 @@ def test_methods_of_a_state_count_though_what_it_holds_does_not():
     assert print_of(source.format(1)) != print_of(source.format(2))
 
 
+def test_packages_of_another_environment_are_installed_too(tmp_path, monkeypatch):
+    """A path file, a module system or a distribution may lead to packages that are not below our own prefix."""
+    for i, (place, installed) in enumerate({"env/lib/python3.11/site-packages": True, "usr/lib/python3/dist-packages": True, "home/ann/code": False}.items()):
+        name = f"borrowed_{i}_{tmp_path.name}"
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / f"{name}.py").write_text("def f(): return 1")
+        monkeypatch.syspath_prepend(str(tmp_path / place))
+        importlib.import_module(name)
+        assert counts(name) is not installed
+
+
 def test_the_environment_and_what_is_installed_do_not_count(monkeypatch):
     train = cell("from os import environ\nimport os, torch\ndef train(): return environ, os.environ, torch.nn.Linear, torch.optim.SGD")["train"]
     before = code_print(train)
@@ -389,6 +402,19 @@ def test_what_others_register_counts_only_for_their_own_classes():
 
 
 # --- everywhere the same ---
+
+def test_what_torch_puts_around_a_method_for_its_compiler_does_not_count():
+    import torch
+
+    from kdnotes.condense.study import Operations
+
+    before = code_parts(Operations)
+    assert Operations.__torch_dispatch__.__module__ == Operations.__module__
+    assert " " not in before["kdnotes.condense.study.Operations.__torch_dispatch__"]     # the method, no wrapper
+    with Operations() as counted:
+        torch.zeros(3) + 1
+    assert counted.count and code_parts(Operations) == before
+
 
 def test_pickling_does_not_change_a_print():
     import cloudpickle
@@ -566,7 +592,48 @@ def test_imports_that_are_not_there_are_no_error(page):
 
 
 def test_exported_names():
-    assert {"code_print", "code_parts", "notebook_print", "differing", "LEFT_OUT"} <= set(prints.__all__)
+    assert {"code_print", "code_parts", "notebook_print", "differing", "changed_since", "LEFT_OUT"} <= set(prints.__all__)
+
+
+# --- what has changed, by name ---
+
+def test_a_change_in_a_notebook_is_named(page, tmp_path):
+    def parts(*cells) -> dict:
+        page(*cells)
+        return notebook_parts(tmp_path / "page.ipynb")
+
+    loss, train = "def loss(x):\n    return x", "from kdnotes.losses.distill import kd_loss\nrate = 1\ntrain(loss, rate)"
+    before = parts(loss, train)
+    assert "kdnotes.losses.distill.kd_loss" in before
+    assert differing(before, parts(loss + "  # the same", train)) == []
+    assert differing(before, parts(loss + " + 1", train)) == ["loss"]
+    assert differing(before, parts(loss, train.replace("1", "2"))) == ["cell 'from kdnotes.losses.distill import kd_lo...'"]
+    moved = parts(train, loss)
+    assert differing(before, moved) == [] and moved["given"] != before["given"], "the order of cells counts, but has no name"
+
+
+@pytest.mark.parametrize("slug", sorted(p.stem for p in Path(kdnotes.__file__).parent.glob("papers/[!_]*.py")))
+def test_code_that_did_not_change_is_not_named(slug):
+    """Whatever the walk began with: each class of a paper and of its rooms is compared with all that it reaches."""
+    module = importlib.import_module(f"kdnotes.papers.{slug}")
+    stages = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Stage) and kind is not Stage]
+    for things in ([module.run, module.claims], *([kind] for kind in stages)):
+        noted = code_parts(*things)
+        assert changed_since(noted, module.__name__) == []
+
+
+def test_code_that_changed_or_is_gone_is_named(monkeypatch):
+    from kdnotes.losses import distill
+    from kdnotes.papers import horkd
+
+    noted, old = code_parts(horkd.run), distill.kd_loss
+    edited = cell("def kd_loss(student, teacher): return 0", __name__="kdnotes.losses.distill")["kd_loss"]
+    for module in [m for name, m in sys.modules.items() if name.startswith("kdnotes.") and getattr(m, "kd_loss", None) is old]:
+        monkeypatch.setattr(module, "kd_loss", edited)
+    monkeypatch.setattr(horkd, "hybrid", cell("def hybrid(losses, orders, labels, targets='teacher'): return 1", __name__=horkd.__name__)["hybrid"])
+    monkeypatch.delattr(horkd, "titled")
+    assert {"hybrid", "titled", "kdnotes.losses.distill.kd_loss"} <= set(changed_since(noted, horkd.__name__)) <= set(noted)
+    assert changed_since(noted | {"no_such.module.f": "1", "of_a_cell": "2"}) == ["kdnotes.losses.distill.kd_loss"], "unknown homes are left out"
 
 
 # --- prints that are asked for again ---

@@ -10,16 +10,17 @@ import kdnotes
 
 PACKAGE = Path(kdnotes.__file__).parent
 FLOORS = (
-    {"runtime", "files", "progress", "parallel", "checks", "prints"},
+    {"runtime", "files", "progress", "parallel", "checks", "prints", "inputs"},
     {"config", "results", "runs", "plots", "data", "models", "losses", "metrics"},
     {"experiment", "train", "recipes", "faces", "crossres", "condense", "crowdlearn"},
     {"papers"},
-    {"report", "batch", "cli"},
+    {"report", "batch", "lab", "cli"},
 )
 LATE = {    # imports of the package inside functions: of a whole module, or of one function
     "kdnotes.cli": "a word of the command line loads only what it needs: torch alone takes seconds",
     "kdnotes.batch.plan": "the same: most of what is wrong is told before torch is loaded",
     "kdnotes.batch.why": "the same",
+    "kdnotes.lab.keep_executed": "JupyterLab's server starts without torch",
     "kdnotes.batch.worker": "the same: a worker starts a kernel, which loads torch by itself",
     "kdnotes.prints._register_all": "the table of networks is whole only when every module of the room is loaded",
     "kdnotes.runs.save_figure": "matplotlib is loaded where there is a figure",
@@ -114,3 +115,35 @@ def test_a_paper_stands_on_the_experiment_room_and_on_no_other_paper(slug):
 def test_the_small_frameworks_are_gone():
     found = {module: names for module, path in FILES.items() if (names := set(re.findall(GONE, path.read_text(encoding="utf-8"))))}
     assert not found
+
+
+TABLES = {"Config.PROFILES", "Config.DATASETS", "Config.DATA"}    # data, declared in Settings, which a paper tells below its fields
+CLASSES = {node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def given_from_outside(tree: ast.AST, classes: set[str]) -> list[str]:
+    """What code gives to one of the `classes`, by assignment, `setattr`, `del` or a decorator that patches it in."""
+    inside = {id(node) for outer in ast.walk(tree) if isinstance(outer, ast.ClassDef) for node in ast.walk(outer)}
+    of_class = lambda node: isinstance(node, ast.Attribute) and ast.unparse(node.value).rpartition(".")[2] in classes
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Delete) and id(node) not in inside:
+            targets = node.targets if isinstance(node, ast.Assign | ast.Delete) else [node.target]
+            found += [ast.unparse(part) for target in targets for part in ast.walk(target) if of_class(part)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "type.__setattr__") and node.args:
+            found += [ast.unparse(node)] if ast.unparse(node.args[0]).rpartition(".")[2] in classes else []
+        elif isinstance(node, ast.FunctionDef):
+            found += [f"{ast.unparse(name)} {node.name}" for name in node.decorator_list if ast.unparse(name).startswith("patch")]
+    return found
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_methods_stand_inside_their_classes(module):
+    assert not set(given_from_outside(TREES[module], CLASSES)) - (TABLES if room_of(module) == "papers" else set())
+
+
+@pytest.mark.parametrize("text", ["Net.forward = forward", "models.Net.forward: object = f", "a, Net.rate = 1, 2", "setattr(Net, 'forward', f)",
+                                  "def add():\n    Net.forward = f", "del Net.forward", "@patch\ndef forward(self: Net): ...", "Net.count += 1"])
+def test_what_is_given_to_a_class_from_outside_is_seen(text):
+    assert given_from_outside(ast.parse(text), {"Net"})
+    assert not given_from_outside(ast.parse("net.forward = f\nNet().rate = 1\nclass Net:\n    def add(self):\n        Net.count = 1"), {"Net"})

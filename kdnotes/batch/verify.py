@@ -5,7 +5,7 @@ __all__ = ['KEYS', 'ROUNDING', 'OF_THE_MACHINE', 'parameters_of', 'plan_again', 
 
 # %% ../../nbs/batch/verify.ipynb #32a4dbe8
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import pandas as pd
 
 from .plan import PlannedRun, check_machine, paper_config, plan_run
 from .worker import THREADS
+from ..prints import differing
 from ..results import read_results
-from ..runs import read_manifest
+from ..runs import in_words, read_code, read_manifest
 
 # %% ../../nbs/batch/verify.ipynb #ebb1ec42
 def parameters_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,8 +75,11 @@ def _how(metric: str, there: float, here: float) -> str:
     return "rounding" if abs(there - here) <= ROUNDING * max(abs(there), abs(here)) else "differs"
 
 # %% ../../nbs/batch/verify.ipynb #2d11079a
-def reasons(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    """What differs between the circumstances of two runs, from their manifests, a line each."""
+def reasons(there: Mapping[str, Any], here: Mapping[str, Any], changed: Sequence[str] = ()) -> Iterator[str]:
+    """What differs between the circumstances of two runs, from their manifests, a line each.
+
+    `changed` are the functions and classes whose code differs, as far as they are known.
+    """
     old, new = there.get("versions", {}), here.get("versions", {})
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
@@ -86,7 +90,8 @@ def reasons(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     prints = [name for name in ("notebook", "code", "sources") if there.get(name) and here.get(name)]
     if prints and there[prints[0]] != here[prints[0]]:
         commits = [manifest.get("commit") or "no commit" for manifest in (there, here)]
-        yield f"code: print {there[prints[0]]} ({commits[0]}) there, {here[prints[0]]} ({commits[1]}) here"
+        both = f"print {there[prints[0]]} ({commits[0]}) there, {here[prints[0]]} ({commits[1]}) here"
+        yield f"code: {both}{in_words(changed)}"
     for name in sorted(there.get("data", {}).keys() | here.get("data", {}).keys()):
         notes = [_print(manifest.get("data", {}).get(name)) for manifest in (there, here)]
         if notes[0] != notes[1]:
@@ -113,7 +118,9 @@ def account(there: str | Path, here: str | Path) -> tuple[str, bool]:
     if len(wrong):
         text.append(wrong.to_string(index=False))
     if not (table["how"].isin(["equal", "of the machine"])).all():
-        found = list(reasons(read_manifest(there), read_manifest(here)))
+        codes = [read_code(path).get(read_manifest(path).get("notebook", ""), {}) for path in (there, here)]
+        changed = differing(*codes) if all(codes) else []
+        found = list(reasons(read_manifest(there), read_manifest(here), changed))
         text.append("why they might differ:")
         text += [f"  {line}" for line in found] or ["  nothing that a manifest knows; an operation of no fixed order?"]
     return "\n".join(text), not len(wrong)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .plan import PlannedRun, folder_of, read_notebook
+from ..report.links import relinked
 
 # %% ../../nbs/batch/worker.ipynb #a8197dea
 def write_whole(path: str | Path, text: str) -> None:
@@ -37,13 +38,14 @@ def write_whole(path: str | Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def write_whole_notebooks(folder: str) -> None:
-    """Make papermill write the notebooks in `folder` by `write_whole`."""
+def write_whole_notebooks(folder: str, home: str, here: str) -> None:
+    """Make papermill write the notebooks in `folder` by `write_whole`; links from `home` will lead on from `here`."""
     from papermill.iorw import LocalHandler, papermill_io
 
     class Whole(LocalHandler):
         def write(self, buf, path):
-            write_whole(path, buf)
+            book = relinked(json.loads(buf), [home], here)
+            write_whole(path, json.dumps(book, indent=1, ensure_ascii=False) + "\n")
 
     papermill_io.register(folder, Whole())
 
@@ -92,7 +94,7 @@ def execute(order: Mapping[str, Any]) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    write_whole_notebooks(str(Path(order["output"]).parent))
+    write_whole_notebooks(str(Path(order["output"]).parent), str(Path(order["input"]).parent), order["folder"])
     own_kernel(order["kernel"])
     paths = [order[name].replace("{", "{{").replace("}", "}}") for name in ("input", "output")]  # papermill formats
     manager, codes = attentive_manager()
@@ -236,6 +238,7 @@ def start_worker(planned: PlannedRun, gpus: list[str], log: TextIO) -> tuple[sub
         os.close(writer)
     drafts = {"output": "notebook.ipynb", "page": "notebook.html", "kernel": "kernel"}
     order = {"input": planned.notebook, "parameters": planned.parameters, "code": planned.code, "verdict": writer,
+             "folder": str(folder_of(planned)),
              **{name: str(draft_of(planned, what)) for name, what in drafts.items()}}
     with contextlib.suppress(BrokenPipeError):                   # it is dead already
         process.stdin.write(json.dumps(order) + "\n")
@@ -310,7 +313,7 @@ def claim(planned: PlannedRun) -> Iterator[None]:
 def _remove_drafts(planned: PlannedRun) -> None:
     """Remove the executed notebook and the kernel's files beside the run's folder."""
     shutil.rmtree(draft_of(planned, "kernel"), ignore_errors=True)
-    for name in ("notebook.ipynb", "notebook.html"):
+    for name in ("notebook.ipynb", "notebook.html", "code.json"):
         draft_of(planned, name).unlink(missing_ok=True)
 
 # %% ../../nbs/batch/worker.ipynb #d25afefc
@@ -332,6 +335,8 @@ def keep(planned: PlannedRun, said: dict[str, str]) -> tuple[dict[str, str], Pat
             shutil.move(drafts["notebook.ipynb"], partial / "notebook.ipynb")
         return said, partial / "notebook.ipynb"
     if (folder / runs.MANIFEST).exists():
+        drafts[runs.CODE] = draft_of(planned, runs.CODE)
+        write_whole(drafts[runs.CODE], json.dumps(runs.read_code(folder) | {planned.code: planned.pieces}, indent=1))
         runs.add_files(folder, drafts, notebook=planned.code)
     else:
         shutil.rmtree(partial, ignore_errors=True)

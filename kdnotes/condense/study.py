@@ -2,17 +2,18 @@
 
 # %% auto #0
 __all__ = ['ALIGNED', 'METHODS', 'DATASET_NAMES', 'METHOD_NAMES', 'MARKS', 'Images', 'check_names', 'check_no_doubles',
-           'check_network', 'new_network', 'check_fit', 'Expert', 'Experts', 'Condensed', 'CondensedSet', 'DrawnSet',
-           'SelectedSet', 'Monitor', 'LearnedSet', 'MatchedSet', 'DMSet', 'M3DSet', 'IDMSet', 'DANCESet', 'GradientSet',
-           'condensed_set', 'published_settings', 'own_factor', 'Score', 'score_of', 'on_held_out', 'rated', 'tune',
-           'best_rates', 'dataset_name', 'method_name', 'mean_accuracy', 'accuracy_of', 'score_rows', 'sheets',
-           'LiveBytes', 'Operations', 'Cost']
+           'check_enough', 'check_network', 'check_size', 'new_network', 'check_fit', 'Expert', 'Experts', 'Condensed',
+           'CondensedSet', 'DrawnSet', 'SelectedSet', 'Monitor', 'LearnedSet', 'MatchedSet', 'DMSet', 'M3DSet',
+           'IDMSet', 'DANCESet', 'GradientSet', 'condensed_set', 'published_settings', 'own_factor', 'Score',
+           'score_of', 'on_held_out', 'rated', 'tune', 'best_rates', 'dataset_name', 'method_name', 'mean_accuracy',
+           'accuracy_of', 'score_rows', 'sheets', 'Watching', 'LiveBytes', 'tensors_in', 'Operations', 'is_view',
+           'Cost', 'costs']
 
 # %% ../../nbs/condense/study.ipynb #24d7a254
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils import flop_counter
 
 # %% ../../nbs/condense/study.ipynb #0987161f
 from .evaluate import Protocol, evaluate, protocol_for
 from .experts import EXPERT_PROTOCOL, Pool, dance_passes, train_pair
-from .gradients import Inner, inner_for, match_gradients
+from .gradients import Inner, inner_for, match_gradients, one_network
 from .learn import RECIPES, expert_features, settings_for
-from .matching import Pass, RandomNetworks, Settings, match, mean_gap, moment_gap, statistics
+from kdnotes.condense.matching import (
+    Matching, Pass, RandomNetworks, Settings, match, mean_gap, moment_gap, one_iteration, statistics,
+)
 from .model_queue import Queueing, idm_passes
 from .selection import choose_images
 from .synthetic import SyntheticSet, check_factor, contact_sheet, from_real
@@ -87,6 +90,13 @@ def check_no_doubles(**lists: Sequence) -> None:
         if len(set(values)) < len(values):
             raise ValueError(f"{name}={tuple(values)} holds a value twice")
 
+
+def check_enough(most: int, **per_class: int) -> None:
+    """ValueError where a number of images of each class (0: all) is below `most`, of which the largest set is made."""
+    for name, count in per_class.items():
+        if 0 < count < most:
+            raise ValueError(f"{name}={count} is too few: the largest set is made of {most}")
+
 # %% ../../nbs/condense/study.ipynb #19c4666f
 def check_network(text: str, size: int = 0, plain: bool = False) -> None:
     """ValueError unless `text` is a network for images of `size` (0: any); `plain`: without running statistics."""
@@ -94,6 +104,14 @@ def check_network(text: str, size: int = 0, plain: bool = False) -> None:
         network = written.network(text, 2, 1, size or 256)
     if plain and list(network.buffers()):
         raise ValueError(f"network {text!r} keeps running statistics; give one without, like convnet3 or resnet10_in")
+
+
+def check_size(size: int, factor: int, networks: Iterable[str]) -> None:
+    """ValueError unless images of `size` pixels a side (0: unknown) suit mosaics of `factor` and all `networks`."""
+    if size:
+        check_factor(factor, size)
+        for network in networks:
+            check_network(network, size)
 
 
 def new_network(text: str, real: ImageSet, seed: int) -> nn.Module:
@@ -106,9 +124,7 @@ def check_fit(real: ImageSet, most: int, factor: int, networks: Iterable[str]) -
     fewest = int(torch.bincount(real.labels.cpu(), minlength=len(real.classes)).min())
     if fewest < most:
         raise ValueError(f"a class of {real.name} has {fewest} images, the largest set needs {most}; lower ipc")
-    check_factor(factor, real.shape[-1])
-    for network in networks:
-        check_network(network, real.shape[-1])
+    check_size(real.shape[-1], factor, networks)
 
 # %% ../../nbs/condense/study.ipynb #8b513e9f
 @dataclass(frozen=True)
@@ -232,6 +248,10 @@ class LearnedSet(CondensedSet):
         """The network with random weights of the set's seed."""
         return new_network(self.network, real, derive_seed(self.seed, "network"))
 
+    def stepper(self, real: ImageSet, parents: Mapping[str, Any], here: Here) -> Callable[[int], object]:
+        """A learning as the function that does its iteration of a given number: to look at single ones."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it begins")
+
     def rated(self, lr: float) -> "LearnedSet":
         """The same set with the image learning rate `lr`."""
         return replace(self, settings=replace(self.settings, lr=float(lr)))
@@ -249,6 +269,11 @@ class MatchedSet(LearnedSet):
     def passes(self, real: ImageSet, parents: Mapping[str, Any]) -> list[Pass]:
         """Networks and losses, for `match`."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it matches")
+
+    def stepper(self, real, parents, here):
+        settings = replace(self.settings, compile="no")
+        run = Matching(self.begun(real), real, self.passes(real, parents), settings, self.seed, here.fabric)
+        return lambda number: one_iteration(run)
 
     def make(self, real, parents, here, checkpoint=None):
         found, passes = self.begun(real), self.passes(real, parents)
@@ -328,6 +353,11 @@ class GradientSet(LearnedSet):
     """A set that gives networks in training the gradients of the real images: "dc", and with augmentation "dsa"."""
 
     inner: Inner
+
+    def stepper(self, real, parents, here):
+        run = Matching(self.begun(real), real, [], replace(self.settings, compile="no"), self.seed, here.fabric)
+        network = self.first_network(real).to(run.device).requires_grad_()
+        return lambda turn: one_network(run, network, self.inner, turn)
 
     def make(self, real, parents, here, checkpoint=None):
         found, network = self.begun(real), self.first_network(real)
@@ -517,7 +547,15 @@ def sheets(sets: dict[str, SyntheticSet], columns: int = 5, size: float = 0.45):
     return fig
 
 # %% ../../nbs/condense/study.ipynb #6a5a5568
-class LiveBytes(TorchDispatchMode):
+class Watching(TorchDispatchMode):
+    """What looks at every operation while it is entered. Nothing is compiled meanwhile: no compiler need be loaded."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class LiveBytes(Watching):
     """Counts, while it is entered, the bytes of all tensors made inside that are alive: `now`, and at most, `peak`."""
 
     def __init__(self):
@@ -527,8 +565,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and (key := (memory := tensor.untyped_storage())._cdata) not in self.alive:
+        for tensor in tensors_in(out):
+            if (key := (memory := tensor.untyped_storage())._cdata) not in self.alive:
                 self.alive.add(key)
                 self.now += memory.nbytes()
                 self.peak = max(self.peak, self.now)
@@ -539,8 +577,13 @@ class LiveBytes(TorchDispatchMode):
         self.alive.discard(key)
         self.now -= size
 
+
+def tensors_in(out: object) -> list[Tensor]:
+    """The tensors among what an operation returns."""
+    return [out] if isinstance(out, Tensor) else [each for each in tree_leaves(out) if isinstance(each, Tensor)]
+
 # %% ../../nbs/condense/study.ipynb #34e01c66
-class Operations(TorchDispatchMode):
+class Operations(Watching):
     """Counts, while it is entered, what is computed: `count` operations; a view of a tensor is none."""
 
     def __init__(self):
@@ -549,12 +592,18 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        alias = [result.alias_info for result in func._schema.returns]
-        if products := flop_registry.get(func._overloadpacket):
+        if products := flop_counter.flop_registry.get(func._overloadpacket):
             self.count += products(*args, **(kwargs or {}), out_val=out)
-        elif not any(info is not None and not info.is_write for info in alias):
-            self.count += sum(tensor.numel() for tensor in tree_leaves(out) if isinstance(tensor, Tensor))
+        elif not is_view(func):
+            self.count += sum(tensor.numel() for tensor in tensors_in(out))
         return out
+
+
+@cache
+def is_view(operation: torch._ops.OpOverload) -> bool:
+    """Whether what `operation` returns is only another look at the memory of what it is given."""
+    alias = [result.alias_info for result in operation._schema.returns]
+    return any(info is not None and not info.is_write for info in alias)
 
 # %% ../../nbs/condense/study.ipynb #db0f8384
 @dataclass(frozen=True)
@@ -574,18 +623,21 @@ class Cost(Stage):
     def needs(self):
         return dict(self.condensed.needs()) | ({"unit": Cost(self.unit, self.steps)} if self.unit else {})
 
-    def counted(self, real: ImageSet, parents: Mapping[str, Any], here: Here, iterations: int) -> tuple[int, int]:
-        """Operations and most live bytes of a short learning."""
-        settings = replace(self.condensed.settings, iterations=iterations, compile="no")
-        with LiveBytes() as held, Operations() as done:
-            replace(self.condensed, settings=settings).make(real, parents, here)
-        return done.count, held.peak
-
     def build(self, parents, here, checkpoint):
         real = here.read(self.condensed.data).to(here.device)
         inner = self.condensed.inner.rounds if isinstance(self.condensed, GradientSet) else 1
         more = -(-self.steps // inner)                                            # networks, of so many steps each
-        (begin, peak), (end, _) = (self.counted(real, parents, here, iterations) for iterations in (1, 1 + more))
-        operations = (end - begin) / (more * inner)
-        return {"operations": operations, "peak_memory_mib": peak / 2**20,
+        with LiveBytes() as held:
+            iterate = self.condensed.stepper(real, parents, here)
+            iterate(0)
+        with Operations() as done:
+            for number in range(1, 1 + more):
+                iterate(number)
+        operations = done.count / (more * inner)
+        return {"operations": operations, "peak_memory_mib": held.peak / 2**20,
                 "relative_operations": operations / parents["unit"]["operations"] if self.unit else 1.0}
+
+
+def costs(sets: Mapping[str, LearnedSet], steps: int, unit: str) -> dict[str, Cost]:
+    """What learning each of `sets` costs, in operations of the one that is named `unit`."""
+    return {name: Cost(condensed, steps, None if name == unit else sets[unit]) for name, condensed in sets.items()}

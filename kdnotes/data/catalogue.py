@@ -2,21 +2,22 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'KINDS', 'SOURCES', 'CROWDS', 'RUNS', 'NAME', 'SEARCHES', 'gather', 'installed', 'where_is', 'the_one',
-           'known', 'find_source', 'load', 'load_crowd', 'face_sets', 'search_sets', 'fetch', 'add', 'add_people',
-           'row_of', 'status']
+           'known', 'find_source', 'check_sets', 'load', 'load_crowd', 'face_sets', 'search_sets', 'fetch', 'add',
+           'add_people', 'row_of', 'status']
 
 # %% ../../nbs/data/catalogue.ipynb #98914b74
 import difflib
 import os
 import pkgutil
 import re
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
 from . import sets
 from .crowds import CrowdData
 from .imageset import ImageSet, join
-from .prepared import paired_splits, prepared_source, write_prepared
+from .prepared import paired_splits, prepared_source, split_here, write_prepared
 from .protocols import FaceSets, Search, split_identities
 from .sets.crowds import IMAGES
 from .sets.folders import folder_source
@@ -113,11 +114,32 @@ def find_source(
         sources = known(root) if sources is None else sources
         near = difflib.get_close_matches(name.lower(), sources, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sources)};"
-        own = f"your own images go to {folder} with `kdnotes data add NAME TRAIN TEST`"
+        own = f"your own images go to {folder} with `kdnotes data add NAME TRAIN TEST`, a folder of class folders too"
         raise ValueError(f"unknown data set {name!r}; {hint} {own}")
     if found.kind == "ambiguous":
         raise ValueError(found.remedy)
     return found
+
+# %% ../../nbs/data/catalogue.ipynb #9c3df757
+def check_sets(
+    dataset: str, further: Iterable[str] = (), own: str | None = "digits", rooms: Iterable[str] = ("images",),
+    root: str | os.PathLike | None = None,
+) -> None:
+    """Refuses a run whose `dataset` (several are joined by "+") is not there, or whose `further` sets are unknown.
+
+    `own`: what the paper takes by itself; if it is none of these `rooms` of `known`, the paper is left to itself.
+    ValueError for an unknown name, FileNotFoundError for a `dataset` that is not below `data_root(root)`; both say what
+    to do.
+    """
+    sources = known(root, *rooms)
+    if own not in sources:
+        return
+    for name in dataset.split("+"):
+        source = find_source(name, root, sources)
+        if missing := source.missing(data_root(root)):
+            raise FileNotFoundError(f"the data of {name} are not there ({missing[0]}): {source.remedy}")
+    for name in further:
+        find_source(name, root, sources)
 
 # %% ../../nbs/data/catalogue.ipynb #8e785af8
 def load(
@@ -152,7 +174,8 @@ def load_crowd(name: str, root: str | os.PathLike | None = None, **options: obje
 
 # %% ../../nbs/data/catalogue.ipynb #00399641
 def face_sets(
-    dataset: str, size: int, least: int = 2, people: int | None = None, root: str | os.PathLike | None = None
+    dataset: str, size: int, least: int = 2, people: int | None = None, root: str | os.PathLike | None = None,
+    part: str = "",
 ) -> FaceSets:
     """The faces of `dataset` at `size` pixels: people with `least` images or more. Errors as those of `load`.
 
@@ -160,10 +183,17 @@ def face_sets(
     CASIA-WebFace (0 or None: all) to learn from and view 2 of LFW to judge, 6,000 pairs in ten folds; "casia_webface":
     without LFW. "survface" and "tinyface": their training people, and the verification pairs of the first; their
     searches are opened by `search_sets`. Any other image set: both splits together, nothing prescribed.
+
+    `part`: where the set prescribes who is judged, "train" decodes the pictures to learn from alone, "test" those that
+    are judged; "" both.
     """
+    if part:
+        check_split(part)
     source = RUNS[dataset] if dataset in RUNS and dataset not in SOURCES else find_source(dataset, root)
     if source.people:
-        return source.people(data_root(root), size, least, people)
+        learnt, test, pairs = source.people(data_root(root), size, least, people)
+        wanted = (part != "test" or test is None, part != "train" and test is not None)
+        return FaceSets(*(faces.load() if asked else None for faces, asked in zip((learnt, test), wanted)), pairs)
     images = join(*(load(dataset, split, root, size) for split in ("train", "test")))
     counts = images.labels.bincount(minlength=len(images.classes))
     return FaceSets(images.select((counts >= least).nonzero().flatten().tolist(), relabel=True))
@@ -194,12 +224,18 @@ def fetch(name: str, root: str | os.PathLike | None = None) -> None:
     SOURCES[name].fetch(folder)
 
 # %% ../../nbs/data/catalogue.ipynb #29c91ae3
-def add(name: str, train: object, test: object, root: str | os.PathLike | None = None, overwrite: bool = False) -> Path:
-    """Check a prepared image set and install it as `<root>/<name>/{train,test}.npz`; returns that folder.
+def add(
+    name: str, train: object, test: object = None, root: str | os.PathLike | None = None, overwrite: bool = False,
+    size: int | None = None, test_share: float = 0.2, seed: int = 0,
+) -> Path:
+    """Check an image set and install it as `<root>/<name>/{train,test}.npz`; returns that folder.
 
     `train`, `test`: path of an npz (`images` uint8 `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`, `labels` `(N,)`,
-    optional `classes`), a pair `(images, labels)` of arrays or .npy paths, or an `ImageSet`. Stored as `(N, C, H, W)`.
-    ValueError for anything that does not fit, and for the name of a set that is there.
+    optional `classes`), a pair `(images, labels)` of arrays or .npy paths, an `ImageSet`, or a folder with a folder of
+    pictures for each class. Without `test`, the folder `train` may hold both splits as `train` and `test`; else
+    `test_share` of every class is held out, drawn by `seed`. All images are brought to `size` x `size` (None: as they
+    are) and stored as `(N, C, H, W)`, labels in the order of the training split's names. ValueError for anything that
+    does not fit, and for the name of a set that is there; FileNotFoundError.
     """
     taken = [known_name for known_name, source in SOURCES.items() if source.kind in ("embedded", "drawn")]
     if not NAME.fullmatch(name) or name in taken:
@@ -213,8 +249,10 @@ def add(name: str, train: object, test: object, root: str | os.PathLike | None =
             raise ValueError(f"{there}; choose another name, or move that away first")
     folder = root / name
     if not overwrite and any(os.path.lexists(folder / f"{split}.npz") for split in ("train", "test")):
-        raise ValueError(f"{folder} holds a prepared set already; delete it first, or pass overwrite=True")
-    write_prepared(folder, *paired_splits(name, train, test))
+        told = "delete it first, or pass overwrite=True (--overwrite of `kdnotes data add`)"
+        raise ValueError(f"{folder} holds a prepared set already; {told}")
+    splits = split_here(name, train, test_share, seed, size) if test is None else paired_splits(name, train, test, size)
+    write_prepared(folder, *splits)
     return folder
 
 # %% ../../nbs/data/catalogue.ipynb #44f8e1fe

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,16 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import atomic_write
+from ..config import listed, shorten
+from .imageset import rows_of
+from .source import composed
+from .tables import as_texts, read_table, write_table
+from ..inputs import as_labels, require_share, require_table, require_whole
 from ..runtime import encode
 
 # %% auto #0
-__all__ = ['MIXTURES', 'CASES', 'PARQUET', 'sealed', 'Truth', 'Annotations', 'Triples', 'Crowd', 'take', 'hold_out', 'to',
-           'from_dense', 'dense', 'votes', 'labels_per_item', 'labels_per_annotator', 'raw_accuracy',
-           'majority_accuracy', 'statistics', 'empirical_confusions', 'draw_rates', 'draw_assignment', 'symmetric',
-           'pair_flip', 'asymmetric', 'spammer', 'confusion', 'mixture', 'copycats', 'answers', 'Synthetic',
-           'synthetic', 'max_mig_crowd', 'Labelled', 'CrowdData', 'standardise', 'Named', 'read_annotations',
-           'write_annotations']
+__all__ = ['LIFTED', 'MIXTURES', 'CASES', 'TRUTHS', 'sealed', 'Truth', 'Annotations', 'Triples', 'Crowd', 'take', 'hold_out',
+           'to', 'from_dense', 'dense', 'votes', 'labels_per_item', 'labels_per_annotator', 'known_truth',
+           'raw_accuracy', 'majority_accuracy', 'statistics', 'empirical_confusions', 'draw_rates', 'draw_assignment',
+           'symmetric', 'pair_flip', 'asymmetric', 'spammer', 'confusion', 'mixture', 'copycats', 'answers',
+           'Synthetic', 'synthetic', 'max_mig_crowd', 'Labelled', 'CrowdData', 'standardise', 'Named',
+           'in_natural_order', 'truth_by_name', 'features_by_name', 'read_annotations', 'write_annotations']
 
 # %% ../../nbs/data/crowds.ipynb #c8870c31
 _open = [True]
@@ -40,28 +45,66 @@ def sealed() -> Iterator[None]:
 
 # %% ../../nbs/data/crowds.ipynb #dfd7f4c1
 class Truth:
-    """Hidden true classes `(N,)`, opened only by `reveal()` and never inside `sealed()`."""
+    """Hidden true classes `(N,)`, opened only by `reveal()` or `known()` and never inside `sealed()`.
 
-    def __init__(self, labels):
-        self._labels = torch.as_tensor(labels).long()
+    `labels` are the numbers of the classes, from 0; -1, None and NaN stand for an item whose class is not known.
+    """
+
+    def __init__(self, labels: Tensor | Sequence[int | None] | np.ndarray):
+        self._labels = _class_numbers(labels)
 
     def reveal(self) -> Tensor:
-        """The classes, for evaluation. Raises `RuntimeError` inside `sealed()`."""
+        """The classes of all items `(N,)` int64, for evaluation.
+
+        Raises `RuntimeError` inside `sealed()`, and `ValueError` where some are not known: then there is `known()`.
+        """
+        rows, classes = self.known()
+        if len(rows) < len(self):
+            raise ValueError(f"the true classes of {len(self) - len(rows)} of {len(self)} items are not known; known() "
+                             "gives the others with their rows")
+        return classes
+
+    def known(self) -> tuple[Tensor, Tensor]:
+        """Rows `(K,)` and classes `(K,)` int64 of the items whose class is known. `RuntimeError` inside `sealed()`."""
         if not _open[0]:
             raise RuntimeError(
                 "the true classes are sealed while a model is being trained: reveal them outside `with sealed():`, for "
                 "evaluation"
             )
-        return self._labels
+        rows = (self._labels >= 0).nonzero()[:, 0]
+        return rows, self._labels[rows]
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __repr__(self) -> str:
-        return f"Truth(hidden, n={len(self)})"
+        unknown = int((self._labels < 0).sum())
+        return f"Truth(hidden, n={len(self)}{f', {unknown} of them unknown' if unknown else ''})"
 
     def __array__(self, *args, **kwargs):
         raise TypeError("the true classes are hidden: call reveal() where you evaluate")
+
+
+def _class_numbers(labels: object) -> Tensor:
+    """Whole numbers `(N,)` int64 from -1 on, with -1 for None and NaN; ValueError for anything else."""
+    expected = "expected one number of a class, from 0, for each item, and -1, None or NaN where it is not known"
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu()
+        values = (labels.double() if labels.is_floating_point() else labels.long()).numpy()
+    else:
+        listed_there = hasattr(labels, "__len__") and not isinstance(labels, (Mapping, str))
+        values = np.asarray(labels if listed_there else None)
+        if values.dtype == object and values.ndim == 1:
+            unknown = lambda value: value is None or str(value) == "<NA>"
+            values = np.array([math.nan if unknown(value) else value for value in values.tolist()])
+    if values.ndim != 1 or values.dtype.kind not in "biuf":
+        raise ValueError(f"the truth is {shorten(labels)}; {expected}")
+    if values.dtype.kind == "f":
+        values = np.where(np.isnan(values), -1, values)
+    wrong = ~(values >= -1) | (values != np.floor(values.astype(np.float64))) | (values.astype(np.float64) >= 2**31)
+    if wrong.any():
+        raise ValueError(f"the truth holds {values[wrong][0]}; {expected}")
+    return torch.from_numpy(values.astype(np.int64))
 
 
 @encode.register
@@ -77,20 +120,22 @@ class Annotations(NamedTuple):
     label: Tensor
 
 # %% ../../nbs/data/crowds.ipynb #54a85a98
-def _check_indices(name: str, values: Tensor, size: int) -> None:
+def _check_indices(name: str, values: Tensor, size: int, of: str = "annotation") -> None:
     """Refuse indices outside `0..size-1`, naming the first offender."""
     bad = ((values < 0) | (values >= size)).nonzero()
     if len(bad):
         raise ValueError(
-            f"unknown {name} {int(values[bad[0, 0]])} in annotation {int(bad[0, 0])}: expected 0..{size - 1}"
+            f"unknown {name} {int(values[bad[0, 0]])} in {of} {int(bad[0, 0])}: expected 0..{size - 1}"
         )
 
 
 def _check_all_used(name: str, values: Tensor, size: int, advice: str) -> None:
-    """Refuse items or annotators that occur in no annotation."""
-    unused = (torch.bincount(values, minlength=size) == 0).nonzero()[:, 0]
-    if len(unused):
-        raise ValueError(f"{len(unused)} of {size} {name} (first: {int(unused[0])}): {advice}")
+    """Refuse items or annotators that occur in no annotation; what is allocated grows with the annotations."""
+    used = values.unique()  # sorted, and all of them are below `size`
+    if len(used) < size:
+        gaps = (used != torch.arange(len(used), device=used.device)).nonzero()
+        first = int(gaps[0, 0]) if len(gaps) else len(used)
+        raise ValueError(f"{size - len(used)} of {size} {name} (first: {first}): {advice}")
 
 
 def _check_pairs(item: Tensor, annotator: Tensor) -> None:
@@ -106,23 +151,36 @@ def _check_pairs(item: Tensor, annotator: Tensor) -> None:
 # %% ../../nbs/data/crowds.ipynb #ffd07671
 def _triples(item, annotator, label) -> tuple[Tensor, Tensor, Tensor]:
     """Three integer vectors of one length, sorted by item, then annotator."""
-    vectors = [torch.as_tensor(v) for v in (item, annotator, label)]
+    vectors = [v if isinstance(v, Tensor) else np.asarray(v) for v in (item, annotator, label)]
     for name, v in zip(("item", "annotator", "label"), vectors):
-        if v.dtype.is_floating_point or v.ndim != 1:
-            raise ValueError(f"{name} must be a vector of integers, not {v.dtype} of shape {tuple(v.shape)}")
+        whole = str(v.dtype).removeprefix("torch.")[:3] in ("int", "uin")
+        if v.ndim != 1 or len(v) and not whole:
+            raise ValueError(f"{name} must be a vector of integers, not {v.dtype} of shape {tuple(v.shape)}; "
+                             "Crowd.from_table takes names")
     if len({len(v) for v in vectors}) > 1 or not len(vectors[0]):
         raise ValueError(f"item, annotator and label need one length > 0, not {[len(v) for v in vectors]}")
-    item, annotator, label = (v.long() for v in vectors)
+    item, annotator, label = (torch.as_tensor(v).long() for v in vectors)
     order = torch.from_numpy(np.lexsort((annotator.cpu().numpy(), item.cpu().numpy()))).to(item.device)
     return item[order], annotator[order], label[order]
 
+
+def _names(what: str, given: Sequence[str] | None, count: int, unique: bool = True) -> tuple[str, ...]:
+    """The names of `count` items, annotators or classes, by default their numbers; ValueError unless all differ."""
+    names = tuple(map(str, range(count) if given is None else given))
+    if len(names) != count:
+        raise ValueError(f"{len(names)} names of {what} for {count} {what}; expected one for each")
+    if unique and len(set(names)) < count:
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the names of {what} hold {twice!r} twice; expected different names")
+    return names
+
 # %% ../../nbs/data/crowds.ipynb #79976233
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Triples:
     """`L` annotations of `items` items by `annotators` annotators, sorted by item.
 
     `allow` lifts single checks: "repeats" (one annotator labels an item twice), "silent" (annotators without any
-    label), "unlabelled" (items without any annotation).
+    label), "unlabelled" (items without any annotation), "copies" (items that are there twice, under one name).
     """
 
     item: Tensor
@@ -137,15 +195,28 @@ class Triples:
         triples = _triples(self.item, self.annotator, self.label)
         for name, values in zip(("item", "annotator", "label"), triples):
             object.__setattr__(self, name, values)
-        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
+        if not isinstance(self.classes, Iterable):
+            raise ValueError(f"classes={shorten(self.classes)}; expected their names")
+        classes = tuple(self.classes)
+        object.__setattr__(self, "classes", _names("classes", classes, len(classes)))
         object.__setattr__(self, "allow", tuple(sorted(set(self.allow))))  # one order in every process
         _check_triples(self)
         counts = torch.bincount(self.item, minlength=self.items)
         object.__setattr__(self, "start", torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
 
 # %% ../../nbs/data/crowds.ipynb #6317aaa5
+LIFTED: tuple[str, ...] = ("copies", "repeats", "silent", "unlabelled")  # the checks that `allow` may lift
+
+
 def _check_triples(t: Triples) -> None:
-    """All checks of a set of triples; `allow` lifts the last three."""
+    """All checks of a set of triples."""
+    if unknown := set(t.allow) - set(LIFTED):
+        raise ValueError(f"allow={shorten(t.allow)} has {sorted(unknown)[0]!r}; known: {listed(LIFTED)}")
+    for name in ("items", "annotators"):
+        if not isinstance(getattr(t, name), (int, np.integer)) or getattr(t, name) < 1:
+            raise ValueError(f"{name}={shorten(getattr(t, name))}; expected how many there are, at least 1")
+        if getattr(t, name) > len(t.item):
+            require_table("a crowd", **{name: int(getattr(t, name))})
     _check_indices("item", t.item, t.items)
     _check_indices("annotator", t.annotator, t.annotators)
     _check_indices("label", t.label, len(t.classes))
@@ -159,55 +230,94 @@ def _check_triples(t: Triples) -> None:
         _check_pairs(t.item, t.annotator)
 
 # %% ../../nbs/data/crowds.ipynb #1f405e96
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Crowd(Triples):
-    """A crowd's annotations with the items' `features` `(N, ...)` and the hidden `truth`."""
+    """A crowd's annotations with the names of items and annotators, the items' `features` `(N, ...)` and `truth`.
+
+    `truth` is a `Truth`, or the numbers of the classes in the order of the items. Names are numbers where none are
+    given. `Crowd.from_table` makes a crowd from names.
+    """
 
     features: Tensor | None = None
     truth: Truth | None = None
     name: str = ""
+    item_names: tuple[str, ...] | None = None
+    annotator_names: tuple[str, ...] | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        for kind, unique in (("item", "copies" not in self.allow), ("annotator", True)):
+            names = _names(f"{kind}s", getattr(self, f"{kind}_names"), getattr(self, f"{kind}s"), unique)
+            object.__setattr__(self, f"{kind}_names", names)
+        if self.truth is not None and not isinstance(self.truth, Truth):
+            object.__setattr__(self, "truth", Truth(self.truth))
+        if self.features is not None and not isinstance(self.features, Tensor):
+            object.__setattr__(self, "features", _array(self.features))
         for name in ("features", "truth"):
             given = getattr(self, name)
             if given is not None and len(given) != self.items:
                 raise ValueError(f"{name} has {len(given)} rows for {self.items} items: one row an item is needed")
+        if self.truth is not None:
+            _check_indices("true class", self.truth._labels.clamp_min(0), len(self.classes), "item")
 
     def __len__(self) -> int:
         return self.items
 
-    def annotations(self, index: Tensor) -> Annotations:
+    def __repr__(self) -> str:
+        what = f"{len(self.item)} annotations of {self.items} items by {self.annotators} annotators"
+        seen = "no features" if self.features is None else f"features {tuple(self.features.shape[1:])}"
+        return f"Crowd({self.name or 'unnamed'}: {what}, {len(self.classes)} classes, {seen}, truth {self.truth})"
+
+    @classmethod
+    def from_table(cls, table: object, truth: object = None, features: object = None, *,
+                   columns: Sequence[str] = ("item", "annotator", "label"), classes: Sequence[str] | None = None,
+                   items: Sequence[str] | None = None, annotators: Sequence[str] | None = None, name: str | None = None,
+                   allow: Sequence[str] = ()) -> Crowd:
+        """A crowd from a long table, one row an annotation; `truth` and `features` go to the items by their names.
+
+        `table` is a CSV or Parquet file, a DataFrame, or a mapping from the three `columns` to lists. `classes`,
+        `items`, `annotators` list the expected names in order (default: what occurs, in natural order: `img2` before
+        `img10`). `truth` names the class of some or all items, see `truth_by_name`; `features` holds a row for each
+        item, see `features_by_name`. ValueError for a name that is not listed, a listed item without annotation, a
+        listed annotator without label, and a repeated pair; `allow` lifts checks (see `Triples`).
+        """
+        return _crowd_of(cls, table, truth, features, tuple(columns), (items, annotators, classes), name, tuple(allow))
+
+    def annotations(self, index: Tensor | Sequence | slice) -> Annotations:
         """The annotations of the items `index` `(B,)`, in that order; an item may occur twice."""
+        index = rows_of(index, self.items, "items", twice=True).to(self.item.device)
         first, count = self.start[index], self.start[index + 1] - self.start[index]
         row = torch.repeat_interleave(torch.arange(len(index), device=index.device), count)
         within = torch.arange(len(row), device=index.device) - (count.cumsum(0) - count)[row]
         return Annotations(row, self.annotator[first[row] + within], self.label[first[row] + within])
 
 # %% ../../nbs/data/crowds.ipynb #9f720569
-def take(crowd: Crowd, index: Tensor) -> Crowd:
-    """The items `index` of a crowd, renumbered `0..len(index)-1`; annotators keep their numbers, silent ones too."""
-    index = torch.as_tensor(index, device=crowd.item.device).long()
+def take(crowd: Crowd, index: Tensor | Sequence | slice) -> Crowd:
+    """The items `index` of a crowd (a mask, numbers or a slice: `imageset.rows_of`), renumbered in that order.
+
+    Annotators keep their numbers, silent ones too. ValueError for items that are not there, and for none.
+    """
+    index = rows_of(index, crowd.items, "items", twice=True).to(crowd.item.device)
+    if not len(index):
+        raise ValueError(f"none of the {crowd.items} items is chosen; expected at least one")
     row, annotator, label = crowd.annotations(index)
-    features = None if crowd.features is None else crowd.features[index.to(crowd.features.device)]
-    truth = None if crowd.truth is None else Truth(crowd.truth._labels[index.to(crowd.truth._labels.device)])
-    return Crowd(
-        row,
-        annotator,
-        label,
-        len(index),
-        crowd.annotators,
-        crowd.classes,
-        features,
-        truth,
-        crowd.name,
-        allow=tuple({*crowd.allow, "silent"}),
+    places = index.tolist()
+    return replace(
+        crowd,
+        item=row,
+        annotator=annotator,
+        label=label,
+        items=len(places),
+        features=None if crowd.features is None else crowd.features[index.to(crowd.features.device)],
+        truth=None if crowd.truth is None else Truth(crowd.truth._labels[index.to(crowd.truth._labels.device)]),
+        item_names=tuple(crowd.item_names[i] for i in places),
+        allow=(*crowd.allow, "silent", *(("copies",) if len(set(places)) < len(places) else ())),
     )
 
 
 def hold_out(crowd: Crowd, fraction: float, seed: int = 0) -> tuple[Crowd, Crowd]:
     """`(rest, held out)`: a random `fraction` of the items, drawn by `seed`, without looking at the truth."""
-    held = round(fraction * crowd.items)
+    held = round(fraction * crowd.items) if math.isfinite(fraction) else 0
     if not 0 < held < crowd.items:
         raise ValueError(
             f"cannot hold out a share of {fraction} of {crowd.items} items: between 1 and {crowd.items - 1} items must "
@@ -217,7 +327,7 @@ def hold_out(crowd: Crowd, fraction: float, seed: int = 0) -> tuple[Crowd, Crowd
     return take(crowd, order[held:].sort().values), take(crowd, order[:held].sort().values)
 
 # %% ../../nbs/data/crowds.ipynb #bbda95f4
-def to(crowd: Crowd, device) -> Crowd:
+def to(crowd: Crowd, device: torch.device | str) -> Crowd:
     """The crowd with its triples and features on `device`."""
     names = ("item", "annotator", "label", "features")
     return replace(
@@ -225,20 +335,22 @@ def to(crowd: Crowd, device) -> Crowd:
     )
 
 # %% ../../nbs/data/crowds.ipynb #86e248b4
-def from_dense(answers, classes: tuple[str, ...], **rest) -> Crowd:
-    """A crowd from an `(N, R)` integer matrix with -1 where there is no label."""
-    answers = torch.as_tensor(np.asarray(answers))
-    if answers.ndim != 2 or answers.dtype.is_floating_point or answers.min() < -1:
+def from_dense(answers: Tensor | np.ndarray | Sequence, classes: Sequence[str], **rest: object) -> Crowd:
+    """A crowd from an `(N, R)` integer matrix with -1 where there is no label; `rest` as of `Crowd`."""
+    answers = np.asarray(answers.detach().cpu() if isinstance(answers, Tensor) else answers)
+    if answers.ndim != 2 or not answers.size or answers.dtype.kind not in "iu" or answers.min() < -1:
         raise ValueError(
             f"answers must be an N x R integer matrix with -1 where missing, not {answers.dtype} of shape "
-            f"{tuple(answers.shape)}"
+            f"{answers.shape}"
         )
+    answers = torch.from_numpy(answers.astype(np.int64))
     item, annotator = (answers >= 0).nonzero(as_tuple=True)
-    return Crowd(item, annotator, answers[item, annotator].long(), *answers.shape, classes, **rest)
+    return Crowd(item, annotator, answers[item, annotator], *answers.shape, classes, **rest)
 
 
 def dense(crowd: Triples) -> Tensor:
     """The `(N, R)` int64 matrix of labels, -1 where missing (the last label where there are repeats)."""
+    require_table("dense", items=crowd.items, annotators=crowd.annotators)
     answers = torch.full((crowd.items, crowd.annotators), -1)
     answers[crowd.item.cpu(), crowd.annotator.cpu()] = crowd.label.cpu()
     return answers
@@ -260,15 +372,45 @@ def labels_per_annotator(crowd: Triples) -> Tensor:
     return torch.bincount(crowd.annotator, minlength=crowd.annotators)
 
 # %% ../../nbs/data/crowds.ipynb #11cb4081
+def known_truth(crowd: Crowd) -> tuple[Tensor, Tensor]:
+    """Rows `(K,)` and classes `(K,)` of the items whose true class is known, on the crowd's device (reveals the truth).
+
+    ValueError where it is known of no item.
+    """
+    rows, classes = crowd.truth.known() if crowd.truth is not None else (torch.zeros(0), torch.zeros(0))
+    if not len(rows):
+        raise ValueError(f"the true class of none of the {crowd.items} items is known, so that nothing can be judged "
+                         "by it; give truth=, or Crowd.from_table(..., truth=) with names")
+    return rows.to(crowd.item.device), classes.to(crowd.item.device)
+
+
+def _judged(crowd: Crowd) -> tuple[Tensor, Tensor]:
+    """Which annotations `(J,)` are of items whose class is known, and that class (reveals the truth)."""
+    rows, classes = known_truth(crowd)
+    truth = torch.full((crowd.items,), -1, device=crowd.item.device)
+    truth[rows] = classes
+    judged = (truth[crowd.item] >= 0).nonzero()[:, 0]
+    return judged, truth[crowd.item[judged]]
+
+
 def raw_accuracy(crowd: Crowd) -> float:
-    """Share of annotations that name the true class (evaluation: reveals the truth)."""
-    return (crowd.label == crowd.truth.reveal().to(crowd.item.device)[crowd.item]).double().mean().item()
+    """Share of annotations that name the true class, of the items whose class is known (reveals the truth).
+
+    NaN where none of these items has an annotation.
+    """
+    judged, truth = _judged(crowd)
+    return (crowd.label[judged] == truth).double().mean().item()
 
 
 def majority_accuracy(crowd: Crowd, ties: str = "shared") -> float:
-    """Accuracy of the majority vote; `ties` are "shared" equally or go to the "lowest" class (reveals the truth)."""
-    count = votes(crowd)
-    truth = crowd.truth.reveal().to(count.device)
+    """Accuracy of the majority vote over the items whose class is known; reveals the truth.
+
+    `ties` are "shared" equally or go to the "lowest" class. ValueError for another choice.
+    """
+    if ties not in ("shared", "lowest"):
+        raise ValueError(f"ties={shorten(ties)}; expected 'shared' or 'lowest'")
+    rows, truth = known_truth(crowd)
+    count = votes(crowd)[rows]
     if ties == "lowest":
         return (count.argmax(1) == truth).double().mean().item()
     leading = count == count.amax(1, keepdim=True)
@@ -276,7 +418,7 @@ def majority_accuracy(crowd: Crowd, ties: str = "shared") -> float:
 
 # %% ../../nbs/data/crowds.ipynb #0f358507
 def statistics(crowd: Crowd) -> dict[str, float | int | str]:
-    """One row of a table about a crowd; the accuracies (fractions) only where the truth is known."""
+    """One row of a table about a crowd; the accuracies (fractions) only where the truth of some items is `known`."""
     per_item, per_annotator = labels_per_item(crowd), labels_per_annotator(crowd)
     row = {
         "name": crowd.name,
@@ -289,17 +431,21 @@ def statistics(crowd: Crowd) -> dict[str, float | int | str]:
         "annotator_median": float(np.median(per_annotator.cpu())),
         "annotator_max": int(per_annotator.max()),
     }
-    if crowd.truth is not None:
-        row |= {"raw_accuracy": raw_accuracy(crowd), "majority_accuracy": majority_accuracy(crowd)}
+    if crowd.truth is not None and len(crowd.truth.known()[0]):
+        known = len(crowd.truth.known()[0])
+        row |= {"known": known, "raw_accuracy": raw_accuracy(crowd), "majority_accuracy": majority_accuracy(crowd)}
     return row
 
 # %% ../../nbs/data/crowds.ipynb #a5ecfc56
 def empirical_confusions(crowd: Crowd) -> Tensor:
     """`(R, C, C)` counts: how often annotator `r` answered column `l` when the truth was row `c` (reveals the truth).
+
+    Counted over the items whose class is known.
     """
     c = len(crowd.classes)
-    truth = crowd.truth.reveal().to(crowd.item.device)[crowd.item]
-    cell = (crowd.annotator * c + truth) * c + crowd.label
+    require_table("empirical_confusions", annotators=crowd.annotators, classes=c, labels=c)
+    judged, truth = _judged(crowd)
+    cell = (crowd.annotator[judged] * c + truth) * c + crowd.label[judged]
     return torch.bincount(cell, minlength=crowd.annotators * c * c).view(-1, c, c)
 
 # %% ../../nbs/data/crowds.ipynb #72f32935
@@ -317,25 +463,40 @@ def draw_rates(annotators: int, labels_per_item: float, alpha: float, rng: np.ra
 
 # %% ../../nbs/data/crowds.ipynb #3ebe2c2d
 def draw_assignment(rates: np.ndarray, items: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Who labels what: `(item, annotator)` vectors, at least one annotator an item."""
+    """Who labels what: `(item, annotator)` vectors, at least one annotator an item.
+
+    `rates` `(R,)` are probabilities, not all 0.
+    """
+    require_whole("draw_assignment", items=items)
+    if np.ndim(rates) != 1 or not ((rates >= 0) & (rates <= 1)).all() or not rates.sum() > 0:
+        raise ValueError(f"rates are {shorten(rates)}; expected probabilities (R,), not all 0")
     asked = rng.random((items, len(rates)), dtype=np.float32) < rates.astype(np.float32)
     alone = np.flatnonzero(~asked.any(1))
     asked[alone, rng.choice(len(rates), len(alone), p=rates / rates.sum())] = True
     return np.nonzero(asked)
 
 # %% ../../nbs/data/crowds.ipynb #34df7f11
+def _errs(where: str, classes: int, tau: float) -> None:
+    """Refuse fewer than two classes, and what is no probability."""
+    require_whole(where, at_least=2, classes=classes)
+    require_share(where, tau=tau)
+
+
 def symmetric(classes: int, tau: float) -> np.ndarray:
-    """Right with probability `1 - tau`, otherwise any other class alike: `(C, C)`."""
+    """Right with probability `1 - tau`, otherwise any other class alike: `(C, C)`, C >= 2."""
+    _errs("symmetric", classes, tau)
     return np.full((classes, classes), tau / (classes - 1)) + (1 - tau - tau / (classes - 1)) * np.eye(classes)
 
 
 def pair_flip(classes: int, tau: float) -> np.ndarray:
     """Takes class `c` for `c + 1 (mod C)` with probability `tau`."""
+    _errs("pair_flip", classes, tau)
     return (1 - tau) * np.eye(classes) + tau * np.roll(np.eye(classes), 1, axis=1)
 
 
 def asymmetric(classes: int, tau: float, rng: np.random.Generator) -> np.ndarray:
     """Wrong with probability `tau`; where to, each row draws from Dirichlet(0.5) over the other classes."""
+    _errs("asymmetric", classes, tau)
     matrix = (1 - tau) * np.eye(classes)
     matrix[~np.eye(classes, dtype=bool)] = tau * rng.dirichlet(np.full(classes - 1, 0.5), classes).ravel()
     return matrix
@@ -343,6 +504,9 @@ def asymmetric(classes: int, tau: float, rng: np.random.Generator) -> np.ndarray
 # %% ../../nbs/data/crowds.ipynb #4b85f4f2
 def spammer(classes: int, answer: int | None = None) -> np.ndarray:
     """Answers at random, or always `answer`."""
+    require_whole("spammer", classes=classes)
+    if answer is not None:
+        require_whole("spammer", at_least=0, at_most=classes - 1, answer=answer)
     return (
         np.full((classes, classes), 1 / classes) if answer is None else np.tile(np.eye(classes)[answer], (classes, 1))
     )
@@ -376,6 +540,7 @@ def mixture(name: str, annotators: int, classes: int, rng: np.random.Generator) 
     """The confusion matrices `(R, C, C)` of a named mixture, annotators in random order."""
     if name not in MIXTURES:
         raise ValueError(f"unknown mixture {name!r}: choose from {', '.join(MIXTURES)}")
+    require_whole("mixture", annotators=annotators)
     kinds = MIXTURES[name]
     edges = np.round(annotators * np.cumsum([share for _, _, share in kinds])).astype(int)
     which = rng.permutation(np.searchsorted(edges, np.arange(annotators), side="right"))
@@ -383,7 +548,14 @@ def mixture(name: str, annotators: int, classes: int, rng: np.random.Generator) 
 
 
 def copycats(annotators: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Whom each annotator copies, `(R,)`: itself, or for a random `share` of them one of the others."""
+    """Whom each annotator copies, `(R,)`: itself, or for a random `share` of them one of the others.
+
+    ValueError where nobody is left to be copied.
+    """
+    require_whole("copycats", annotators=annotators)
+    require_share("copycats", share=share)
+    if round(share * annotators) == annotators:
+        raise ValueError(f"copycats: a share of {share} of {annotators} annotators leaves nobody to copy; give less")
     leader, order = np.arange(annotators), rng.permutation(annotators)
     followers = order[: round(share * annotators)]
     leader[followers] = rng.choice(order[len(followers):], len(followers))
@@ -408,6 +580,7 @@ def answers(
     """Labels `(L,)` of the annotations `(item, annotator)` from confusions `theta` `(R, C, C)`; followers copy with
     probability `rho`.
     """
+    require_share("answers", rho=rho, common=common)
     u = rng.random((len(truth), len(theta)), dtype=np.float32)
     source = annotator if leader is None else np.where(rng.random(len(item)) < rho, leader[annotator], annotator)
     label = _invert(theta[source, truth[item]], u[item, source])
@@ -427,7 +600,9 @@ class Synthetic(NamedTuple):
 
 def _synthesise(features, truth, classes, theta, leader, rates, name, seed, **how) -> Synthetic:
     """Draw assignment and answers, and put the pieces together."""
-    truth = np.asarray(truth)
+    truth = as_labels("a synthetic crowd", truth, classes=len(classes), name="the truth").cpu().numpy()
+    if features is not None and len(features) != len(truth):
+        raise ValueError(f"features has {len(features)} rows for {len(truth)} items: one row an item is needed")
     pairs = draw_assignment(rates, len(truth), np.random.default_rng([seed, 2]))
     label = answers(truth, *pairs, theta, np.random.default_rng([seed, 3]), leader=leader, **how)
     item, annotator, label = (torch.from_numpy(v) for v in (*pairs, label))
@@ -535,15 +710,15 @@ def standardise(data: CrowdData) -> CrowdData:
     0).
     """
     x = data.crowd.features
+    if x is None or not x.is_floating_point():
+        kind = "no features" if x is None else f"features of type {x.dtype}"
+        raise ValueError(f"the crowd has {kind}; expected floats (N, ...)")
     mean, std = x.mean(0), x.std(0)
     scale = lambda features: (features - mean) / std.where(std > 0, 1)
     parts = [part and part._replace(features=scale(part.features)) for part in data[1:]]
     return CrowdData(replace(data.crowd, features=scale(x)), *parts)
 
 # %% ../../nbs/data/crowds.ipynb #d93e70a9
-PARQUET: tuple[str, ...] = (".parquet", ".pq")  # read and written by pandas, which needs pyarrow for them
-
-
 class Named(NamedTuple):
     """A crowd read from a table, with the names behind its numbers."""
 
@@ -552,70 +727,235 @@ class Named(NamedTuple):
     annotators: tuple[str, ...]
 
 # %% ../../nbs/data/crowds.ipynb #31d04bba
-def _table(path: Path, columns: tuple[str, str, str]):
-    """The three columns of a CSV or Parquet file."""
-    import pandas as pd
+def in_natural_order(names: Iterable[str]) -> list[str]:
+    """The names, sorted as people count: `img2` before `img10`, and numbers by their value."""
+    def by_value(name: str) -> tuple:
+        return float(name), name
 
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no annotations at {path}: a CSV or Parquet file with the columns {', '.join(columns)} is expected"
-        )
-    frame = pd.read_parquet(path) if path.suffix in PARQUET else pd.read_csv(path)
-    missing = [name for name in columns if name not in frame]
-    if missing or frame.empty:
-        raise ValueError(
-            f"{path} has {len(frame)} rows and the columns {', '.join(map(str, frame))}: needed are rows with "
-            f"{', '.join(columns)}"
-        )
-    holes = frame[list(columns)].isna().any(axis=1)
-    if holes.any():
-        raise ValueError(
-            f"{path}: row {int(holes.argmax()) + 1} has an empty cell; leave out annotations that were not given"
-        )
-    return frame[list(columns)]
+    def by_parts(name: str) -> tuple:
+        parts = re.split(r"(\d+)", name)
+        return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else part for i, part in enumerate(parts)], name
+
+    names = list(names)
+    return sorted(names, key=by_value if all(map(_is_number, names)) else by_parts)
+
+
+def _is_number(name: str) -> bool:
+    """Whether a name is a finite number, written with digits."""
+    return re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?", name) is not None
 
 # %% ../../nbs/data/crowds.ipynb #f9eb48d6
-def _number(values, known, what: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Numbers `(L,)` for the values of a column, and the sorted (or `known`) names."""
-    names = sorted(set(values)) if known is None else list(known)
-    place = {str(name): k for k, name in enumerate(names)}
-    unknown = {str(v) for v in set(values)} - place.keys()
-    if unknown:
+def _unlike(names: Iterable[str], what: str) -> dict[str, str]:
+    """The names by their composed form; ValueError where two are one text in different code points."""
+    found: dict[str, str] = {}
+    for name in names:
+        if found.setdefault(composed(name), name) != name:
+            raise ValueError(f"the {what} {name!r} is written in two ways, with composed and with decomposed letters; "
+                             "write it in one")
+    return found
+
+
+def _number(values: Sequence[str], known: Sequence[str] | None, what: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Numbers `(L,)` for the values of a column, and the names, `known` or in natural order."""
+    names = in_natural_order(set(values)) if known is None else as_texts(known, f"{what}s")
+    _unlike(names, what)
+    place = {name: k for k, name in enumerate(names)}
+    if unknown := set(values) - place.keys():
         raise ValueError(
-            f"unknown {what} {sorted(unknown)[0]!r}: {len(unknown)} values are not among the {len(names)} given "
-            f"({', '.join(list(place)[:10])})"
+            f"unknown {what} {in_natural_order(unknown)[0]!r}: {len(unknown)} values are not among the {len(names)} "
+            f"given ({listed(place)})"
         )
-    return torch.tensor([place[str(v)] for v in values]), tuple(place)
+    return torch.tensor([place[v] for v in values]), tuple(names)
+
+
+def _crowd_of(kind: type[Crowd], table, truth, features, columns, known, name, allow) -> Crowd:
+    """See `Crowd.from_table`."""
+    if len(columns) != 3 or len(set(columns)) != 3:
+        raise ValueError(f"columns={shorten(columns)}; expected the names of three: item, annotator and label")
+    if isinstance(table, (str, Path)) and not Path(table).expanduser().exists():
+        raise FileNotFoundError(
+            f"no annotations at {table}: a CSV or Parquet file with the columns {', '.join(columns)} is expected"
+        )
+    frame = read_table(table, columns)
+    (item, items), (annotator, annotators), (label, classes) = (
+        _number(frame[column], given, column) for column, given in zip(columns, known))
+    name = name if name is not None else Path(table).name.split(".")[0] if isinstance(table, (str, Path)) else ""
+    return kind(item, annotator, label, len(items), len(annotators), classes, name=name, item_names=items,
+                annotator_names=annotators, allow=allow,
+                features=None if features is None else features_by_name(features, items, columns[0]),
+                truth=None if truth is None else truth_by_name(truth, items, classes, columns[0]))
+
+# %% ../../nbs/data/crowds.ipynb #80c8724f
+TRUTHS: tuple[str, ...] = ("truth", "label")  # what a column of true classes is called
+
+
+class _Anywhere:
+    """The columns in which a cell may be empty: all."""
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+
+def _keyed(given: object, item_column: str) -> tuple[list[str] | None, dict[str, Sequence]]:
+    """The names of the rows of `given`, and its columns by name; a plain array has no names (None)."""
+    if isinstance(given, (str, Path)):
+        columns = read_table(given, gaps=_Anywhere())
+    elif hasattr(given, "columns"):
+        columns = {str(name): given[name].tolist() for name in given.columns}
+    else:
+        column = given.get(item_column, "") if isinstance(given, Mapping) else ""
+        is_table = hasattr(column, "__len__") and not isinstance(column, str)
+        columns = read_table(given, gaps=_Anywhere()) if is_table else {}
+    beside = [name for name in columns if name not in TRUTHS]
+    key = item_column if item_column in columns or len(beside) != 1 or len(columns) != 2 else beside[0]
+    if key in columns:
+        names = as_texts(columns.pop(key), key)
+    elif hasattr(given, "columns"):
+        names = as_texts(given.index, "the index")
+    elif columns:
+        raise ValueError(f"the table has the columns {listed(columns)}; expected the items in {item_column!r}")
+    elif hasattr(given, "index") and hasattr(given, "to_numpy"):
+        names, columns = as_texts(given.index, "the index"), {"": given.tolist()}
+    elif isinstance(given, Mapping):
+        names, columns = as_texts(given, "the keys"), {"": list(given.values())}
+    else:
+        return None, {"": given}
+    if None in names:
+        raise ValueError(f"row {names.index(None) + 1} names no item; leave it out")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"item {twice!r} is there twice; give each item one row")
+    return names, columns
+
+
+def _alike(name: str) -> str:
+    """A name without what gets lost on the way through other programs: case, blanks, zeros in front, `.0` behind."""
+    return composed(name).strip().casefold().removesuffix(".0").lstrip("0")
+
+
+def _rows_by_name(names: list[str], items: Sequence[str], what: str) -> list[int | None]:
+    """For each item the row of its name, or None.
+
+    ValueError where no name is an item's, and where a name differs from an item's by its spelling only.
+    """
+    row = {composed(name): i for i, name in enumerate(names)}
+    found = [row.get(composed(item)) for item in items]
+    missing = {_alike(item): item for item, place in zip(items, found) if place is None}
+    known = {composed(item) for item in items}
+    near = next((name for name in names if composed(name) not in known and _alike(name) in missing), None)
+    if near is not None:
+        raise ValueError(f"{what} names {near!r} where the crowd has {missing[_alike(near)]!r}; write names alike in "
+                         "both (pandas.read_csv(..., dtype=str) keeps them)")
+    if all(place is None for place in found):
+        raise ValueError(f"{what} names {listed(map(repr, names), 60)}; the crowd's items are "
+                         f"{listed(map(repr, items), 60)}; expected those, or a plain array in their order")
+    return found
+
+# %% ../../nbs/data/crowds.ipynb #80c87250
+def truth_by_name(truth: object, items: Sequence[str], classes: Sequence[str], item_column: str = "item") -> Truth:
+    """The true classes of the `items`, by their names.
+
+    `truth` is a table (file, DataFrame, columns) with the items in `item_column` and the classes in `truth`, `label` or
+    the only other column (of two columns, the one that is called neither names the items); a Series indexed by item;
+    a mapping from items to classes; or a plain array in the order of `items`. Classes are named as the labels are;
+    numbers from 0 stand for them where no class is itself called by a number. Empty cells, None, NaN, -1 and items that
+    do not occur are not known; other items are left aside. ValueError for an unknown class, and for names that fit no
+    item or are spelt otherwise.
+    """
+    if isinstance(truth, Truth):
+        return truth
+    names, columns = _keyed(truth, item_column)
+    likely = (*TRUTHS, *(columns if len(columns) == 1 else ()))
+    column = next((name for name in likely if name in columns), None)
+    if column is None:
+        raise ValueError(f"the truth has the columns {listed(columns)} beside {item_column!r}; expected 'truth'")
+    values = columns[column]
+    values = as_texts(values.tolist() if isinstance(values, (Tensor, np.ndarray)) else values, "the truth")
+    if names is not None:
+        rows = _rows_by_name(names, items, "the truth")
+        values = [None if row is None else values[row] for row in rows]
+    if len(values) != len(items):
+        raise ValueError(f"the truth has {len(values)} classes for {len(items)} items; expected one for each, in the "
+                         "order of the crowd's item_names, or a table with the names of the items")
+    place = {composed(name): k for k, name in enumerate(classes)}
+    if not any(map(_is_number, classes)):
+        place |= {str(k): k for k in range(len(classes))}
+    place.setdefault("-1", -1)
+    for item, value in zip(items, values):
+        if value is not None and composed(value) not in place:
+            raise ValueError(f"the truth of item {item!r} is {value!r}; known classes: {listed(classes)} (classes= "
+                             "lists those that no annotator gave)")
+    return Truth([-1 if value is None else place[composed(value)] for value in values])
+
+
+def features_by_name(features: object, items: Sequence[str], item_column: str = "item") -> Tensor:
+    """The features `(N, ...)` of the `items`, by their names.
+
+    `features` is a table (file, DataFrame, columns) of numbers with the items in `item_column`; a DataFrame indexed by
+    item; a mapping from items to arrays of one shape; or a plain array `(N, ...)` in the order of `items`. Numbers
+    become float32, images of bytes and tensors stay what they are. ValueError for an item without features, for NaN,
+    and for names that fit no item or are spelt otherwise.
+    """
+    names, columns = _keyed(features, item_column)
+    if names is not None:
+        rows = _rows_by_name(names, items, "features")
+        if None in rows:
+            raise ValueError(f"item {items[rows.index(None)]!r} has no features, nor have {rows.count(None) - 1} "
+                             "others; give them a row, or leave the items out")
+        features = columns[""] if "" in columns else _numbers(columns, names)
+        try:
+            chosen = [features[row] for row in rows]
+            features = torch.stack(chosen) if isinstance(chosen[0], Tensor) else np.stack(chosen)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"features of items differ in shape: {shorten(str(error))}; expected one shape") from None
+    values = features if isinstance(features, Tensor) else _array(features)
+    if values.ndim < 1 or len(values) != len(items):
+        raise ValueError(f"features have shape {tuple(values.shape)} for {len(items)} items; expected a row for each, "
+                         "in the order of the crowd's item_names, or with names")
+    bad = (~values.isfinite()).flatten(1).any(1).nonzero() if values.is_floating_point() and values.ndim > 1 else ()
+    if len(bad):
+        raise ValueError(f"item {items[int(bad[0, 0])]!r} has NaN or infinity among its features; expected numbers")
+    return values
+
+
+def _array(features: object) -> Tensor:
+    """Numbers as float32, bytes as they are; ValueError for anything else."""
+    array = np.asarray(features)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"features are {shorten(features)}; expected numbers, one row an item")
+    return torch.from_numpy(np.ascontiguousarray(array if array.dtype == np.uint8 else array.astype(np.float32)))
+
+
+def _numbers(columns: Mapping[str, Sequence], names: Sequence[str]) -> np.ndarray:
+    """Columns of numbers as one table `(N, D)`; ValueError that names the cell that is none."""
+    table = np.empty((len(names), len(columns)), np.float32)
+    for j, (name, column) in enumerate(columns.items()):
+        for i, cell in enumerate(column):
+            try:
+                table[i, j] = cell
+            except (ValueError, TypeError):
+                what = f"feature {name!r} of item {names[i]!r} is {shorten(cell)}"
+                raise ValueError(f"{what}; expected a number") from None
+    return table
 
 # %% ../../nbs/data/crowds.ipynb #e04124c6
-def read_annotations(path: str | Path, classes=None, items=None, annotators=None,
-                     columns=("item", "annotator", "label"),
-                     features: Tensor | None = None, truth=None, allow: tuple[str, ...] = ()) -> Named:
-    """A crowd from a long CSV or Parquet table, one row an annotation.
-
-    `classes`, `items`, `annotators` list the expected names in order (default: what occurs, sorted); a name that is
-    not listed, a listed item without annotation or a listed annotator without label is a `ValueError`, as is a
-    repeated pair; `allow` lifts checks (see `Triples`).
-    """
-    path = Path(path)
-    frame = _table(path, tuple(columns))
-    known = (items, annotators, classes)
-    (item, item_names), (annotator, names), (label, class_names) = (
-        _number(frame[column].tolist(), given, column) for column, given in zip(columns, known))
-    crowd = Crowd(item, annotator, label, len(item_names), len(names), class_names, features,
-                  None if truth is None else Truth(truth), path.stem, allow=allow)
-    return Named(crowd, item_names, names)
+def read_annotations(path: object, classes: Sequence[str] | None = None, items: Sequence[str] | None = None,
+                     annotators: Sequence[str] | None = None,
+                     columns: Sequence[str] = ("item", "annotator", "label"), features: object = None,
+                     truth: object = None, allow: Sequence[str] = ()) -> Named:
+    """The crowd of a table with the names of its items and annotators; see `Crowd.from_table`."""
+    crowd = Crowd.from_table(path, truth, features, columns=columns, classes=classes, items=items,
+                             annotators=annotators, allow=allow)
+    return Named(crowd, crowd.item_names, crowd.annotator_names)
 
 # %% ../../nbs/data/crowds.ipynb #a9f3f1ae
-def write_annotations(crowd: Triples, path: str | Path) -> Path:
-    """Write the triples as a long table, CSV or Parquet by suffix, labels by class name; the truth is not written."""
-    import pandas as pd
+def write_annotations(crowd: Crowd, path: str | Path) -> Path:
+    """Write the annotations by name as a long table, by the file's ending (see `tables.write_table`).
 
-    path = Path(path)
-    names = np.asarray(crowd.classes)
-    frame = pd.DataFrame(
-        {"item": crowd.item.cpu(), "annotator": crowd.annotator.cpu(), "label": names[crowd.label.cpu()]}
-    )
-    with atomic_write(path) as temporary:
-        frame.to_parquet(temporary, index=False) if path.suffix in PARQUET else frame.to_csv(temporary, index=False)
-    return path
+    The truth is not written.
+    """
+    items, annotators = (np.asarray(names, object) for names in (crowd.item_names, crowd.annotator_names))
+    classes = np.asarray(crowd.classes, object)
+    return write_table(path, {"item": items[crowd.item.cpu()].tolist(),
+                              "annotator": annotators[crowd.annotator.cpu()].tolist(),
+                              "label": classes[crowd.label.cpu()].tolist()})

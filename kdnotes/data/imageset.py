@@ -2,18 +2,19 @@
 
 # %% auto #0
 __all__ = ['check_images', 'check_labels', 'LabelledImages', 'rank_in_class', 'stratified_mask', 'every_fifth', 'select_classes',
-           'aligned', 'ImageSet', 'to_float', 'first_of_each', 'join', 'unseen_classes', 'channels_first',
-           'as_image_set', 'resize']
+           'aligned', 'rows_of', 'ImageSet', 'to_float', 'first_of_each', 'join', 'unseen_classes', 'channels_first',
+           'as_image_set', 'numbered', 'resize']
 
 # %% ../../nbs/data/imageset.ipynb #d4f137cc
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from operator import index
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import unknown_name
+from ..config import listed, unknown_name
 from ..runtime import encode, fingerprint, make_generator
 
 # %% ../../nbs/data/imageset.ipynb #2285f7ca
@@ -29,12 +30,13 @@ def check_images(images: Tensor) -> None:
 
 # %% ../../nbs/data/imageset.ipynb #7daf938b
 def check_labels(labels: Tensor, count: int, classes: int) -> None:
-    """Raise unless `labels` is an int64 tensor `(count,)` with values in `0..classes-1`."""
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        raise TypeError(f"labels are {getattr(labels, 'dtype', type(labels).__name__)}; expected an int64 tensor (N,)")
+    """Raise unless `labels` is an integer tensor `(count,)` with values in `0..classes-1`."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        kind = getattr(labels, "dtype", type(labels).__name__)
+        raise TypeError(f"labels are {kind}; expected a tensor of integers (N,)")
     if labels.shape != (count,):
         raise ValueError(f"labels have shape {tuple(labels.shape)} for {count} images; expected ({count},)")
-    low, high = (int(v) for v in labels.aminmax())
+    low, high = (int(v) for v in labels.long().aminmax()) if count else (0, -1)
     if low < 0 or high >= classes:
         raise ValueError(f"labels run from {low} to {high}; expected 0..{classes - 1} for {classes} classes")
 
@@ -43,7 +45,8 @@ def check_labels(labels: Tensor, count: int, classes: int) -> None:
 class LabelledImages:
     """Images with one label each.
 
-    `images` uint8 `(N, C, H, W)`, `labels` int64 `(N,)` on the same device, `classes` the K class names.
+    `images` uint8 `(N, C, H, W)`, `labels` `(N,)` on the same device, of any integer type and kept as int64, `classes`
+    the K class names.
     """
 
     images: Tensor
@@ -55,6 +58,7 @@ class LabelledImages:
         object.__setattr__(self, "classes", tuple(str(c) for c in self.classes))
         check_images(self.images)
         check_labels(self.labels, len(self.images), len(self.classes))
+        object.__setattr__(self, "labels", self.labels.long())
         if self.images.device != self.labels.device:
             where = f"images are on {self.images.device}, labels on {self.labels.device}"
             raise ValueError(f"{where}; move both to one device")
@@ -71,12 +75,15 @@ class LabelledImages:
 
 # %% ../../nbs/data/imageset.ipynb #02f168d7
 def rank_in_class(labels: Tensor) -> Tensor:
-    """How many earlier entries carry the same label: int64 `(N,)`, 0 for the first of each class."""
-    order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels)
+    """How many earlier entries carry the same label: int64 `(N,)`, 0 for the first of each class.
+
+    `labels` `(N,)` integers, which may be any numbers: memory goes with N.
+    """
+    _, number, counts = labels.long().unique(return_inverse=True, return_counts=True)
+    order = torch.argsort(number, stable=True)
     starts = counts.cumsum(0) - counts
-    rank = torch.empty_like(labels)
-    rank[order] = torch.arange(len(labels), device=labels.device) - starts[labels[order]]
+    rank = torch.empty_like(number)
+    rank[order] = torch.arange(len(number), device=number.device) - starts[number[order]]
     return rank
 
 # %% ../../nbs/data/imageset.ipynb #eccf2afa
@@ -86,10 +93,11 @@ def stratified_mask(labels: Tensor, fraction: float, generator: torch.Generator)
         raise ValueError(f"fraction is {fraction}; expected a number between 0 and 1, both excluded")
     y = labels.cpu()
     shuffle = torch.randperm(len(y), generator=generator)
-    rank = torch.empty_like(y)
+    rank = torch.empty(len(y), dtype=torch.int64)
     rank[shuffle] = rank_in_class(y[shuffle])
-    quota = (fraction * torch.bincount(y)).round()
-    return (rank < quota[y]).to(labels.device)
+    _, number, counts = y.long().unique(return_inverse=True, return_counts=True)
+    quota = (fraction * counts).round()
+    return (rank < quota[number]).to(labels.device)
 
 # %% ../../nbs/data/imageset.ipynb #424d7c15
 def every_fifth(labels: Tensor) -> Tensor:
@@ -102,7 +110,7 @@ def select_classes(images: "ImageSet", class_indices: Sequence[int], relabel: bo
 
     `relabel=True` renumbers the classes 0, 1, ... in the given order and drops the other names.
     """
-    wanted, known_classes = [int(c) for c in class_indices], range(len(images.classes))
+    wanted, known_classes = [index(c) for c in class_indices], range(len(images.classes))
     if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(known_classes):
         raise ValueError(f"class indices are {wanted}; expected distinct numbers in 0..{known_classes[-1]}")
     number = torch.full((len(known_classes),), -1, device=images.labels.device)
@@ -120,6 +128,38 @@ def aligned(images: LabelledImages) -> dict[str, Tensor]:
     """The tensors of an image set by the names of their fields, each with one row an image."""
     return {f.name: value for f in fields(images) if isinstance(value := getattr(images, f.name), Tensor)}
 
+# %% ../../nbs/data/imageset.ipynb #d0eb017c
+def rows_of(chosen: Tensor | Sequence | slice, count: int, what: str = "images", twice: bool = False) -> Tensor:
+    """The rows that `chosen` means among `count`, int64 `(M,)`, in the given order and, unless `twice`, each once.
+
+    `chosen`: integers of any type `(M,)`, negative ones from the end; a mask `(count,)` of booleans; or a slice.
+    ValueError for a mask of another length, a number outside, or one that stands twice; TypeError for anything else.
+    """
+    if isinstance(chosen, slice):
+        return torch.tensor(range(count)[chosen], dtype=torch.int64)
+    expected = f"expected integers (M,), a boolean mask ({count},) or a slice"
+    if isinstance(chosen, list | tuple) and len({isinstance(value, bool | np.bool_) for value in chosen}) > 1:
+        raise TypeError(f"{what} are chosen by a mixture of numbers and booleans; {expected}")
+    rows = chosen.detach() if isinstance(chosen, Tensor) else np.asarray(chosen)
+    if rows.ndim != 1 or str(rows.dtype).removeprefix("torch.")[:3] not in ("int", "uin", "boo") and len(rows):
+        raise TypeError(f"{what} are chosen by {rows.dtype} of shape {tuple(rows.shape)}; {expected}")
+    if rows.dtype in (np.bool_, torch.bool) and len(rows) != count:
+        raise ValueError(f"a mask of {len(rows)} entries for {count} {what}; expected one entry each")
+    if not isinstance(rows, Tensor):
+        rows = torch.from_numpy(rows.copy() if len(rows) else np.zeros(0, np.int64))
+    if rows.dtype == torch.bool:
+        return rows.nonzero().flatten()
+    numbers = rows.long()
+    outside = (numbers < -count) | (numbers >= count) | ((numbers < 0) if rows.dtype == torch.uint64 else False)
+    if outside.any():
+        wrong = rows[outside].cpu().numpy()[0]
+        raise ValueError(f"{what} are chosen by {wrong}; expected numbers in {-count}..{count - 1}")
+    rows = torch.where(numbers < 0, numbers + count, numbers)
+    found, times = rows.unique(return_counts=True)
+    if len(found) < len(rows) and not twice:
+        raise ValueError(f"{what}: {int(found[times > 1][0])} is chosen twice; expected different ones")
+    return rows
+
 # %% ../../nbs/data/imageset.ipynb #6c5866f7
 class ImageSet(LabelledImages):
     """Images with one label each, and the ways to cut them.
@@ -132,8 +172,8 @@ class ImageSet(LabelledImages):
         return replace(self, **{name: tensor.to(device) for name, tensor in aligned(self).items()})
 
     def take(self, indices: Tensor | Sequence[int] | slice) -> "ImageSet":
-        """The images at `indices`: integers, a boolean mask `(N,)` or a slice."""
-        rows = indices if isinstance(indices, slice) else torch.as_tensor(indices, device=self.images.device)
+        """The images at `indices`: different integers, a boolean mask `(N,)` or a slice, see `rows_of`."""
+        rows = rows_of(indices, len(self)).to(self.images.device)
         return replace(self, **{name: tensor[rows] for name, tensor in aligned(self).items()})
 
     def select(self, class_indices: Sequence[int], relabel: bool = False) -> "ImageSet":
@@ -166,14 +206,24 @@ def to_float(images: Tensor) -> Tensor:
 
 # %% ../../nbs/data/imageset.ipynb #202d0ad4
 def first_of_each(images: ImageSet, count: int) -> ImageSet:
-    """The first `count` images of each class."""
+    """The first `count` >= 1 images of each class, class after class."""
+    if index(count) < 1:
+        raise ValueError(f"count is {count}; expected at least one image of each class")
     return images.take(torch.cat([torch.where(images.labels == c)[0][:count] for c in images.labels.unique()]))
 
 
-def join(*parts: ImageSet) -> ImageSet:
-    """The images of all `parts`, one after another, with whatever else they carry; name and classes of the first."""
-    together = {name: torch.cat([getattr(part, name) for part in parts]) for name in aligned(parts[0])}
-    return replace(parts[0], **together)
+def join(first: ImageSet, *others: ImageSet) -> ImageSet:
+    """The images of `first` and all `others`, one after another, with whatever else they carry, and its name.
+
+    ValueError unless all have one shape, one list of classes and the same further tensors.
+    """
+    kind = lambda part: (part.shape, part.classes, sorted(aligned(part)))
+    for part in others:
+        if kind(part) != kind(first):
+            seen = [f"{p.shape} with classes {listed(p.classes, 40)}" for p in (first, part)]
+            raise ValueError(f"{' and '.join(seen)} are no one set; expected equal shapes, classes and further tensors")
+    parts = (first, *others)
+    return replace(first, **{name: torch.cat([getattr(part, name) for part in parts]) for name in aligned(first)})
 
 # %% ../../nbs/data/imageset.ipynb #2e29a1a5
 def unseen_classes(
@@ -192,6 +242,8 @@ def unseen_classes(
     parts = [
         part for part in ((train, test) if searched == "all" else (test,)) if set(part.labels.tolist()) & set(unseen)
     ]
+    if not parts:
+        raise ValueError(f"no image of {test.name or 'the test set'} has a class outside seen={seen}; expected some")
     return train.select(seen, relabel=True), join(*(part.select(unseen) for part in parts))
 
 # %% ../../nbs/data/imageset.ipynb #d13fa881
@@ -212,7 +264,8 @@ def channels_first(images: np.ndarray) -> np.ndarray:
 def as_image_set(images: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None, name: str) -> ImageSet:
     """Arrays as an `ImageSet`; `classes` None = 0..max.
 
-    `images` uint8 in any order that `channels_first` knows, `labels` integers `(N,)`. ValueError for anything else.
+    `images` uint8 in any order that `channels_first` knows, `labels` integers `(N,)`. ValueError for anything else,
+    and for labels without names that leave more numbers out than there are images.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8:
@@ -220,9 +273,19 @@ def as_image_set(images: np.ndarray, labels: np.ndarray, classes: Sequence[str] 
         raise ValueError(f"images are {images.dtype}; expected {expected}")
     if labels.dtype.kind not in "iu" or labels.ndim != 1 or len(labels) == 0:
         raise ValueError(f"labels are {labels.dtype} {labels.shape}; expected integers (N,)")
-    classes = [str(k) for k in range(int(labels.max()) + 1)] if classes is None else [str(c) for c in classes]
+    classes = numbered(labels) if classes is None else [str(c) for c in classes]
     images = np.ascontiguousarray(channels_first(images))
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), tuple(classes), name)
+
+
+def numbered(labels: np.ndarray) -> list[str]:
+    """Names "0", "1", ... up to the largest label; ValueError where most of them would be of no image."""
+    if not len(labels):
+        raise ValueError("there are no labels; expected at least one")
+    most, different = int(labels.max()), len(np.unique(labels))
+    if most + 1 > different + max(1000, len(labels)):
+        raise ValueError(f"labels run to {most}, of {different} classes; expected labels 0..{different - 1}, or names")
+    return [str(k) for k in range(most + 1)]
 
 # %% ../../nbs/data/imageset.ipynb #67c482a5
 def resize(images: ImageSet, size: int | None) -> ImageSet:

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .crowd import CrowdHead
+from ..inputs import as_labels, as_rows, require_number, require_positive, require_whole, require_width
+from ..inputs import wide_dtype
+from .crowd import CrowdHead, whole_annotations, whole_batch
+from ..models.predictor import Prediction
 
 # %% auto #0
 __all__ = ['DoctorNet', 'max_mig_loss', 'vote_confusions', 'MaxMIG', 'GatedConfusions', 'CoNAL', 'UnionNet']
@@ -21,25 +24,41 @@ class DoctorNet(CrowdHead):
 
     def __init__(self, annotators: int, classes: int, features: int):
         super().__init__()
+        require_whole("DoctorNet", annotators=annotators, classes=classes, features=features)
         self.weight = nn.Parameter(torch.empty(annotators, classes, features).uniform_(-1, 1) / features**0.5)
         self.bias = nn.Parameter(torch.zeros(annotators, classes))
 
-    def forward(self, prediction, annotations, inputs=None) -> Tensor:
-        row, annotator, label = annotations
-        h = prediction.features.to(self.weight.dtype)
-        scores = torch.bmm(self.weight[annotator], h[row].unsqueeze(2)).squeeze(2) + self.bias[annotator]
+    def read(self, prediction: Prediction) -> Tensor:
+        """The features `(B, D)` in float32 or float64."""
+        (h,) = as_rows("DoctorNet", dims=2, features=prediction.features)
+        require_width("DoctorNet", self.weight.shape[2], features=h)
+        return h.to(wide_dtype(h, self.weight))
+
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor],
+                inputs: Tensor | None = None) -> Tensor:
+        h = self.read(prediction)
+        row, annotator, label = whole_annotations("DoctorNet", annotations, len(h), *self.bias.shape)
+        weight = self.weight.to(h.dtype)
+        scores = torch.bmm(weight[annotator], h[row].unsqueeze(2)).squeeze(2) + self.bias[annotator]
         return F.cross_entropy(scores, label)
 
-    def classify(self, prediction) -> Tensor:
-        h = prediction.features.to(self.weight.dtype)
-        return (torch.einsum("rcd,bd->brc", self.weight, h) + self.bias).softmax(2).mean(1)
+    def classify(self, prediction: Prediction) -> Tensor:
+        h = self.read(prediction)
+        return (torch.einsum("rcd,bd->brc", self.weight.to(h.dtype), h) + self.bias).softmax(2).mean(1)
 
 # %% ../../nbs/losses/annotators.ipynb #e538ce82
 def max_mig_loss(p: Tensor, a: Tensor, prior: Tensor) -> Tensor:
-    """Negative mutual information gain of forecasts `p`, `a` `(B, C)`, B >= 2, under class shares `prior` `(C,)`."""
-    if p.shape != a.shape or p.ndim != 2 or len(p) < 2:
-        raise ValueError(f"need two B x C forecasts with B >= 2, not {tuple(p.shape)} and {tuple(a.shape)}")
-    agreement = (p / prior) @ a.T
+    """Negative mutual information gain of forecasts `p`, `a` `(B, C)`, B >= 2, under class shares `prior` `(C,)` > 0.
+
+    In float32 or float64. ValueError for other shapes, NaN, and a class without a share.
+    """
+    shapes = [tuple(getattr(x, "shape", ())) for x in (p, a)]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] < 2:
+        raise ValueError(f"need two B x C forecasts with B >= 2, not {shapes[0]} and {shapes[1]}")
+    p, a = as_rows("max_mig_loss", p=p, a=a)
+    require_width("max_mig_loss", p.shape[1], prior=prior)
+    require_positive("max_mig_loss", prior=prior)
+    agreement = (p / prior.to(p.dtype)) @ a.T
     b = len(p)
     same = agreement.diagonal()
     return -(1 + same.log()).mean() + (agreement.sum() - same.sum()) / (b * (b - 1))
@@ -48,9 +67,12 @@ def max_mig_loss(p: Tensor, a: Tensor, prior: Tensor) -> Tensor:
 def vote_confusions(item: Tensor, annotator: Tensor, label: Tensor, belief: Tensor, annotators: int) -> Tensor:
     """Row-stochastic confusions `(R, C, C)` of all annotators, measured against a `belief` `(N, C)` about the items.
 
-    Rows of classes that an annotator has not seen are uniform.
+    Rows of classes that an annotator has not seen are uniform. ValueError for numbers outside and for NaN.
     """
+    require_whole("vote_confusions", annotators=annotators)
+    (belief,) = as_rows("vote_confusions", dims=2, belief=belief)
     c = belief.shape[1]
+    item, annotator, label = whole_annotations("vote_confusions", (item, annotator, label), len(belief), annotators, c)
     counts = belief.new_zeros(annotators * c, c).index_add_(0, annotator * c + label, belief[item])
     counts = counts.view(annotators, c, c).transpose(1, 2)
     total = counts.sum(2, keepdim=True)
@@ -60,23 +82,30 @@ def vote_confusions(item: Tensor, annotator: Tensor, label: Tensor, belief: Tens
 class MaxMIG(CrowdHead):
     """Classifier and label aggregator trained to share information.
 
-    Started from `confusions` `(R, C, C)` and class shares `prior` `(C,)`.
+    Started from `confusions` `(R, C, C)`, none below 0, and class shares `prior` `(C,)`, all above 0.
     """
 
     def __init__(self, confusions: Tensor, prior: Tensor):
         super().__init__()
-        self.W = nn.Parameter((confusions + 1e-4).log())
-        self.register_buffer("prior", prior)
+        if confusions.ndim != 3 or prior.shape != confusions.shape[1:2] or prior.shape != confusions.shape[2:]:
+            shapes = f"{tuple(confusions.shape)} and {tuple(prior.shape)}"
+            raise ValueError(f"MaxMIG: confusions and prior have shapes {shapes}; expected R x C x C and C")
+        require_number("MaxMIG", at_least=0, confusions=confusions)
+        require_positive("MaxMIG", prior=prior)
+        kind = wide_dtype(confusions, prior)
+        self.W = nn.Parameter((confusions.detach().to(kind) + 1e-4).log())
+        self.register_buffer("prior", prior.detach().to(kind))
 
-    def aggregate(self, annotations, batch: int) -> Tensor:
+    def aggregate(self, annotations: tuple[Tensor, Tensor, Tensor], batch: int) -> Tensor:
         """Forecast `(B, C)` from the labels alone."""
-        row, annotator, label = annotations
+        row, annotator, label = whole_annotations("MaxMIG", annotations, batch, *self.W.shape[:2])
         evidence = self.W.new_zeros(batch, self.W.shape[1]).index_add(0, row, self.W[annotator, :, label])
         return (evidence + self.prior.log()).softmax(1)
 
-    def forward(self, prediction, annotations, inputs=None) -> Tensor:
-        p = prediction.logits.to(self.W.dtype).softmax(1)
-        return max_mig_loss(p, self.aggregate(annotations, len(p)), self.prior)
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor],
+                inputs: Tensor | None = None) -> Tensor:
+        z, *triple = whole_batch("MaxMIG", prediction, annotations, *self.W.shape[:2], self.W)
+        return max_mig_loss(z.softmax(1), self.aggregate(triple, len(z)), self.prior)
 
 # %% ../../nbs/losses/annotators.ipynb #a0e58bd2
 class GatedConfusions(CrowdHead):
@@ -89,6 +118,9 @@ class GatedConfusions(CrowdHead):
     def __init__(self, annotators: int, classes: int, inputs: int, embedding: int = 20, hidden: int = 128,
                  penalty: float = 1e-5, unit: bool = True):
         super().__init__()
+        sizes = {"inputs": inputs, "embedding": embedding, "hidden": hidden}
+        require_whole("CoNAL", annotators=annotators, classes=classes, **sizes)
+        require_number("CoNAL", at_least=0, penalty=penalty)
         self.common = nn.Parameter(2 * torch.eye(classes))
         self.own = nn.Parameter(2 * torch.eye(classes).repeat(annotators, 1, 1))
         self.item = nn.Sequential(nn.Linear(inputs, hidden), nn.Linear(hidden, embedding))
@@ -96,8 +128,13 @@ class GatedConfusions(CrowdHead):
         self.penalty, self.unit = penalty, unit
 
     def gate(self, inputs: Tensor, row: Tensor, annotator: Tensor) -> Tensor:
-        """How common the mistake is taken to be, omega `(L,)`."""
-        v = self.item(inputs.flatten(1).to(self.common.dtype))
+        """How common the mistake is taken to be, omega `(L,)`, for `inputs` `(B, ...)`."""
+        (x,) = as_rows("CoNAL", inputs=inputs)
+        x = x.flatten(1)
+        require_width("CoNAL", self.item[0].in_features, inputs=x)
+        row = as_labels("CoNAL", row, None, len(x), "row")
+        annotator = as_labels("CoNAL", annotator, len(row), len(self.own), "annotator")
+        v = self.item(x.to(self.common.dtype))
         v, u = F.normalize(v, dim=1) if self.unit else v, F.normalize(self.who(annotator), dim=1)
         return (u * v[row]).sum(1).sigmoid()
 
@@ -109,12 +146,11 @@ class CoNAL(GatedConfusions):
         """How far each individual matrix is from the common one, Frobenius, `(R,)`."""
         return torch.linalg.vector_norm(self.own - self.common, dim=(1, 2))
 
-    def forward(self, prediction, annotations, inputs) -> Tensor:
-        row, annotator, label = annotations
-        p = prediction.logits.to(self.common.dtype).softmax(1)[row]
-        omega = self.gate(inputs, row, annotator)[:, None]
-        own = torch.bmm(p.unsqueeze(1), self.own[annotator]).squeeze(1)
-        scores = omega * (p @ self.common) + (1 - omega) * own
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor], inputs: Tensor) -> Tensor:
+        z, row, annotator, label = whole_batch("CoNAL", prediction, annotations, *self.own.shape[:2], self.common)
+        p, omega = z.softmax(1)[row], self.gate(inputs, row, annotator)[:, None]
+        own = torch.bmm(p.unsqueeze(1), self.own[annotator].to(p.dtype)).squeeze(1)
+        scores = omega * (p @ self.common.to(p.dtype)) + (1 - omega) * own
         return F.cross_entropy(scores, label) - self.penalty * self.distances().sum()
 
 # %% ../../nbs/losses/annotators.ipynb #545eb200
@@ -128,6 +164,7 @@ class UnionNet(CrowdHead):
         super().__init__()
         if form not in ("A", "B"):
             raise ValueError(f"unknown form {form!r} of UnionNet: choose A or B")
+        require_whole("UnionNet", annotators=annotators, classes=classes)
         self.form = form
         self.W = nn.Parameter(torch.eye(classes).repeat(1, annotators))  # C x RC, stacked identities
 
@@ -135,11 +172,13 @@ class UnionNet(CrowdHead):
         """theta `(C, R C)`: each row a distribution over annotators and answers."""
         return self.W.softmax(1)
 
-    def forward(self, prediction, annotations, inputs=None) -> Tensor:
-        row, annotator, label = annotations
-        p, outcome = prediction.logits.to(self.W.dtype).softmax(1), annotator * self.W.shape[0] + label
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor],
+                inputs: Tensor | None = None) -> Tensor:
+        c = len(self.W)
+        z, row, annotator, label = whole_batch("UnionNet", prediction, annotations, self.W.shape[1] // c, c, self.W)
+        p, outcome = z.softmax(1), annotator * c + label
         if self.form == "A":
-            return -(p @ self.W).log_softmax(1)[row, outcome].sum() / len(p)
+            return -(p @ self.W.to(p.dtype)).log_softmax(1)[row, outcome].sum() / len(p)
         log_out = ((p[row] * self.transition()[:, outcome].T).sum(1)).clamp(min=1e-12).log()
         labels = torch.bincount(row, minlength=len(p))
         return -(log_out / labels[row]).sum() / len(p)

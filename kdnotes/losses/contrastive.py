@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['cosine_table', 'info_nce', 'supervised_info_nce', 'log_mean_exp', 'Critic', 'settle', 'noise_contrast', 'Negatives',
            'shared_size', 'shared_negatives', 'Queue', 'IndexBank', 'Head', 'scores_at', 'random_sphere', 'CRDLoss',
-           'contrast', 'information_bound']
+           'contrast', 'information_bound', 'similarity_kl']
 
 # %% ../../nbs/losses/contrastive.ipynb #36bad70d
 import math
@@ -13,19 +13,32 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .distill import require_finite, require_positive, require_rows
+from kdnotes.inputs import (
+    as_labels,
+    as_rows,
+    require_broadcast,
+    require_choice,
+    require_number,
+    require_positive,
+    require_whole,
+    require_width,
+    wide_dtype,
+)
+from .distill import kd_loss, through
 from .relational import on_relations
 
 # %% ../../nbs/losses/contrastive.ipynb #5f2f37ae
-def cosine_table(student: Tensor, teacher: Tensor, temperature: float, where: str) -> Tensor:
+def cosine_table(student: Tensor, teacher: Tensor, temperature: float, where: str = "cosine_table") -> Tensor:
     """Cosines of every student row with every teacher row, divided by `temperature`:
-    `(N, M)` from `(N, D)` and `(M, D)`.
+    `(N, M)` from `(N, D)` and `(M, D)`. ValueErrors name the caller `where`.
     """
-    if student.shape[1] != teacher.shape[1]:
-        raise ValueError(f"{where}: student has dimension {student.shape[1]}, teacher {teacher.shape[1]}; map the "
-                         f"student with a trained layer first")
+    (s,), (t,) = as_rows(where, dims=2, student=student), as_rows(where, dims=2, teacher=teacher)
+    if s.shape[1] != t.shape[1]:
+        raise ValueError(f"{where}: student has dimension {s.shape[1]}, teacher {t.shape[1]}; map the student with a "
+                         f"trained layer first")
     require_positive(where, temperature=temperature)
-    return F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T / temperature
+    s, t = s.to(wide_dtype(s, t)), t.to(wide_dtype(s, t))
+    return F.normalize(s, dim=1) @ F.normalize(t, dim=1).T / temperature
 
 # %% ../../nbs/losses/contrastive.ipynb #ad7d8640
 @on_relations
@@ -51,18 +64,20 @@ def supervised_info_nce(student: Tensor, teacher: Tensor, labels: Tensor, temper
     Source: Khosla et al., Supervised Contrastive Learning, NeurIPS 2020, eq. 2 (sum outside the logarithm),
     here with the student's rows against the teacher's columns.
     """
-    if labels.shape != student.shape[:1] or labels.is_floating_point():
-        raise ValueError(f"supervised_info_nce: labels are {labels.dtype} of shape {tuple(labels.shape)}; expected "
-                         f"one integer per sample, ({len(student)},)")
+    labels = as_labels("supervised_info_nce", labels, len(student), at_least=None, device=student.device)
     log_p = F.log_softmax(cosine_table(student, teacher, temperature, "supervised_info_nce"), dim=1)
     positive = (labels[:, None] == labels).to(log_p.dtype)
     return -((positive * log_p).sum(1) / positive.sum(1)).mean()
 
 # %% ../../nbs/losses/contrastive.ipynb #6ee6ccea
 def log_mean_exp(x: Tensor, valid: Tensor) -> Tensor:
-    """Logarithm of the mean of exp(x) over the entries where `valid` (broadcast to `x`); a scalar."""
-    valid = valid.expand_as(x)
-    return torch.logsumexp(x.masked_fill(~valid, -math.inf).flatten(), 0) - valid.sum().to(x.dtype).log()
+    """Logarithm of the mean of exp(x) over the entries where `valid` (broadcast to `x`); a scalar.
+    -inf where none is.
+    """
+    require_broadcast("log_mean_exp", to=x.shape, valid=valid)
+    x, valid = x.to(wide_dtype(x)), valid.bool().expand_as(x)
+    count = valid.sum().clamp_min(1).to(x.dtype)
+    return torch.logsumexp(x.masked_fill(~valid, -math.inf).flatten(), 0) - count.log()
 
 # %% ../../nbs/losses/contrastive.ipynb #c5a83fff
 class Critic(nn.Module):
@@ -76,15 +91,17 @@ class Critic(nn.Module):
     """
     def __init__(self, m: int, temperature: float, norm: str = "crd"):
         super().__init__()
-        require_positive("Critic", m=m, temperature=temperature)
-        if norm not in ("crd", "none"):
-            raise ValueError(f"Critic: norm is {norm!r}; expected 'crd' (Z from the first batch) or 'none' (Z = 1)")
+        require_whole("Critic", m=m)
+        require_positive("Critic", temperature=temperature)
+        require_choice("Critic", ("crd", "none"), norm=norm)
         self.m, self.temperature = m, temperature
         self.register_buffer("log_Z", torch.tensor(math.nan if norm == "crd" else 0.0))
         self.settled = norm == "none"
 
     def log_odds(self, scores: Tensor, n: Tensor | float) -> Tensor:
-        """u with h = sigmoid(u), for `n` chance pairs to a true one."""
+        """u with h = sigmoid(u), for `n` >= 0 chance pairs to a true one."""
+        require_number("Critic", at_least=0, n=n)
+        scores = scores.to(wide_dtype(scores))
         n = torch.as_tensor(n, dtype=scores.dtype, device=scores.device)
         return scores / self.temperature - (self.log_Z + n.log() - math.log(self.m))
 
@@ -94,11 +111,11 @@ def settle(critic: Critic, positive: Tensor, negative: Tensor, valid: Tensor) ->
     """Set the critic's Z from these scores, unless it has one (from an earlier batch or a checkpoint)."""
     if critic.settled:
         return
-    if critic.log_Z.isnan():
+    if not critic.log_Z.isfinite():
         both = torch.cat([positive[..., None], negative], -1) / critic.temperature
         counted = F.pad(valid.expand_as(negative), (1, 0), value=True)
         critic.log_Z.copy_(math.log(critic.m) + log_mean_exp(both, counted))
-    critic.settled = True
+    critic.settled = bool(critic.log_Z.isfinite())  # a broken batch settles nothing
 
 # %% ../../nbs/losses/contrastive.ipynb #4b511187
 class _ChanceTerm(torch.autograd.Function):
@@ -122,13 +139,19 @@ def noise_contrast(critic: Critic, positive: Tensor, negative: Tensor, valid: Te
     """-log h(positive) - sum of log(1 - h(negative)) for each true pair: `(...)` from scores `(...)` and `(..., n)`.
 
     `valid`, a mask that broadcasts to `negative`, says which chance pairs count; their number is the n of the prior,
-    whatever it is for a pair (0: no loss). In float32 or wider, finite for any score. Source: CRD eq. 10 and 18; sum
-    over the n chance pairs of a true one.
+    whatever it is for a pair (0: no loss). In float32 or wider, finite for any finite score; a critic without Z takes
+    it from these. ValueError for shapes that do not fit. Source: CRD eq. 10 and 18; sum over the n chance pairs of a
+    true one.
     """
+    shapes = f"{tuple(positive.shape)} and {tuple(negative.shape)}"
+    if negative.ndim != positive.ndim + 1 or negative.shape[:-1] != positive.shape or not negative.numel():
+        raise ValueError(f"noise_contrast: scores are {shapes}; expected (...) and (..., n), nothing empty")
+    if valid is not None:
+        require_broadcast("noise_contrast", to=negative.shape, valid=valid)
     with torch.autocast(positive.device.type, enabled=False):
-        dtype = torch.promote_types(positive.dtype, torch.float32)
+        dtype = wide_dtype(positive, negative)
         positive, negative = positive.to(dtype), negative.to(dtype)
-        valid = torch.ones_like(negative[..., :1], dtype=torch.bool) if valid is None else valid
+        valid = torch.ones_like(negative[..., :1], dtype=torch.bool) if valid is None else valid.bool()
         settle(critic, positive, negative, valid)
         n = valid.expand(*valid.shape[:-1], negative.shape[-1]).sum(-1)
         shift = -critic.log_odds(torch.zeros_like(positive), n)
@@ -138,22 +161,30 @@ def noise_contrast(critic: Critic, positive: Tensor, negative: Tensor, valid: Te
 # %% ../../nbs/losses/contrastive.ipynb #bcbe87a8
 class Negatives(nn.Module):
     """Draws, for samples with given keys, entries of a memory with other keys;
-    `keys` `(m,)` are those of the memory, integers >= 0.
+    `keys` `(m,)` are those of the memory, integers >= 0 of two values or more.
 
-    Keys are class labels (supervised) or sample numbers (instance discrimination).
+    Keys are class labels (supervised) or sample numbers (instance discrimination). Memory by the number of different
+    keys, however large they are.
     """
     def __init__(self, keys: Tensor):
         super().__init__()
-        if keys.ndim != 1 or keys.is_floating_point() or keys.unique().numel() < 2:
-            raise ValueError(f"Negatives: keys are {keys.dtype} of shape {tuple(keys.shape)} with "
-                             f"{keys.unique().numel()} different values; expected integers (m,) with two or more")
+        keys = as_labels("Negatives", keys, name="keys")
+        known, counts = keys.unique(return_counts=True)
+        if len(known) < 2:
+            raise ValueError(f"Negatives: keys of shape {tuple(keys.shape)} have {len(known)} different values; "
+                             f"expected integers (m,) with two or more")
         self.register_buffer("keys", keys, persistent=False)
         self.register_buffer("order", keys.argsort(stable=True), persistent=False)
-        self.register_buffer("start", F.pad(keys.bincount().cumsum(0), (1, 0)), persistent=False)
+        self.register_buffer("known", known, persistent=False)
+        self.register_buffer("start", F.pad(counts.cumsum(0), (1, 0)), persistent=False)
 
     def draw(self, keys: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`n` entries for each of `keys` `(B,)`, uniform over all others, with replacement: int64 `(B, n)`."""
-        start, end = self.start[keys, None], self.start[keys + 1, None]
+        require_whole("Negatives", n=n)
+        keys = as_labels("Negatives", keys, name="keys", at_least=None, device=self.known.device)
+        place = torch.searchsorted(self.known, keys).clamp_max(len(self.known) - 1)
+        start, end = self.start[place, None], self.start[place + 1, None]
+        end = torch.where(self.known[place, None] == keys[:, None], end, start)  # a key that nothing has: all differ
         u = torch.randint(2**62, (len(keys), n), generator=generator, device=keys.device)
         u = u % (len(self.order) - (end - start))
         return self.order[torch.where(u < start, u, u + end - start)]
@@ -161,8 +192,10 @@ class Negatives(nn.Module):
 # %% ../../nbs/losses/contrastive.ipynb #198547dd
 def shared_size(n: int, commonest: float, length: int) -> int:
     """How many entries to draw so that `n` of them have another key,
-    where the commonest key has the share `commonest` of the memory: 4 sigma on the safe side.
+    where the commonest key has the share `commonest` < 1 of the memory: 4 sigma on the safe side.
     """
+    require_whole("shared_size", n=n, length=length)
+    require_number("shared_size", at_least=0, below=1, commonest=commonest)
     wrong = 1 - commonest
     return min(length, math.ceil(n / wrong + 4 * math.sqrt(n * commonest) / wrong))
 
@@ -174,6 +207,9 @@ def shared_negatives(keys: Tensor, memory: Tensor, n: int, size: int,
 
     Entries of the memory with a key < 0 are empty and never count.
     """
+    require_whole("shared_negatives", n=n, size=size)
+    memory = as_labels("shared_negatives", memory, name="memory", at_least=None)
+    keys = as_labels("shared_negatives", keys, name="keys", at_least=None, device=memory.device)
     drawn = torch.randperm(len(memory), generator=generator, device=memory.device)[:size]
     other = (memory[drawn] != keys[:, None]) & (memory[drawn] >= 0)
     return drawn, other & (other.cumsum(1) <= n)
@@ -184,7 +220,7 @@ class Queue(nn.Module):
 
     def __init__(self, length: int, dim: int):
         super().__init__()
-        require_positive("Queue", length=length, dim=dim)
+        require_whole("Queue", length=length, dim=dim)
         self.register_buffer("rows", torch.zeros(length, dim))
         self.register_buffer("keys", torch.full((length,), -1))
         self.register_buffer("pushed", torch.tensor(0))
@@ -194,7 +230,9 @@ class Queue(nn.Module):
         """Remember `rows` `(B, dim)` with `keys` `(B,)`, in order; the oldest go.
         Which samples they are (`index`) is of no interest here.
         """
-        length = len(self.rows)
+        (rows,), length = as_rows("Queue", dims=2, rows=rows), len(self.rows)
+        require_width("Queue", self.rows.shape[1], rows=rows)
+        keys = as_labels("Queue", keys, len(rows), name="keys", device=self.keys.device)
         slot = (self.pushed + torch.arange(len(rows), device=rows.device))[-length:] % length
         self.rows[slot], self.keys[slot] = rows[-length:].to(self.rows.dtype), keys[-length:]
         self.pushed += len(rows)
@@ -207,9 +245,8 @@ class IndexBank(nn.Module):
 
     def __init__(self, length: int, dim: int, momentum: float = 0.0, unit: bool = False):
         super().__init__()
-        require_positive("IndexBank", length=length, dim=dim)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"IndexBank: momentum is {momentum}; expected at least 0 and below 1")
+        require_whole("IndexBank", length=length, dim=dim)
+        require_number("IndexBank", at_least=0, below=1, momentum=momentum)
         self.momentum, self.unit = momentum, unit
         self.register_buffer("rows", torch.zeros(length, dim))
         self.register_buffer("keys", torch.full((length,), -1))
@@ -217,27 +254,40 @@ class IndexBank(nn.Module):
     @torch.no_grad()
     def push(self, rows: Tensor, keys: Tensor, index: Tensor) -> None:
         """Remember `rows` `(B, dim)` with `keys` `(B,)` of the samples `index` `(B,)`, no sample twice."""
-        rows = torch.lerp(rows.to(self.rows.dtype), self.rows[index], self.momentum) if self.momentum else rows
-        self.rows[index] = (F.normalize(rows, dim=1) if self.unit else rows).to(self.rows.dtype)
+        (rows,), device = as_rows("IndexBank", dims=2, rows=rows), self.keys.device
+        require_width("IndexBank", self.rows.shape[1], rows=rows)
+        keys = as_labels("IndexBank", keys, len(rows), name="keys", device=device)
+        index = as_labels("IndexBank", index, len(rows), len(self.rows), "index", device=device)
+        rows = rows.to(self.rows.dtype)
+        rows = torch.lerp(rows, self.rows[index], self.momentum) if self.momentum else rows
+        self.rows[index] = F.normalize(rows, dim=1) if self.unit else rows
         self.keys[index] = keys
 
 # %% ../../nbs/losses/contrastive.ipynb #a5b6a63d
 class Head(nn.Module):
-    """Linear map to `p` dimensions, then Euclidean length 1."""
+    """Linear map of `(..., d)` to `p` dimensions, then Euclidean length 1."""
 
     def __init__(self, d: int, p: int = 128):
         super().__init__()
+        require_whole("Head", d=d, p=p)
         self.linear = nn.Linear(d, p)
 
     def forward(self, e: Tensor) -> Tensor:
-        v = self.linear(e)
-        return F.normalize(v.to(torch.promote_types(v.dtype, torch.float32)), dim=-1)
+        require_width("Head", self.linear.in_features, e=e)
+        v = through(self.linear, e)
+        return F.normalize(v.to(wide_dtype(v)), dim=-1)
 
 
 def scores_at(v: Tensor, rows: Tensor, k: Tensor) -> Tensor:
     """Inner products of `v` `(B, p)` with its own entries `k` `(B, K)` of `rows` `(m, p)`:
     `(B, K)`, by the cheaper of two ways.
     """
+    fit = v.ndim == rows.ndim == k.ndim == 2 and v.shape[1] == rows.shape[1] and len(k) == len(v)
+    if not fit or not v.is_floating_point() or not rows.is_floating_point():
+        raise ValueError(f"scores_at: v is {v.dtype} {tuple(v.shape)}, rows {rows.dtype} {tuple(rows.shape)}, k "
+                         f"{tuple(k.shape)}; expected floating-point (B, p) and (m, p), and (B, K)")
+    k = as_labels("scores_at", k.flatten(), classes=len(rows), name="k", device=rows.device).view(k.shape)
+    v, rows = v.to(wide_dtype(v, rows)), rows.to(wide_dtype(v, rows))
     if len(rows) <= 8 * k.shape[1]:
         # the whole table, then what is needed; a clone, since the rows will move on
         return (v @ rows.T.clone()).gather(1, k)
@@ -245,10 +295,12 @@ def scores_at(v: Tensor, rows: Tensor, k: Tensor) -> Tensor:
 
 # %% ../../nbs/losses/contrastive.ipynb #936159ce
 def random_sphere(bank: IndexBank, keys: Tensor) -> IndexBank:
-    """`bank` with random rows of length about 1, as CRD's memories begin, and the `keys`."""
+    """`bank`, in place, with random rows of length about 1 from the global generator, as CRD's memories begin, and the
+    `keys` `(length,)`.
+    """
     side = math.sqrt(3 / bank.rows.shape[1])
     nn.init.uniform_(bank.rows, -side, side)
-    bank.keys.copy_(keys)
+    bank.keys.copy_(as_labels("random_sphere", keys, len(bank.keys), name="keys"))
     return bank
 
 # %% ../../nbs/losses/contrastive.ipynb #b74f00ec
@@ -258,12 +310,13 @@ class CRDLoss(nn.Module):
 
     `keys` `(m,)`: label of every training sample ("exact" negatives, of other classes), or `torch.arange(m)` for all
     other samples. `n` negatives are drawn anew for each sample. In training mode both banks follow with `momentum`.
+    ValueError for other dimensions, samples that are not there, different B and NaN (host memory).
     Source: Tian, Krishnan and Isola, ICLR 2020, and their code.
     """
     def __init__(self, d_s: int, d_t: int, keys: Tensor, n: int = 16384, temperature: float = 0.07, p: int = 128,
                  momentum: float = 0.5):
         super().__init__()
-        require_positive("CRDLoss", n=n)
+        require_whole("CRDLoss", d_s=d_s, d_t=d_t, n=n, p=p)
         self.n, self.negatives = n, Negatives(keys)
         self.g_s, self.g_t = Head(d_s, p), Head(d_t, p)
         self.bank_s, self.bank_t = (random_sphere(IndexBank(len(keys), p, momentum, unit=True), keys) for _ in "st")
@@ -272,9 +325,12 @@ class CRDLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, index: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
         """A scalar, mean over the batch, sum over both sides; `index` `(B,)` says which training samples these are."""
-        require_rows("CRDLoss", student, teacher)
-        require_finite("CRDLoss", student=student, teacher=teacher)
-        v_s, v_t = self.g_s(student), self.g_t(teacher.detach())
+        s, t = as_rows("CRDLoss", dims=2, student=student, teacher=teacher)
+        require_width("CRDLoss", self.g_s.linear.in_features, student=s)
+        require_width("CRDLoss", self.g_t.linear.in_features, teacher=t)
+        m, device = len(self.negatives.keys), self.negatives.keys.device
+        index = as_labels("CRDLoss", index, len(s), m, "index", device=device)
+        v_s, v_t = self.g_s(s), self.g_t(t.detach())
         keys = self.negatives.keys[index]
         k = torch.cat([index[:, None], self.negatives.draw(keys, self.n, generator)], 1)
         loss = contrast(self.critic_s, v_s, self.bank_t.rows, k) + contrast(self.critic_t, v_t, self.bank_s.rows, k)
@@ -288,6 +344,8 @@ def contrast(critic: Critic, v: Tensor, rows: Tensor, k: Tensor) -> Tensor:
     the true partner of each is entry `k[:, 0]` of `rows`, the chance partners are the others; mean over the batch.
     """
     scores = scores_at(v, rows.to(v.dtype), k)
+    if min(scores.shape[0], scores.shape[1] - 1) < 1:
+        raise ValueError(f"contrast: k is {tuple(k.shape)}; expected (B, 1 + n), a true partner and n >= 1 others each")
     return noise_contrast(critic, scores[:, 0], scores[:, 1:]).mean()
 
 # %% ../../nbs/losses/contrastive.ipynb #125a72a1
@@ -295,4 +353,25 @@ def information_bound(loss: Tensor | float, n: int) -> Tensor | float:
     """Lower bound on the mutual information of the contrasted pair, in nats,
     from the noise-contrastive `loss` of one side: log n - loss. A diagnostic.
     """
+    require_whole("information_bound", n=n)
     return math.log(n) - loss
+
+# %% ../../nbs/losses/contrastive.ipynb #a8456a2b
+@on_relations
+def similarity_kl(student: Tensor, teacher: Tensor, temperature: float = 0.1,
+                  teacher_temperature: float = 0.1) -> Tensor:
+    """KL divergence from the teacher's distribution of similarities to the student's, mean over rows; a scalar in nats.
+
+    Row i: softmax over j != i of the cosines of student (or teacher) i with teacher j, `(B, d)` each, B >= 3; the
+    teacher gets no gradient. ValueError as `info_nce`.
+    """
+    if len(student) < 3:
+        raise ValueError(f"similarity_kl: the batch holds {len(student)} samples; expected at least 3, two "
+                         f"of them others")
+    require_positive("similarity_kl", temperature=temperature, teacher_temperature=teacher_temperature)
+    others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+    p_s, p_t = (
+        cosine_table(x, teacher, tau, "similarity_kl")[others].view(len(student), -1)
+        for x, tau in ((student, temperature), (teacher, teacher_temperature))
+    )
+    return kd_loss(p_s, p_t, temperature=1.0)

@@ -6,49 +6,93 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..inputs import as_labels, as_rows, require_finite, require_number, require_whole, require_width, wide_dtype
+from ..models.predictor import Prediction
+
 # %% auto #0
-__all__ = ['crowd_scores', 'crowd_nll', 'CrowdHead', 'CrowdLayer', 'VectorCrowdLayer']
+__all__ = ['crowd_scores', 'crowd_nll', 'whole_annotations', 'whole_batch', 'CrowdHead', 'CrowdLayer', 'VectorCrowdLayer']
 
 # %% ../../nbs/losses/crowd.ipynb #ea9ebaf6
 def crowd_scores(p: Tensor, T: Tensor, row: Tensor, annotator: Tensor, V: Tensor | None = None,
                  groups: Tensor | None = None) -> Tensor:
-    """Scores `s` `(L, C)` of the `L` annotations.
+    """Scores `s` `(L, C)` of the `L` annotations, in float32 or float64.
 
     From probabilities `p` `(B, C)` and confusion weights `T` `(R, C, C)`; `V` `(G, C, C)` with `groups` `(R,)` adds
-    each annotator's group correction. Only annotated pairs are computed: no `B x R x C` tensor is built.
+    each annotator's group correction. `row` and `annotator` `(L,)` are of any integer type. Only annotated pairs are
+    computed: no `B x R x C` tensor is built. ValueError for shapes that do not fit and numbers outside.
     """
+    p, T, V, groups = _matrices("crowd_scores", p, T, V, groups)
+    row = as_labels("crowd_scores", row, None, len(p), "row")
+    annotator = as_labels("crowd_scores", annotator, len(row), len(T), "annotator")
     weights = T[annotator] if V is None else T[annotator] + V[groups[annotator]]
     return torch.bmm(p[row].unsqueeze(1), weights).squeeze(1)
+
+
+def _matrices(where: str, p: Tensor, T: Tensor, V: Tensor | None, groups: Tensor | None) -> tuple:
+    """Probabilities and matrices in float32 or float64, groups int64; refuse shapes that do not fit together."""
+    shapes = [tuple(getattr(x, "shape", ())) for x in (p, T)]
+    if len(shapes[0]) != 2 or len(shapes[1]) != 3 or shapes[1][1:] != 2 * shapes[0][1:]:
+        raise ValueError(f"need probabilities B x C and confusions R x C x C, not {shapes[0]} and {shapes[1]}")
+    if V is None:
+        return *(x.to(wide_dtype(p, T)) for x in (p, T)), None, None
+    if groups is None or V.ndim != 3 or V.shape[1:] != T.shape[1:]:
+        raise ValueError(f"{where}: V has shape {tuple(V.shape)}, groups are {type(groups).__name__}; expected a "
+                         f"correction G x C x C with the group of each of the {len(T)} annotators")
+    groups = as_labels(where, groups, len(T), len(V), "groups")
+    return *(x.to(wide_dtype(p, T, V)) for x in (p, T, V)), groups
 
 # %% ../../nbs/losses/crowd.ipynb #97644f1f
 def crowd_nll(p: Tensor, T: Tensor, row: Tensor, annotator: Tensor, label: Tensor, V: Tensor | None = None,
               groups: Tensor | None = None, stochastic: bool = False, eps: float = 1e-5) -> Tensor:
-    """Mean negative log-likelihood of the annotations.
+    """Mean negative log-likelihood of the annotations, in float32 or float64.
 
-    `p` is `(B, C)`, `T` `(R, C, C)`; `row`, `annotator` and `label` are `(L,)`. `stochastic=True` row-normalises the
-    matrices by a softmax in place of the softmax over answers.
-    Raises `ValueError` on wrong shapes or an empty batch.
+    `p` is `(B, C)`, `T` `(R, C, C)`; `row`, `annotator` and `label` are `(L,)`, of any integer type. `stochastic=True`
+    row-normalises the matrices by a softmax in place of the softmax over answers.
+    Raises `ValueError` on shapes that do not fit, numbers outside, NaN, or an empty batch.
     Source: CCC (AAAI 2024), its CrowdLayer likelihood; Rodrigues & Pereira (AAAI 2018).
     """
-    _check(p, T, row, annotator, label)
+    require_number("crowd_nll", at_least=0, eps=eps)
+    p, T, V, groups = _matrices("crowd_nll", p, T, V, groups)
+    row, annotator, label = whole_annotations("crowd_nll", (row, annotator, label), len(p), len(T), p.shape[1])
     if stochastic:
         T = (T if V is None else T + V[groups]).softmax(2)
         q = crowd_scores(p, T, row, annotator)
     else:
         q = crowd_scores(p, T, row, annotator, V, groups).softmax(1)
-    return -(q.gather(1, label[:, None]) + eps).log().mean()
+    loss = -(q.gather(1, label[:, None]) + eps).log().mean()
+    if loss.device.type == "cpu" and not loss.isfinite():      # looked for only where there is something to find
+        require_finite("crowd_nll", p=p, T=T, **({} if V is None else {"V": V}))
+    return loss
 
 # %% ../../nbs/losses/crowd.ipynb #fd53320d
-def _check(p: Tensor, T: Tensor, row: Tensor, annotator: Tensor, label: Tensor) -> None:
-    """Refuse shapes that do not fit together; values are checked where a crowd is made, not on every batch."""
-    c = p.shape[-1]
-    if p.ndim != 2 or T.ndim != 3 or tuple(T.shape[1:]) != (c, c):
-        given = f"{tuple(p.shape)} and {tuple(T.shape)}"
-        raise ValueError(f"need probabilities B x C and confusions R x C x C, not {given}")
-    if not len(row) == len(annotator) == len(label) or not len(row):
-        given = f"{len(row)}, {len(annotator)}, {len(label)}"
-        raise ValueError(f"row, annotator and label need one length > 0, not {given}: "
+def whole_annotations(where: str, annotations: tuple[Tensor, Tensor, Tensor], batch: int, annotators: int,
+                      classes: int) -> tuple[Tensor, ...]:
+    """`row`, `annotator` and `label` of a batch, each `(L,)`, as int64.
+
+    ValueError for no annotation, for unequal lengths and, in host memory, for numbers outside.
+    """
+    try:
+        given = dict(zip(("row", "annotator", "label"), annotations, strict=True))
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: annotations are {type(annotations).__name__}; expected three vectors: row, "
+                         "annotator, label") from None
+    lengths = [len(v) if getattr(v, "shape", (1,)) else 0 for v in given.values()]
+    if len(set(lengths)) > 1 or not lengths[0]:
+        raise ValueError(f"row, annotator and label need one length > 0, not {', '.join(map(str, lengths))}: "
                          "a batch without annotations has no likelihood")
+    sizes = (batch, annotators, classes)
+    return tuple(as_labels(where, v, None, size, name) for (name, v), size in zip(given.items(), sizes))
+
+
+def whole_batch(where: str, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor], annotators: int,
+                classes: int, weights: Tensor) -> tuple:
+    """What a head reads: logits `(B, C)` in float32 or float64 (as its `weights`), and `row`, `annotator`, `label`.
+
+    ValueError for other shapes, NaN, and numbers outside.
+    """
+    (z,) = as_rows(where, dims=2, logits=prediction.logits)
+    require_width(where, classes, logits=z)
+    return z.to(wide_dtype(z, weights)), *whole_annotations(where, annotations, len(z), annotators, classes)
 
 # %% ../../nbs/losses/crowd.ipynb #c81e5692
 class CrowdHead(nn.Module):
@@ -58,9 +102,9 @@ class CrowdHead(nn.Module):
     each `(L,)`; the probabilities are `(B, C)`.
     """
 
-    def classify(self, prediction) -> Tensor:
+    def classify(self, prediction: Prediction) -> Tensor:
         """What the trained model answers at test time: by default the classifier alone."""
-        return prediction.logits.softmax(1)
+        return prediction.logits.to(wide_dtype(prediction.logits)).softmax(1)
 
 # %% ../../nbs/losses/crowd.ipynb #a6cfe5f5
 class CrowdLayer(CrowdHead):
@@ -71,13 +115,14 @@ class CrowdLayer(CrowdHead):
 
     def __init__(self, annotators: int, classes: int, stochastic: bool = False):
         super().__init__()
+        require_whole("CrowdLayer", annotators=annotators, classes=classes)
         self.stochastic = stochastic
         self.T = nn.Parameter(torch.eye(classes).repeat(annotators, 1, 1))
 
-    def forward(self, prediction, annotations, inputs=None, V: Tensor | None = None,
-                groups: Tensor | None = None) -> Tensor:
-        p = prediction.logits.softmax(1)
-        return crowd_nll(p.to(self.T.dtype), self.T, *annotations, V=V, groups=groups, stochastic=self.stochastic)
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor], inputs: Tensor | None = None,
+                V: Tensor | None = None, groups: Tensor | None = None) -> Tensor:
+        z, *triple = whole_batch("CrowdLayer", prediction, annotations, *self.T.shape[:2], self.T)
+        return crowd_nll(z.softmax(1), self.T, *triple, V=V, groups=groups, stochastic=self.stochastic)
 
     def confusions(self) -> Tensor:
         """Answers of each annotator where the classifier is sure, `(R, C, C)`: the rows are `softmax(T[r, c])`."""
@@ -94,13 +139,18 @@ class VectorCrowdLayer(CrowdHead):
         if kind not in self.KINDS:
             kinds = ", ".join(self.KINDS)
             raise ValueError(f"unknown crowd layer {kind!r}: choose MW (the class CrowdLayer) or {kinds}")
-        self.eps = eps
+        require_whole("VectorCrowdLayer", annotators=annotators, classes=classes)
+        require_number("VectorCrowdLayer", at_least=0, eps=eps)
+        self.annotators, self.classes, self.eps = annotators, classes, eps
         self.w = None if kind == "VB" else nn.Parameter(torch.ones(annotators, 1 if kind == "SW" else classes))
         self.b = nn.Parameter(torch.zeros(annotators, classes)) if "B" in kind else None
 
-    def forward(self, prediction, annotations, inputs=None) -> Tensor:
-        row, annotator, label = annotations
-        s = prediction.logits.softmax(1)[row]
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor],
+                inputs: Tensor | None = None) -> Tensor:
+        weights = self.b if self.w is None else self.w
+        z, row, annotator, label = whole_batch("VectorCrowdLayer", prediction, annotations, self.annotators,
+                                               self.classes, weights)
+        s = z.softmax(1)[row]
         s = s if self.w is None else s * self.w[annotator]
         s = s if self.b is None else s + self.b[annotator]
         return -(s.softmax(1).gather(1, label[:, None]) + self.eps).log().mean()

@@ -10,57 +10,64 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .distill import require_finite, require_positive
+from kdnotes.inputs import (
+    as_labels,
+    as_rows,
+    require_number,
+    require_positive,
+    require_whole,
+    require_width,
+    wide_dtype,
+)
 
 # %% ../../nbs/losses/margin.ipynb #63ab77d3
 def cosine_logits(features: Tensor, weight: Tensor) -> Tensor:
     """Cosines `(N, classes)` of the angles between `features` `(N, D)` and the rows of `weight` `(classes, D)`;
     at least float32, also under autocast.
     """
-    if features.ndim != 2 or features.shape[1:] != weight.shape[1:] or not features.is_floating_point():
-        raise ValueError(f"features are {features.dtype} of shape {tuple(features.shape)}; expected floating "
-                         f"point (N, {weight.shape[1]})")
-    require_finite("cosine_logits", features=features)
-    with torch.autocast(features.device.type, enabled=False):
-        half = features.dtype in (torch.float16, torch.bfloat16)
-        s = features.float() if half else features
-        return F.linear(F.normalize(s), F.normalize(weight.to(s.dtype)))
+    (s,), (w,) = (as_rows("cosine_logits", dims=2, **one) for one in ({"features": features}, {"weight": weight}))
+    require_width("cosine_logits", w.shape[1], features=s)
+    with torch.autocast(s.device.type, enabled=False):
+        return F.linear(F.normalize(s.to(wide_dtype(s, w))), F.normalize(w.to(wide_dtype(s, w))))
 
 # %% ../../nbs/losses/margin.ipynb #76cb98ea
+def _true_class(where: str, cosines: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`cosines` `(N, classes)` in float32 or wider, `labels` as a column of int64, and `true_class` of both."""
+    (cosines,) = as_rows(where, dims=2, cosines=cosines)
+    column = as_labels(where, labels, *cosines.shape, device=cosines.device)[:, None]
+    return cosines, column, cosines.gather(1, column)
+
+
 def true_class(cosines: Tensor, labels: Tensor) -> Tensor:
     """The column of each row's own class, `(N, 1)`, from `cosines` `(N, classes)`;
     ValueError for labels that do not fit.
     """
-    if cosines.ndim != 2 or labels.shape != cosines.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)} for cosines {tuple(cosines.shape)}; "
-                         f"expected int64 (N,) and (N, classes)")
-    on_host = labels.device.type == "cpu" and len(labels)           # elsewhere a look would wait for the device
-    if on_host and not (0 <= int(labels.min()) and int(labels.max()) < cosines.shape[1]):
-        raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}; expected "
-                         f"0..{cosines.shape[1] - 1}")
-    return cosines.gather(1, labels[:, None])
+    return _true_class("true_class", cosines, labels)[2]
 
 
 def cos_margin(cosines: Tensor, labels: Tensor, margin: float = 0.35) -> Tensor:
     """`cosines` `(N, classes)` with cos(theta) - `margin` at each row's label.
     Source: CosFace, Wang et al., CVPR 2018, eq. 4.
     """
-    return cosines.scatter(1, labels[:, None], true_class(cosines, labels) - margin)
+    require_number("cos_margin", at_least=0, margin=margin)
+    cosines, column, c = _true_class("cos_margin", cosines, labels)
+    return cosines.scatter(1, column, c - margin)
 
 # %% ../../nbs/losses/margin.ipynb #1d174baf
 def arc_margin(cosines: Tensor, labels: Tensor, margin: float = 0.5) -> Tensor:
     """`cosines` `(N, classes)` with cos(theta + `margin`) at each row's label,
-    or cos(theta) - margin sin(margin) where theta + margin > pi.
+    or cos(theta) - margin sin(margin) where theta + margin > pi; 0 <= `margin` <= pi.
 
     Source: ArcFace, Deng et al., CVPR 2019, eq. 3; the guard is that of the authors' code.
     """
-    c = true_class(cosines, labels)
+    require_number("arc_margin", at_least=0, at_most=math.pi, margin=margin)
+    cosines, column, c = _true_class("arc_margin", cosines, labels)
     # the slope of sin(theta) is infinite at theta = 0; there it counts as flat
     tiny = torch.finfo(c.dtype).eps
     sine = (1 - c.square()).clamp_min(tiny).sqrt()
     turned = c * math.cos(margin) - sine * math.sin(margin)
     psi = torch.where(c > -math.cos(margin), turned, c - margin * math.sin(margin))
-    return cosines.scatter(1, labels[:, None], psi)
+    return cosines.scatter(1, column, psi)
 
 # %% ../../nbs/losses/margin.ipynb #4c3d3af8
 class CosineHead(nn.Module):
@@ -69,12 +76,11 @@ class CosineHead(nn.Module):
     """
     def __init__(self, feature_dim: int, classes: int, scale: float = 64.0, margin: float = 0.0) -> None:
         super().__init__()
-        if feature_dim < 1 or classes < 2:
-            raise ValueError(f"feature_dim is {feature_dim}, classes is {classes}; expected at least "
-                             f"1 feature and 2 classes")
-        require_positive(type(self).__name__, scale=scale)
-        if not 0 <= margin < math.pi / 2:
-            raise ValueError(f"{type(self).__name__}: margin is {margin}; expected at least 0 and less than pi / 2")
+        where = type(self).__name__
+        require_whole(where, feature_dim=feature_dim)
+        require_whole(where, at_least=2, classes=classes)
+        require_positive(where, scale=scale)
+        require_number(where, at_least=0, below=math.pi / 2, margin=margin)
         self.scale, self.margin = scale, margin
         self.weight = nn.Parameter(torch.empty(classes, feature_dim).normal_(std=0.01))
 
@@ -98,13 +104,14 @@ class MarginHead(CosineHead):
 
     def logits(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Scaled cosines `(N, classes)`, without a margin;
-        with it at each row's label where `labels` int64 `(N,)` are given.
+        with it at each row's label where `labels` `(N,)`, integers, are given.
         """
         cosines = self.cosines(features)
         return self.scale * (cosines if labels is None else self.psi(cosines, labels))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(features, labels), labels)
+        logits = self.logits(features, labels)
+        return F.cross_entropy(logits, as_labels(type(self).__name__, labels, device=logits.device))
 
 # %% ../../nbs/losses/margin.ipynb #5c114a9a
 class CosFace(MarginHead):

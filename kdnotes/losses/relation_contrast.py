@@ -9,8 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdnotes.inputs import (
+    as_labels,
+    as_rows,
+    require_broadcast,
+    require_choice,
+    require_whole,
+    require_width,
+    wide_dtype,
+)
 from .contrastive import Critic, Head, IndexBank, Queue, noise_contrast, shared_negatives, shared_size
-from .distill import require_finite, require_positive, require_rows
+from .distill import through
 
 # %% ../../nbs/losses/relation_contrast.ipynb #e719bd45
 class FeatureRelation(nn.Module):
@@ -22,6 +31,7 @@ class FeatureRelation(nn.Module):
     """
     def __init__(self, d_i: int, d_j: int, p: int = 128, share_in: bool = False):
         super().__init__()
+        require_whole("FeatureRelation", d_i=d_i, d_j=d_j, p=p)
         if share_in and d_i != d_j:
             raise ValueError(f"FeatureRelation: share_in needs one dimension for both members, got {d_i} and "
                              f"{d_j}; use share_in=False")
@@ -30,10 +40,13 @@ class FeatureRelation(nn.Module):
         self.out = nn.Linear(p, p)
 
     def hidden(self, e_i: Tensor, e_j: Tensor) -> Tensor:
-        return F.relu(self.in_i(e_i) - self.in_j(e_j))
+        require_width(type(self).__name__, self.in_i.in_features, e_i=e_i)
+        require_width(type(self).__name__, self.in_j.in_features, e_j=e_j)
+        require_broadcast(type(self).__name__, e_i=e_i[..., 0], e_j=e_j[..., 0])
+        return F.relu(through(self.in_i, e_i) - through(self.in_j, e_j))
 
     def forward(self, e_i: Tensor, e_j: Tensor) -> Tensor:
-        return self.out(self.hidden(e_i, e_j))
+        return through(self.out, self.hidden(e_i, e_j))
 
 # %% ../../nbs/losses/relation_contrast.ipynb #d3bb6b84
 class RelationHead(nn.Module):
@@ -46,10 +59,10 @@ class RelationHead(nn.Module):
         self.relation, self.h = FeatureRelation(d_i, d_j, p, share_in), nn.Linear(p, p)
 
     def forward(self, e_i: Tensor, e_j: Tensor) -> Tensor:
-        out = self.relation.out
-        weight, bias = self.h.weight @ out.weight, F.linear(out.bias, self.h.weight, self.h.bias)
-        v = F.linear(self.relation.hidden(e_i, e_j), weight, bias)
-        return F.normalize(v.to(torch.promote_types(v.dtype, torch.float32)), dim=-1)
+        dtype = wide_dtype(self.h.weight)
+        h, out = ([w.to(dtype) for w in (m.weight, m.bias)] for m in (self.h, self.relation.out))
+        v = F.linear(self.relation.hidden(e_i, e_j), h[0] @ out[0], F.linear(out[1], *h))
+        return F.normalize(v.to(wide_dtype(v)), dim=-1)
 
 # %% ../../nbs/losses/relation_contrast.ipynb #8f41b111
 class Difference(nn.Module):
@@ -62,6 +75,7 @@ class Difference(nn.Module):
         self.g_i, self.g_j = g_i, g_j
 
     def forward(self, e_i: Tensor, e_j: Tensor) -> Tensor:
+        require_broadcast("Difference", e_i=e_i[..., 0], e_j=e_j[..., 0])
         return F.normalize(self.g_j(e_j) - self.g_i(e_i), dim=-1)
 
 # %% ../../nbs/losses/relation_contrast.ipynb #40c9a2cf
@@ -70,11 +84,11 @@ def relation_pair(kind: str, d_s: int, d_t: int, p: int, tie: bool = False,
     """The relation in the teacher's space and the cross relation:
     `kind` "module" (CRRCD) or "difference" (CRCD, whose teacher head is always shared).
     """
+    require_choice("RelationContrast", ("module", "difference"), relation=kind)
+    require_whole("RelationContrast", d_s=d_s, d_t=d_t, p=p)
     if kind == "difference":
         g_t = Head(d_t, p)
         return Difference(g_t, g_t), Difference(g_t, Head(d_s, p))
-    if kind != "module":
-        raise ValueError(f"relation is {kind!r}; expected 'module' (CRRCD) or 'difference' (CRCD)")
     within, across = RelationHead(d_t, d_t, p, share_in), RelationHead(d_t, d_s, p)
     if tie:
         across.relation.in_i, across.relation.out, across.h = within.relation.in_i, within.relation.out, within.h
@@ -87,8 +101,17 @@ def relation_contrast(critic: Critic, fixed: Tensor, partner: Tensor, chance: Te
 
     `fixed`, `partner` `(A, B, p)`: the relation vectors of the true pairs; `chance` `(A, K, p)`: the partners in chance
     pairs, for each anchor; `valid` `(B, K)`: which of them count for image j; `different` `(A, B)`: true where j is not
-    the anchor itself.
+    the anchor itself, ValueError where it nowhere is (host memory).
     """
+    shapes = [tuple(v.shape) for v in (fixed, partner, chance, valid, different)]
+    fit = fixed.shape == partner.shape and fixed.ndim == chance.ndim == 3 and valid.ndim == 2
+    fit = fit and chance.shape[::2] == fixed.shape[::2] and different.shape == fixed.shape[:2]
+    if not fit or valid.shape != (fixed.shape[1], chance.shape[1]):
+        raise ValueError(f"relation_contrast: shapes are {shapes}; expected (A, B, p) twice, (A, K, p), (B, K), (A, B)")
+    if different.device.type == "cpu" and not different.any():
+        raise ValueError(f"relation_contrast: none of {tuple(different.shape)} pairs is of two samples; expected "
+                         f"at least 2 samples")
+    fixed, partner, chance = (v.to(wide_dtype(fixed, partner, chance)) for v in (fixed, partner, chance))
     positive = (fixed * partner).sum(-1)
     each = noise_contrast(critic, positive, fixed @ chance.mT, valid)
     return (each * different).sum() / different.sum()
@@ -98,14 +121,14 @@ def memory(bank: str, keys: Tensor, length: int | None, dim: int, n: int) -> Que
     """An empty memory of embeddings `(dim,)` for a training set with `keys` `(m,)`:
     a "queue" of `length` (None: 16 n, at most m), or an "index" bank.
     """
-    require_positive("RelationContrast", n=n, length=1 if length is None else length)
-    if keys.ndim != 1 or keys.is_floating_point() or keys.unique().numel() < 2:
-        raise ValueError(f"RelationContrast: keys are {keys.dtype} of shape {tuple(keys.shape)}; expected integer "
-                         f"labels (m,) of two classes or more")
+    require_whole("RelationContrast", n=n, length=1 if length is None else length)
+    require_choice("RelationContrast", ("queue", "index"), bank=bank)
+    keys = as_labels("RelationContrast", keys, name="keys")
+    if len(keys.unique()) < 2:
+        raise ValueError(f"RelationContrast: keys of shape {tuple(keys.shape)} have {len(keys.unique())} different "
+                         f"values; expected integer labels (m,) of two classes or more")
     if bank == "index":
         return IndexBank(len(keys), dim)
-    if bank != "queue":
-        raise ValueError(f"RelationContrast: bank is {bank!r}; expected 'queue' or 'index'")
     return Queue(length or min(len(keys), max(16 * n, 1024)), dim)
 
 # %% ../../nbs/losses/relation_contrast.ipynb #ae956e7f
@@ -115,7 +138,7 @@ class Side(nn.Module):
     def __init__(self, bank: Queue | IndexBank, keys: Tensor, n: int, temperature: float, norm: str):
         super().__init__()
         self.bank, self.critic, self.n = bank, Critic(len(keys), temperature, norm), n
-        self.size = shared_size(n, float(keys.bincount().max()) / len(keys), len(bank.rows))
+        self.size = shared_size(n, int(keys.unique(return_counts=True)[1].max()) / len(keys), len(bank.rows))
 
     def draw(self, keys: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Remembered rows `(K, d)` for the whole batch, and which of them count for each of `keys` `(B,)`: `(B, K)`."""
@@ -133,19 +156,25 @@ class Contrasted(nn.Module):
                  sides: str = "teacher", norm: str = "crd", bank: str = "queue", length: int | None = None,
                  anchors: int | None = None, relation: str = "module", tie: bool = False, share_in: bool = False):
         super().__init__()
-        if sides not in SIDES:
-            raise ValueError(f"RelationContrast: sides is {sides!r}; expected one of {', '.join(map(repr, SIDES))}")
+        require_choice("RelationContrast", SIDES, sides=sides)
+        require_whole("RelationContrast", d_s=d_s, d_t=d_t, p=p, anchors=1 if anchors is None else anchors)
+        keys = as_labels("RelationContrast", keys, name="keys")
         self.within, self.across = relation_pair(relation, d_s, d_t, p, tie, share_in)
-        dims, self.anchors = {"teacher": d_t, "student": d_s}, anchors
-        self.sides = nn.ModuleDict({side: Side(memory(bank, keys, length, dims[side], n), keys, n, temperature, norm)
-                                    for side in SIDES[sides]})
+        self.dims, self.anchors = {"teacher": d_t, "student": d_s}, anchors
+        made = {side: memory(bank, keys, length, self.dims[side], n) for side in SIDES[sides]}
+        self.sides = nn.ModuleDict({side: Side(found, keys, n, temperature, norm) for side, found in made.items()})
         self.register_buffer("keys", keys, persistent=False)
 
     def fill(self, rows: Tensor, side: str = "teacher") -> None:
         """Remember the embeddings `(m, d)` of the whole training set, in its order; a queue keeps the last ones."""
+        require_choice("RelationContrast", self.sides, side=side)
+        if len(rows) != len(self.keys):
+            raise ValueError(f"RelationContrast: {len(rows)} embeddings for {len(self.keys)} training samples; "
+                             f"expected one each, in their order")
         self.sides[side].bank.push(rows, self.keys, torch.arange(len(rows), device=rows.device))
 
     def draw_anchors(self, B: int, generator: torch.Generator | None) -> Tensor:
+        require_whole("RelationContrast", B=B)
         device = self.keys.device
         if self.anchors is None:
             return torch.arange(B, device=device)
@@ -166,10 +195,13 @@ class RelationContrast(Contrasted):
     def forward(self, student: Tensor, teacher: Tensor, index: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
         """Sum over sides for embeddings `(B, d_s)`, `(B, d_t)` of the training samples `index` `(B,)`; a scalar.
-        Remembers them in training mode.
+        Remembers them in training mode. ValueError for B < 2, other dimensions, samples that are not there, different
+        B and NaN (host memory).
         """
-        require_rows("RelationContrast", student, teacher)
-        require_finite("RelationContrast", student=student, teacher=teacher)
+        student, teacher = as_rows("RelationContrast", least=2, dims=2, student=student, teacher=teacher)
+        require_width("RelationContrast", self.dims["student"], student=student)
+        require_width("RelationContrast", self.dims["teacher"], teacher=teacher)
+        index = as_labels("RelationContrast", index, len(student), len(self.keys), "index", device=self.keys.device)
         teacher, keys, i = teacher.detach(), self.keys[index], self.draw_anchors(len(student), generator)
         anchor, different = teacher[i, None], i[:, None] != torch.arange(len(student), device=i.device)
         v_t, v_ts = self.within(anchor, teacher), self.across(anchor, student)

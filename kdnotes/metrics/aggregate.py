@@ -3,66 +3,128 @@
 # %% ../../nbs/metrics/aggregate.ipynb #b2b068e1
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from ..config import unknown_name
+from ..data.crowds import Crowd, Truth, labels_per_annotator, labels_per_item, truth_by_name
+from ..data.crowds import votes as count_votes
+from ..inputs import as_labels, as_rows, require_table, require_width
+
 # %% auto #0
-__all__ = ['majority_vote', 'DawidSkene', 'dawid_skene']
+__all__ = ['WAYS', 'majority_vote', 'DawidSkene', 'dawid_skene', 'Confusions', 'Aggregated', 'answers_by_item', 'aggregate']
 
 # %% ../../nbs/metrics/aggregate.ipynb #c123ecd9
 def majority_vote(votes: Tensor, ties: str = "random", generator: torch.Generator | None = None) -> Tensor:
     """The class with the most votes: `votes` `(N, C)` counts, result `(N,)`;
-    `ties` are broken at "random" or go to the "lowest" class.
+    `ties` are broken at "random" (by `generator`, or torch's global one) or go to the "lowest" class.
+
+    An item without votes is a tie of all classes. ValueError for anything but a table of counts.
     """
-    if votes.ndim != 2 or ties not in ("random", "lowest"):
+    votes = torch.as_tensor(votes).detach()
+    if votes.ndim != 2 or not votes.shape[1] or ties not in ("random", "lowest"):
         raise ValueError(f"need an N x C table of votes and ties 'random' or 'lowest', not shape "
                          f"{tuple(votes.shape)} and {ties!r}")
+    if not (votes >= 0).all() or votes.is_floating_point() and votes.isinf().any():
+        raise ValueError("votes hold NaN, infinity or numbers below zero; expected how often each class was chosen")
     if ties == "lowest":
-        return votes.argmax(1)
+        return votes.long().argmax(1) if votes.dtype in (torch.bool, torch.uint8) else votes.argmax(1)
     lottery = torch.rand(votes.shape, generator=generator,
                          device=votes.device if generator is None else generator.device)
     # counts differ by whole votes: half a vote only decides ties
     return (votes + 0.5 * lottery.to(votes.device)).argmax(1)
 
 # %% ../../nbs/metrics/aggregate.ipynb #e54aed4f
-class DawidSkene(NamedTuple):
-    """Belief `posterior` `(N, C)`, `confusions` `(R, C, C)` (rows: true class), class shares `prior` `(C,)`,
-    and the log-likelihood after each step.
+@dataclass(frozen=True)
+class DawidSkene:
+    """Belief `posterior` `(N, C)`, class shares `prior` `(C,)`, and the log-likelihood after each step; float64.
+
+    Confusions are kept where labels were given: `given` `(P, C)` is the probability of the label of each of the `pairs`
+    `(P,)`, `r * C + l`, under each true class, and `other` `(R, C)` that of a label which annotator r never gave.
     """
 
     posterior: Tensor
-    confusions: Tensor
     prior: Tensor
     log_likelihood: tuple[float, ...]
+    pairs: Tensor
+    given: Tensor
+    other: Tensor
+
+    def confusion(self, annotator: int) -> Tensor:
+        """The confusion matrix `(C, C)` of an annotator (rows: true class). IndexError for one that is not there."""
+        r, c = self.other.shape
+        if not 0 <= annotator < r:
+            raise IndexError(f"annotator {annotator} is not there; expected 0..{r - 1}")
+        first, last = torch.searchsorted(self.pairs, torch.tensor([annotator * c, (annotator + 1) * c])).tolist()
+        matrix = self.other[annotator][:, None].repeat(1, c)
+        matrix[:, self.pairs[first:last] % c] = self.given[first:last].T
+        return matrix
+
+    @property
+    def confusions(self) -> Tensor:
+        """All of them `(R, C, C)`, made anew each time: R C C numbers of eight bytes."""
+        require_table("confusions", annotators=len(self.other), classes=self.given.shape[1], labels=self.given.shape[1])
+        return torch.stack([self.confusion(r) for r in range(len(self.other))])
 
 # %% ../../nbs/metrics/aggregate.ipynb #d70ed2e0
-def _counts(item: Tensor, annotator: Tensor, label: Tensor, shape: tuple[int, int, int]):
-    """The sparse `(N, R C)` matrix `S` of how often annotator r called item i class l."""
+def _vectors(*given: object) -> list[np.ndarray]:
+    """Whole numbers from 0 as int64 vectors of one length; ValueError for anything else."""
+    vectors = [np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v) for v in given]
+    for name, v in zip(("item", "annotator", "label"), vectors):
+        if v.ndim != 1 or v.size and v.dtype.kind not in "iu":
+            raise ValueError(f"{name} is {v.dtype} of shape {v.shape}; expected a vector of whole numbers")
+    if len({len(v) for v in vectors}) > 1 or not len(vectors[0]):
+        lengths = ", ".join(str(len(v)) for v in vectors)
+        raise ValueError(f"item, annotator and label need one length > 0, not {lengths}")
+    return [v.astype(np.int64) for v in vectors]
+
+
+def _size(vectors: list[np.ndarray], given: tuple[int | None, ...]) -> tuple[int, int, int]:
+    """How many items, annotators and classes there are; ValueError for numbers outside, or with gaps nobody told of."""
+    kinds, shape = ("items", "annotators", "classes"), []
+    for kind, v, count in zip(kinds, vectors, given):
+        largest = int(v.max())
+        if count is None and largest >= max(len(v), 2):
+            raise ValueError(f"{len(v)} annotations with a largest number of {largest} among the {kind}: numbers run "
+                             f"from 0; give {kind}= if some do not occur, or Crowd.from_table the names")
+        shape.append(largest + 1 if count is None else int(count))
+    n, r, c = shape
+    require_table("dawid_skene", items=n, classes=c)
+    require_table("dawid_skene", annotators=r, classes=c)
+    if min(int(v.min()) for v in vectors) < 0 or any(int(v.max()) >= count for v, count in zip(vectors, shape)):
+        raise ValueError(f"annotations outside {n} items, {r} annotators, {c} classes")
+    return n, r, c
+
+
+def _counts(item: np.ndarray, annotator: np.ndarray, label: np.ndarray, shape: tuple[int, int, int]):
+    """How often annotator r called item i class l: the pairs `r C + l` that occur `(P,)`, and sparse `S` `(N, P)`."""
     from scipy.sparse import csr_matrix
 
-    n, r, c = shape
-    item, annotator, label = (torch.as_tensor(v).cpu().numpy() for v in (item, annotator, label))
-    if not len(item) == len(annotator) == len(label) > 0:
-        raise ValueError(f"item, annotator and label need one length > 0, not {len(item)}, "
-                         f"{len(annotator)}, {len(label)}")
-    if min(item.min(), annotator.min(), label.min()) < 0 or item.max() >= n or annotator.max() >= r or label.max() >= c:
-        raise ValueError(f"annotations outside {n} items, {r} annotators, {c} classes")
-    # repeats add up
-    return csr_matrix((np.ones(len(item)), (item, annotator.astype(np.int64) * c + label)), shape=(n, r * c))
+    n, _, c = shape
+    pairs, column = np.unique(annotator * c + label, return_inverse=True)
+    return pairs, csr_matrix((np.ones(len(item)), (item, column.ravel())), shape=(n, len(pairs)))  # repeats add up
 
 # %% ../../nbs/metrics/aggregate.ipynb #94e56199
-def _maximise(counts_t, mu: np.ndarray, smoothing: float, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The M-step: class shares `(C,)`, confusions `(R, l, c)`, and the logarithms `(R l, c)` that the E-step needs."""
+def _maximise(counts_t, owns, mu: np.ndarray, smoothing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The M-step: class shares `(C,)`, confusions `(P, C)` at the pairs that occur, and `(R, C)` at any other label.
+
+    `owns` is the sparse `(R, P)` matrix of whose pair is whose.
+    """
     c = mu.shape[1]
-    theta = np.asarray(counts_t @ mu).reshape(-1, c, c) + smoothing
-    total = theta.sum(1, keepdims=True)
+    given = np.asarray(counts_t @ mu) + smoothing
+    unseen = c - np.diff(owns.indptr)[:, None]  # labels that an annotator never gave
+    total = owns @ given + smoothing * unseen
+    other = np.divide(smoothing, total, out=np.full_like(total, 1 / c), where=total > 0)
+    total = np.repeat(total, np.diff(owns.indptr), axis=0)
     # an annotator who never met class c: uniform
-    theta = np.divide(theta, total, out=np.full_like(theta, 1 / c), where=total > 0)
-    return mu.mean(0), theta, np.log(np.maximum(theta, floor)).reshape(-1, c)
+    return mu.mean(0), np.divide(given, total, out=np.full_like(given, 1 / c), where=total > 0), other
 
 
 def _expect(counts, prior: np.ndarray, log_theta: np.ndarray, floor: float) -> tuple[np.ndarray, float]:
@@ -79,10 +141,10 @@ def _expect(counts, prior: np.ndarray, log_theta: np.ndarray, floor: float) -> t
     return mu, float(np.log(total).sum() + top.sum())
 
 # %% ../../nbs/metrics/aggregate.ipynb #7561abf0
-def _vote_shares(counts, shape: tuple[int, int, int]) -> np.ndarray:
+def _vote_shares(item: np.ndarray, label: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """The start of EM: each class's share of an item's labels `(N, C)`, uniform where an item has none."""
-    n, r, c = shape
-    shares = counts @ np.tile(np.eye(c), (r, 1))
+    n, _, c = shape
+    shares = np.bincount(item * c + label, minlength=n * c).reshape(n, c).astype(np.float64)
     total = shares.sum(1, keepdims=True)
     return np.divide(shares, total, out=np.full((n, c), 1 / c), where=total > 0)
 
@@ -93,18 +155,170 @@ def dawid_skene(item: Tensor, annotator: Tensor, label: Tensor, items: int | Non
     """EM of Dawid & Skene (1979) from annotation triples `(L,)`, started from each item's vote shares,
     in float64 on the CPU.
 
-    Stops at a relative change of the log-likelihood below `tolerance`;
-    `smoothing` is added to all counts of the M-step. Repeated pairs count as often as they occur.
+    Stops at a relative change of the log-likelihood below `tolerance`, or after `iterations` (at least 1);
+    `smoothing` (at least 0) is added to all counts of the M-step. Repeated pairs count as often as they occur.
+    `items`, `annotators`, `classes`: how many there are, by default the largest number + 1. ValueError for anything
+    but whole numbers within these.
     """
-    shape = tuple(int(torch.as_tensor(v).max()) + 1 if given is None else given
-                  for v, given in zip((item, annotator, label), (items, annotators, classes)))
-    counts, floor, history = _counts(item, annotator, label, shape), 1e-300, []
-    mu, counts_t = _vote_shares(counts, shape), counts.T.tocsr()
+    vectors = _vectors(item, annotator, label)
+    if not iterations >= 1 or not tolerance >= 0 or not 0 <= smoothing < float("inf"):
+        raise ValueError(f"iterations={iterations}, tolerance={tolerance}, smoothing={smoothing}; expected at least 1, "
+                         "0 and 0, finite")
+    shape, floor, history = _size(vectors, (items, annotators, classes)), 1e-300, []
+    mu = _vote_shares(vectors[0], vectors[2], shape)
+    pairs, counts = _counts(*vectors, shape)
+    counts_t, owns = counts.T.tocsr(), _owners(pairs, shape)
     for _ in range(iterations):
-        prior, theta, log_theta = _maximise(counts_t, mu, smoothing, floor)
-        mu, likelihood = _expect(counts, prior, log_theta, floor)
+        prior, given, other = _maximise(counts_t, owns, mu, smoothing)
+        mu, likelihood = _expect(counts, prior, np.log(np.maximum(given, floor)), floor)
         history.append(likelihood)
         if len(history) > 1 and abs(history[-1] - history[-2]) <= tolerance * abs(history[-2]):
             break
-    return DawidSkene(torch.from_numpy(mu), torch.from_numpy(theta.transpose(0, 2, 1).copy()), torch.from_numpy(prior),
-                      tuple(history))
+    tensors = (torch.from_numpy(v) for v in (pairs, given, other))
+    return DawidSkene(torch.from_numpy(mu), torch.from_numpy(prior), tuple(history), *tensors)
+
+
+def _owners(pairs: np.ndarray, shape: tuple[int, int, int]):
+    """The sparse `(R, P)` matrix that is 1 where a pair is an annotator's."""
+    from scipy.sparse import csr_matrix
+
+    _, r, c = shape
+    start = np.searchsorted(pairs, np.arange(r + 1) * c)
+    return csr_matrix((np.ones(len(pairs)), np.arange(len(pairs)), start), shape=(r, len(pairs)))
+
+# %% ../../nbs/metrics/aggregate.ipynb #f24ca93f
+class Confusions(Mapping):
+    """Estimated confusion matrices by the names of annotators: `confusions["ann"]` is a table, true class by label.
+
+    `matrix(r)` gives that of annotator number r `(C, C)`. KeyError that names the nearest for an unknown name.
+    """
+
+    def __init__(self, names: Sequence[str], classes: Sequence[str], matrix: Callable[[int], Tensor]):
+        self.place = {name: r for r, name in enumerate(names)}
+        self.classes, self.matrix = tuple(classes), matrix
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self.place:
+            raise KeyError(str(unknown_name("annotator", name, self.place)))
+        rows, columns = (pd.Index(self.classes, name=kind) for kind in ("true class", "label"))
+        return pd.DataFrame(self.matrix(self.place[name]).numpy(), rows, columns)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.place)
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def __repr__(self) -> str:
+        return f"Confusions(of {len(self)} annotators, {len(self.classes)} classes)"
+
+# %% ../../nbs/metrics/aggregate.ipynb #f24ca940
+@dataclass(frozen=True)
+class Aggregated:
+    """What the labels of a crowd say, as tables with names.
+
+    `labels` by item: `label`, `belief` in it and, where truth was given, `truth` and `right` (empty where it is not
+    known). `beliefs`: item by class. `annotators`: `labels` given, estimated `accuracy` and, where truth was given,
+    `right`, the share of right labels. `confusions` by annotator. `accuracy`: share of right labels among the items
+    with a label whose truth is known, None where there are none.
+    """
+
+    labels: pd.DataFrame
+    beliefs: pd.DataFrame
+    annotators: pd.DataFrame
+    confusions: Confusions
+    accuracy: float | None
+
+
+def answers_by_item(crowd: Crowd, beliefs: Tensor, chosen: Tensor,
+                    truth: Truth | None) -> tuple[pd.DataFrame, float | None]:
+    """The table of `chosen` classes `(N,)` (-1: none) and `beliefs` `(N, C)` by item, and the accuracy.
+
+    Reveals the truth, where one is given. ValueError for beliefs or classes that are not the crowd's.
+    """
+    (beliefs,) = as_rows("answers_by_item", dims=2, beliefs=beliefs)
+    require_width("answers_by_item", len(crowd.classes), beliefs=beliefs)
+    beliefs = beliefs.detach().cpu()
+    chosen = as_labels("answers_by_item", chosen, crowd.items, len(crowd.classes), "chosen", at_least=-1).cpu()
+    if len(beliefs) != crowd.items:
+        raise ValueError(f"answers_by_item: beliefs have {len(beliefs)} rows for {crowd.items} items; expected as many")
+    classes = np.array([*crowd.classes, None], object)
+    table = pd.DataFrame({"label": classes[chosen.numpy()]}, pd.Index(crowd.item_names, name="item"))
+    table["belief"] = beliefs.gather(1, chosen.clamp_min(0)[:, None])[:, 0].numpy()
+    if truth is None:
+        return table, None
+    rows, known = truth.known()
+    whole = torch.full((crowd.items,), -1)
+    whole[rows] = known
+    judged = (whole >= 0) & (chosen >= 0)
+    right = (chosen == whole).numpy()
+    table["truth"], table["right"] = classes[whole.numpy()], np.where(judged, right, None)
+    return table, float(right[judged.numpy()].mean()) if judged.any() else None
+
+# %% ../../nbs/metrics/aggregate.ipynb #f24ca941
+def _of_votes(crowd: Crowd, ties: str = "lowest", seed: int = 0) -> tuple[DawidSkene, Tensor]:
+    """Vote shares as beliefs, everybody's confusions measured against them, and the leading class."""
+    vectors = _vectors(crowd.item, crowd.annotator, crowd.label)
+    shape = (crowd.items, crowd.annotators, len(crowd.classes))
+    mu, (pairs, counts) = _vote_shares(vectors[0], vectors[2], shape), _counts(*vectors, shape)
+    prior, given, other = _maximise(counts.T.tocsr(), _owners(pairs, shape), mu, 0.0)
+    leading = majority_vote(count_votes(crowd).cpu(), ties, torch.Generator().manual_seed(seed))
+    return DawidSkene(*map(torch.from_numpy, (mu, prior)), (), *map(torch.from_numpy, (pairs, given, other))), leading
+
+
+def _of_em(crowd: Crowd, smoothing: float = 0.0, iterations: int = 200,
+           tolerance: float = 1e-7) -> tuple[DawidSkene, Tensor]:
+    """What Dawid & Skene's EM finds, and the likeliest class."""
+    size = (crowd.items, crowd.annotators, len(crowd.classes))
+    found = dawid_skene(crowd.item, crowd.annotator, crowd.label, *size, iterations, tolerance, smoothing)
+    return found, found.posterior.argmax(1)
+
+
+def _of_smooth_em(crowd: Crowd, smoothing: float = 0.01, iterations: int = 200,
+                  tolerance: float = 1e-7) -> tuple[DawidSkene, Tensor]:
+    """The same with smoothed counts."""
+    return _of_em(crowd, smoothing, iterations, tolerance)
+
+
+WAYS: dict[str, Callable] = {"majority": _of_votes, "dawid-skene": _of_em, "smoothed dawid-skene": _of_smooth_em}
+
+# %% ../../nbs/metrics/aggregate.ipynb #f24ca942
+def aggregate(crowd: Crowd, method: str = "dawid-skene", truth: object = None, **options: object) -> Aggregated:
+    """One label an item from the labels of a crowd alone, by name.
+
+    `method` is "majority" (`ties` "lowest" or "random" with a `seed`), "dawid-skene" or "smoothed dawid-skene"
+    (`smoothing`, `iterations`, `tolerance`, as of `dawid_skene`). `truth`, by default the crowd's own, judges the
+    result and is not learnt from; forms as of `truth_by_name`. ValueError for an unknown method or option.
+    """
+    if method not in WAYS:
+        raise unknown_name("method", method, WAYS)
+    known = list(inspect.signature(WAYS[method]).parameters)[1:]
+    if unknown := [name for name in options if name not in known]:
+        raise unknown_name(f"option of {method!r}", unknown[0], known)
+    given = crowd.truth if truth is None else truth_by_name(truth, crowd.item_names, crowd.classes)
+    found, chosen = WAYS[method](crowd, **options)
+    chosen = torch.where(labels_per_item(crowd).cpu() > 0, chosen, -1)
+    labels, accuracy = answers_by_item(crowd, found.posterior, chosen, given)
+    beliefs = pd.DataFrame(found.posterior.numpy(), labels.index, pd.Index(crowd.classes, name="class"))
+    confusions = Confusions(crowd.annotator_names, crowd.classes, found.confusion)
+    return Aggregated(labels, beliefs, _annotators(crowd, found, given), confusions, accuracy)
+
+
+def _annotators(crowd: Crowd, found: DawidSkene, truth: Truth | None) -> pd.DataFrame:
+    """How many labels each annotator gave, how often right by the model and, where truth is known, in fact."""
+    c = len(crowd.classes)
+    hits = found.other.clone()                    # probability of naming class c where it is the true one
+    rows, labels = found.pairs // c, found.pairs % c
+    hits[rows, labels] = found.given[torch.arange(len(labels)), labels]
+    known = {"labels": labels_per_annotator(crowd).cpu().numpy(), "accuracy": (hits @ found.prior).numpy()}
+    table = pd.DataFrame(known, pd.Index(crowd.annotator_names, name="annotator"))
+    if truth is not None:
+        whole = torch.full((crowd.items,), -1)
+        items, classes = truth.known()
+        whole[items] = classes
+        asked = whole[crowd.item.cpu()]
+        who = crowd.annotator.cpu()[asked >= 0]
+        right = (crowd.label.cpu() == asked)[asked >= 0].double()
+        count = torch.bincount(who, minlength=crowd.annotators)
+        table["right"] = (torch.bincount(who, right, crowd.annotators) / count).numpy()    # NaN: nothing to judge by
+    return table

@@ -7,36 +7,40 @@ __all__ = ['class_place', 'accuracy', 'confusion_matrix', 'per_class_accuracy']
 import torch
 from torch import Tensor
 
+from ..inputs import as_labels, as_tensor, require_table, require_whole
+
 # %% ../../nbs/metrics/classify.ipynb #255010d8
-def _checked(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _checked(where: str, predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Scores `(N, C)` or classes `(N,)`, and labels `(N,)`, on one device; ValueError where they do not fit each other.
     """
-    predictions = torch.as_tensor(predictions)
-    labels = torch.as_tensor(labels, device=predictions.device)
-    if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point() or labels.min() < 0:
-        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected whole numbers "
-                         f"from 0 on, (N,) with N >= 1")
-    if predictions.ndim not in (1, 2) or len(predictions) != len(labels):
-        raise ValueError(f"predictions have shape {tuple(predictions.shape)} for {len(labels)} labels; "
+    predictions = as_tensor(where, predictions, "predictions").detach()
+    labels = as_labels(where, labels, device=predictions.device)
+    if not len(labels):
+        raise ValueError(f"{where}: labels have shape (0,); expected whole numbers (N,) with N >= 1")
+    if predictions.ndim not in (1, 2) or len(predictions) != len(labels) or predictions.is_complex():
+        raise ValueError(f"{where}: predictions have shape {tuple(predictions.shape)} for {len(labels)} labels; "
                          f"expected scores ({len(labels)}, C) or classes ({len(labels)},)")
-    if predictions.ndim == 1 and predictions.is_floating_point():
-        raise ValueError(f"predicted classes are {predictions.dtype}; "
-                         "expected whole numbers, or scores of shape (N, C)")
-    if predictions.ndim == 2 and predictions.isnan().any():
-        raise ValueError(f"{int(predictions.isnan().any(1).sum())} of {len(predictions)} rows of scores "
+    if predictions.ndim == 1:
+        if predictions.is_floating_point():
+            raise ValueError(f"{where}: predicted classes are {predictions.dtype}; "
+                             "expected whole numbers, or scores of shape (N, C)")
+        return predictions.long(), labels
+    if predictions.isnan().any():
+        raise ValueError(f"{where}: {int(predictions.isnan().any(1).sum())} of {len(predictions)} rows of scores "
                          f"hold NaN; expected numbers")
-    if predictions.ndim == 2 and labels.max() >= predictions.shape[1]:
-        raise ValueError(f"label {int(labels.max())} has no column among the {predictions.shape[1]} columns of scores")
-    return predictions, labels.long()
+    if labels.max() >= predictions.shape[1]:
+        raise ValueError(f"{where}: label {int(labels.max())} has no column among the {predictions.shape[1]} columns "
+                         f"of scores")
+    return predictions, labels
 
 # %% ../../nbs/metrics/classify.ipynb #63593dd3
 def class_place(scores: Tensor, labels: Tensor) -> Tensor:
     """Number of classes in front of the true one, `(N,)`, from `scores` `(N, C)`;
     0 is a right answer, ties go by class order.
     """
-    scores, labels = _checked(scores, labels)
+    scores, labels = _checked("class_place", scores, labels)
     if scores.ndim != 2:
-        raise ValueError(f"predictions are classes of shape {tuple(scores.shape)}; the place of a "
+        raise ValueError(f"class_place: predictions are classes of shape {tuple(scores.shape)}; the place of a "
                          f"class needs scores (N, C)")
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
@@ -47,30 +51,41 @@ def accuracy(predictions: Tensor, labels: Tensor, topk: int = 1) -> float:
     """Fraction of labels that are among the `topk` highest scores;
     `predictions` are scores `(N, C)` or, for topk = 1, classes `(N,)`.
     """
-    predictions, labels = _checked(predictions, labels)
-    if topk < 1 or (predictions.ndim == 1 and topk > 1):
-        raise ValueError(f"topk is {topk}; expected at least 1, and 1 where predictions are "
-                         f"classes and not scores (N, C)")
+    predictions, labels = _checked("accuracy", predictions, labels)
+    require_whole("accuracy", topk=topk)
+    if predictions.ndim == 1 and topk > 1:
+        raise ValueError(f"accuracy: topk is {topk}; expected 1 where predictions are classes and not scores (N, C)")
     right = predictions == labels if predictions.ndim == 1 else class_place(predictions, labels) < topk
     return right.double().mean().item()
 
 # %% ../../nbs/metrics/classify.ipynb #a8d69047
+def _decided(where: str, predictions: Tensor, labels: Tensor, classes: int | None) -> tuple[Tensor, Tensor, int]:
+    """Predicted and true classes, `(N,)` each, and how many classes there are."""
+    predictions, labels = _checked(where, predictions, labels)
+    columns = predictions.shape[1] if predictions.ndim == 2 else None
+    predictions = predictions if columns is None else predictions.argmax(1)
+    if classes is not None:
+        require_whole(where, classes=classes)
+    low, seen = int(predictions.min()), int(torch.maximum(predictions.max(), labels.max())) + 1
+    classes = classes or columns or seen
+    if seen > classes or low < 0:
+        raise ValueError(f"{where}: classes go from {low} to {seen - 1}; expected 0 to {classes - 1} for "
+                         f"classes={classes}")
+    return predictions, labels, classes
+
+
 def confusion_matrix(predictions: Tensor, labels: Tensor, classes: int | None = None) -> Tensor:
     """Counts `(classes, classes)`, true class by predicted class;
     `classes` defaults to the columns of the scores, else to the largest seen.
     """
-    predictions, labels = _checked(predictions, labels)
-    if predictions.ndim == 2:
-        classes, predictions = classes or predictions.shape[1], predictions.argmax(1)
-    seen = int(torch.maximum(predictions.max(), labels.max())) + 1
-    classes = classes or seen
-    if seen > classes or predictions.min() < 0:
-        raise ValueError(f"classes go from {int(predictions.min())} to {seen - 1}; expected 0 to "
-                         f"{classes - 1} for classes={classes}")
+    predictions, labels, classes = _decided("confusion_matrix", predictions, labels, classes)
+    require_table("confusion_matrix", classes=classes, predicted=classes)
     return torch.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
 
 
 def per_class_accuracy(predictions: Tensor, labels: Tensor, classes: int | None = None) -> Tensor:
     """Fraction of right answers within each true class, `(classes,)` float64; NaN for a class without images."""
-    counts = confusion_matrix(predictions, labels, classes).double()
-    return counts.diagonal() / counts.sum(1)
+    predictions, labels, classes = _decided("per_class_accuracy", predictions, labels, classes)
+    require_table("per_class_accuracy", classes=classes)
+    right, there = (labels[of].bincount(minlength=classes).double() for of in (predictions == labels, slice(None)))
+    return right / there

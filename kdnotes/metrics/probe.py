@@ -8,23 +8,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .retrieve import check_embeddings, check_labels
+from ..inputs import as_embeddings, as_labels, as_tensor, require_number, require_table, require_whole, wide_dtype
 
 # %% ../../nbs/metrics/probe.ipynb #9ddd5be4
 def check_features(train: Tensor, labels: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features `(N, D)`, `(M, D)` in float32 or wider and labels `(N,)` as int64, all on one device; ValueError for
     what cannot be fitted.
     """
-    train, test = torch.as_tensor(train).detach(), torch.as_tensor(test).detach()
-    check_embeddings(train, "training features"), check_embeddings(test, "test features")
-    labels = check_labels(labels, train).long()
-    if len(train) < 2 or int(labels.min()) < 0 or train.shape[1] != test.shape[1]:
-        raise ValueError(
-            f"{len(train)} training features of dimension {train.shape[1]} with labels from {int(labels.min())}, "
-            "test features of dimension "
-            f"{test.shape[1]}; expected two or more, labels from 0, and one dimension"
-        )
-    dtype = torch.promote_types(torch.promote_types(train.dtype, test.dtype), torch.float32)
+    where = "linear_probe"
+    train, test = (as_tensor(where, x, name).detach() for x, name in ((train, "train"), (test, "test")))
+    as_embeddings(where, train, "training features", least=2), as_embeddings(where, test, "test features")
+    labels = as_labels(where, labels, len(train), device=train.device)
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(f"{where}: training features have dimension {train.shape[1]}, test features dimension "
+                         f"{test.shape[1]}; expected one dimension")
+    require_table(where, features=max(len(test), train.shape[1]), classes=int(labels.max()) + 1)
+    dtype = wide_dtype(train, test)
     return train.to(dtype).contiguous(), labels, test.to(train.device, dtype).contiguous()
 
 
@@ -35,8 +34,8 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, steps: int = 200, 
     Features are standardised; cross-entropy + `decay` x squared weights, at most `steps` iterations of L-BFGS from
     zero: deterministic. ValueError for bad input. Changes no generator.
     """
-    if steps < 1 or not 0 <= decay < float("inf"):
-        raise ValueError(f"steps={steps}, decay={decay}; expected at least one step, and a finite decay of at least 0")
+    require_whole("linear_probe", steps=steps)
+    require_number("linear_probe", at_least=0, decay=decay)
     train, labels, test = check_features(train, labels, test)
     with torch.inference_mode(False), torch.enable_grad():
         mean, std = train.mean(0), train.std(0).clamp_min(1e-6)

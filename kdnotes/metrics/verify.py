@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['pair_scores', 'Cuts', 'cuts', 'best_threshold', 'fold_numbers', 'given_folds', 'Folds', 'judge_folds',
-           'kfold_accuracy', 'Roc', 'roc', 'check_rates', 'tar_at_far', 'equal_error_rate', 'identification_rate',
-           'templates', 'IdentityRanks', 'best_of_each', 'identity_ranks', 'tpir_at_fpir', 'open_set_rate',
-           'PairsInFolds', 'verification', 'by_first_picture', 'recognition', 'search']
+           'kfold_accuracy', 'Roc', 'roc', 'check_rates', 'tar_at_far', 'equal_error_rate', 'similarity_margin',
+           'histogram_intersection', 'identification_rate', 'templates', 'IdentityRanks', 'best_of_each',
+           'identity_ranks', 'tpir_at_fpir', 'open_set_rate', 'PairsInFolds', 'verification', 'by_first_picture',
+           'recognition', 'search']
 
 # %% ../../nbs/metrics/verify.ipynb #4c943a55
 from collections.abc import Iterable
@@ -14,10 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from kdnotes.inputs import (
+    as_embeddings,
+    as_labels,
+    as_tensor,
+    require_choice,
+    require_share,
+    require_table,
+    require_whole,
+)
 from kdnotes.metrics.retrieve import (
     NEVER,
-    check_embeddings,
-    check_labels,
     first_right,
     hit_rates,
     inner_form,
@@ -30,27 +38,38 @@ def pair_scores(a: Tensor, b: Tensor, metric: str = "cosine") -> Tensor:
     """Similarity of row i of `a` and row i of `b`, both `(N, D)`, as `(N,)` float64:
     `cosine`, or minus the `euclidean` distance.
     """
-    a, b = check_embeddings(a, "first embeddings"), check_embeddings(b, "second embeddings")
+    a, b = as_embeddings("pair_scores", a, "first embeddings"), as_embeddings("pair_scores", b, "second embeddings")
     if a.shape != b.shape:
-        raise ValueError(f"pairs of shapes {tuple(a.shape)} and {tuple(b.shape)}; expected one row each per pair")
-    if metric not in ("cosine", "euclidean"):
-        raise ValueError(f"unknown metric {metric!r}; expected 'cosine' or 'euclidean'")
+        raise ValueError(f"pair_scores: pairs of shapes {tuple(a.shape)} and {tuple(b.shape)}; expected one row each "
+                         f"per pair")
+    require_choice("pair_scores", ("cosine", "euclidean"), metric=metric)
     return cosine_similarity(a, b.to(a.device)) if metric == "cosine" else -(a - b.to(a.device)).norm(dim=1)
 
 # %% ../../nbs/metrics/verify.ipynb #08944ef8
-def _checked(scores: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-    """`scores` `(N,)` in float64 and `same` `(N,)` as booleans, both kinds of pairs present; ValueError otherwise."""
-    scores = torch.as_tensor(scores).detach()
+def _pairs(scores: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+    """`scores` `(N,)` in float64 and `same` `(N,)` as booleans; ValueError for anything else."""
+    scores = as_tensor("verification", scores, "scores")
     if scores.ndim != 1:
-        raise ValueError(f"scores have shape {tuple(scores.shape)}; expected (N,), one per pair")
-    scores = check_embeddings(scores[:, None], "scores")[:, 0]
-    same = torch.as_tensor(same, device=scores.device)
-    if same.shape != scores.shape or not ((same == 0) | (same == 1)).all():
-        raise ValueError(f"`same` is {same.dtype} of shape {tuple(same.shape)}; expected a boolean (or 0, 1) for each "
-                         f"of {len(scores)} scores")
-    same = same.bool()
+        raise ValueError(f"verification: scores have shape {tuple(scores.shape)}; expected (N,), one per pair")
+    scores = as_embeddings("verification", scores[:, None], "scores")[:, 0]
+    return scores, _marks(same, scores)
+
+
+def _marks(same: Tensor, beside: Tensor) -> Tensor:
+    """`same` as booleans `(N,)` on the device of what they stand beside; ValueError for anything but booleans, 0, 1."""
+    same = as_tensor("verification", same, "`same`").to(beside.device)
+    if same.shape != beside.shape or not ((same == 0) | (same == 1)).all():
+        raise ValueError(f"verification: `same` is {same.dtype} of shape {tuple(same.shape)}; expected a boolean (or "
+                         f"0, 1) for each of {len(beside)} scores")
+    return same.bool()
+
+
+def _checked(scores: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+    """`_pairs` of both kinds; ValueError otherwise."""
+    scores, same = _pairs(scores, same)
     if same.all() or not same.any():
-        raise ValueError(f"all {len(same)} pairs are {'genuine' if same[0] else 'impostors'}; expected both kinds")
+        raise ValueError(f"verification: all {len(same)} pairs are {'genuine' if same[0] else 'impostors'}; expected "
+                         f"both kinds")
     return scores, same
 
 # %% ../../nbs/metrics/verify.ipynb #e23e9001
@@ -64,6 +83,7 @@ class Cuts(NamedTuple):
 
 def cuts(scores: Tensor, same: Tensor) -> Cuts:
     """All ways to cut the sorted `scores` `(N,)`; the first threshold is infinite and accepts nothing."""
+    scores, same = _pairs(scores, same)
     ordered, order = scores.sort(descending=True)
     genuine = same[order].cumsum(0)
     accepted = torch.arange(1, len(scores) + 1, device=scores.device)
@@ -88,10 +108,12 @@ def fold_numbers(same: Tensor, folds: int = 10) -> Tensor:
     """Fold 0 .. `folds` - 1 of each pair, `(N,)`:
     consecutive pairs stay together, genuine and impostors spread evenly over the folds.
     """
+    same = _marks(same, as_tensor("fold_numbers", same, "`same`"))
+    require_whole("fold_numbers", folds=folds)
     counts = torch.stack([(~same).sum(), same.sum()])
     if folds < 2 or counts.min() < folds:
-        raise ValueError(f"{folds} folds for {counts[1]} genuine and {counts[0]} impostor pairs; expected from 2 "
-                         f"to {counts.min()} folds")
+        raise ValueError(f"fold_numbers: {folds} folds for {counts[1]} genuine and {counts[0]} impostor pairs; "
+                         f"expected from 2 to {counts.min()} folds")
     place = torch.where(same, same.cumsum(0), (~same).cumsum(0)) - 1
     return place * folds // counts[same.long()]
 
@@ -100,11 +122,12 @@ def given_folds(fold: Tensor, same: Tensor) -> Tensor:
     """`fold` `(N,)` after a check that it numbers at least two folds 0, 1, ...
     beside `same` `(N,)`, none of them empty.
     """
-    fold = fold.to(same.device)
+    same = as_tensor("given_folds", same, "`same`")
+    fold = as_labels("given_folds", fold, len(same), name="folds", device=same.device)
     found = fold.unique().tolist()
-    if fold.shape != same.shape or fold.is_floating_point() or len(found) < 2 or found != list(range(len(found))):
-        raise ValueError(f"folds are {fold.dtype} of shape {tuple(fold.shape)} with values {found[:5]}; "
-                         f"expected whole numbers 0, 1, ... for each of {len(same)} pairs, at least two folds")
+    if len(found) < 2 or found != list(range(len(found))):
+        raise ValueError(f"given_folds: folds have the values {found[:5]}; expected whole numbers 0, 1, ... for each "
+                         f"of {len(same)} pairs, at least two folds")
     return fold
 
 # %% ../../nbs/metrics/verify.ipynb #b427cb5e
@@ -118,10 +141,10 @@ def judge_folds(scores: Tensor, same: Tensor, folds: int | Tensor = 10) -> Folds
     """Accuracy of verification, fold by fold, from `scores` `(N,)` and `same` `(N,)`;
     a fold never takes part in choosing its threshold.
 
-    `folds`: how many, shared out by `fold_numbers`; or the fold 0 .. K-1 of each pair, int64 `(N,)`.
+    `folds`: how many, shared out by `fold_numbers`; or the fold 0 .. K-1 of each pair, integers `(N,)`.
     """
     scores, same = _checked(scores, same)
-    fold = given_folds(folds, same) if isinstance(folds, Tensor) else fold_numbers(same, folds)
+    fold = fold_numbers(same, folds) if isinstance(folds, int) else given_folds(folds, same)
     K = int(fold.max()) + 1
     threshold = torch.tensor([best_threshold(scores[fold != k], same[fold != k]) for k in range(K)],
                              dtype=scores.dtype, device=scores.device)
@@ -158,9 +181,10 @@ def roc(scores: Tensor, same: Tensor) -> Roc:
 # %% ../../nbs/metrics/verify.ipynb #cc16ac91
 def check_rates(rates: float | Iterable[float]) -> list[float]:
     """One or several rates of false accepts as a list; ValueError unless they are fractions."""
-    rates = [rates] if isinstance(rates, int | float) else list(rates)
-    if not rates or not all(0 <= rate <= 1 for rate in rates):
-        raise ValueError(f"rates of false accepts are {rates}; expected fractions in [0, 1], like (1e-3, 1e-2)")
+    rates = [rates] if isinstance(rates, int | float) else [float(rate) for rate in rates]
+    if not rates:
+        raise ValueError("verification: rates of false accepts are []; expected fractions, like (1e-3, 1e-2)")
+    require_share("verification", **{f"rate of false accepts {k}": rate for k, rate in enumerate(rates)})
     return [float(rate) for rate in rates]
 
 
@@ -184,6 +208,26 @@ def equal_error_rate(scores: Tensor, same: Tensor) -> float:
     i = int((excess >= 0).nonzero()[0])
     share = -excess[i - 1] / (excess[i] - excess[i - 1])
     return float(far[i - 1] + share * (far[i] - far[i - 1]))
+
+# %% ../../nbs/metrics/verify.ipynb #40803890
+def similarity_margin(scores: Tensor, same: Tensor) -> float:
+    """Mean of the `scores` `(N,)` of genuine pairs, which are the `same` `(N,)`, less that of impostors."""
+    scores, same = _checked(scores, same)
+    return float(scores[same].mean() - scores[~same].mean())
+
+
+def histogram_intersection(scores: Tensor, same: Tensor, bins: int = 40) -> float:
+    """Intersection of the histograms of the cosines `scores` `(N,)` of genuine and of impostor pairs, in `bins` over
+    [-1, 1]: from 0 (apart) to 1 (equal). ValueError for scores that are no cosines, and for other bad input.
+
+    Source: Zhang et al., Cross-Resolution Relational Contrastive Distillation, TCSVT 2023, Figure 5.
+    """
+    scores, same = _checked(scores, same)
+    if bins < 1 or scores.abs().max() > 1 + 1e-6:
+        raise ValueError(f"scores from {scores.min():g} to {scores.max():g} in {bins} bins; "
+                         "expected cosines, from -1 to 1, and at least one bin")
+    shares = [torch.histc(scores[which].clamp(-1, 1), bins, -1, 1) / which.sum() for which in (same, ~same)]
+    return float(torch.minimum(*shares).sum())
 
 # %% ../../nbs/metrics/verify.ipynb #c6a0c13c
 def identification_rate(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_ids: Tensor,
@@ -209,8 +253,9 @@ def templates(embeddings: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """One unit row for each identity, `(T, D)` in float64, and the identities `(T,)` in ascending order,
     from `embeddings` `(M, D)` with `ids` `(M,)`.
     """
-    embeddings = check_embeddings(embeddings, "gallery")
-    known, which = check_labels(ids, embeddings, "gallery labels").unique(return_inverse=True)
+    embeddings = as_embeddings("templates", embeddings, "gallery")
+    known, which = as_labels("templates", ids, len(embeddings), name="gallery labels", at_least=None,
+                             device=embeddings.device).unique(return_inverse=True)
     sums = embeddings.new_zeros(len(known), embeddings.shape[1]).index_add_(0, which, normalize(embeddings))
     return normalize(sums), known
 
@@ -228,8 +273,13 @@ def best_of_each(scores: Tensor, which: Tensor, identities: int) -> Tensor:
     """The highest of `scores` `(Q, M)` among the images of each identity, `(Q, identities)`;
     `which` `(M,)` numbers the images' identities from 0.
     """
+    require_whole("best_of_each", identities=identities)
+    if scores.ndim != 2 or scores.isnan().any():
+        raise ValueError(f"best_of_each: scores are {tuple(scores.shape)}; expected (Q, M) numbers without NaN")
+    which = as_labels("best_of_each", which, scores.shape[1], identities, "which", device=scores.device)
+    require_table("best_of_each", queries=len(scores), identities=identities)
     # one image each: only the order is to be changed
-    if identities == len(which):
+    if identities == len(which) == len(which.unique()):
         return scores[:, which.argsort()]
     return scores.new_full((len(scores), identities),
                            -torch.inf).scatter_reduce_(1, which.expand(len(scores), -1), scores, "amax")
@@ -242,10 +292,15 @@ def identity_ranks(gallery: Tensor, gallery_ids: Tensor, probe: Tensor, probe_id
 
     Blocks of `chunk` probes (by default 64 MiB of scores a block) bound the memory and do not change the result.
     """
-    gallery, probe = check_embeddings(gallery, "gallery"), check_embeddings(probe, "probes")
-    known, which = check_labels(gallery_ids, gallery, "gallery labels").unique(return_inverse=True)
+    where = "identity_ranks"
+    gallery, probe = as_embeddings(where, gallery, "gallery"), as_embeddings(where, probe, "probes")
+    ids = as_labels(where, gallery_ids, len(gallery), name="gallery labels", device=gallery.device, at_least=None)
+    known, which = ids.unique(return_inverse=True)
+    if chunk is not None:
+        require_whole(where, chunk=chunk)
     q, g, _ = inner_form(probe.to(gallery.device), gallery, "cosine")
-    truth, parts = check_labels(probe_ids, q, "probe labels"), []
+    truth = as_labels(where, probe_ids, len(q), name="probe labels", device=q.device, at_least=None)
+    parts: list[IdentityRanks] = []
     for rows in torch.arange(len(q), device=q.device).split(chunk or max(1, 2**23 // len(g))):
         best, own = best_of_each(q[rows] @ g.T, which, len(known)), truth[rows, None] == known
         parts.append(IdentityRanks(first_right(best, own, 1e-12),
@@ -258,9 +313,12 @@ def tpir_at_fpir(ranks: IdentityRanks, fpirs: float | Iterable[float], rank: int
     ValueError where either kind lacks.
     """
     limits, mated = check_rates(fpirs), ranks.rank != NEVER
+    require_whole("tpir_at_fpir", rank=rank)
+    if ranks.own.isnan().any() or ranks.other.isnan().any():
+        raise ValueError("tpir_at_fpir: scores hold NaN; expected what `identity_ranks` gives")
     if mated.all() or not mated.any():
-        raise ValueError(f"{int(mated.sum())} of {len(mated)} probes show somebody of the gallery; expected "
-                         f"some, and some strangers")
+        raise ValueError(f"tpir_at_fpir: {int(mated.sum())} of {len(mated)} probes show somebody of the gallery; "
+                         f"expected some, and some strangers")
     strangers = torch.cat([ranks.other[~mated].sort(descending=True).values, ranks.other.new_full((1,), -torch.inf)])
     allowed = (torch.tensor(limits, dtype=torch.float64) * int((~mated).sum()) + 1e-9).floor().long()
     hit = (ranks.rank[mated] <= rank) & (ranks.own[mated] > strangers[allowed.to(strangers.device), None])
@@ -296,17 +354,12 @@ def verification(features: Tensor, pairs: PairsInFolds, fars: tuple[float, ...] 
     `equal_error_rate`, and `tar_at_far_0.1` and the like for each of `fars`. ValueError for pairs of images that are
     not there, and for other bad input.
     """
-    features = torch.as_tensor(features)
-    first, second, same = (
-        torch.as_tensor(part, device=features.device) for part in (pairs.first, pairs.second, pairs.same)
+    features = as_embeddings("verification", features)
+    first, second = (
+        as_labels("verification", row, classes=len(features), name=name, device=features.device)
+        for name, row in (("first of the pairs", pairs.first), ("second of the pairs", pairs.second))
     )
-    for name, row in (("first", first), ("second", second)):
-        if row.is_floating_point() or len(row) and not 0 <= int(row.min()) <= int(row.max()) < len(features):
-            raise ValueError(
-                f"`{name}` of the pairs is {row.dtype}, {int(row.min())} to {int(row.max())}; "
-                f"expected rows of {len(features)} embeddings"
-            )
-    scores = pair_scores(features[first.long()], features[second.long()])
+    scores, same = pair_scores(features[first], features[second]), pairs.same
     curve = roc(scores, same)
     values = {
         "verification_accuracy": judge_folds(scores, same, pairs.folds).accuracy.mean(),
@@ -321,15 +374,15 @@ def by_first_picture(features: Tensor, labels: Tensor, ranks: tuple[int, ...] = 
     """Identification of embeddings `(N, d)` by the first image of each of the people `labels` `(N,)`, in percent:
     `rank1` and the like.
     """
-    features = torch.as_tensor(features)
-    labels = check_labels(labels, check_embeddings(features))
+    features = as_embeddings("by_first_picture", features)
+    labels = as_labels("by_first_picture", labels, len(features), at_least=None, device=features.device)
     known, person = labels.unique(return_inverse=True)
     places = torch.arange(len(labels), device=labels.device)
     gallery = torch.zeros_like(labels, dtype=torch.bool)
     gallery[places.new_full((len(known),), len(labels)).scatter_reduce(0, person, places, "amin")] = True
     if gallery.all():
         raise ValueError(
-            f"{len(labels)} images of {len(known)} people; expected somebody with two or more, "
+            f"faces: {len(labels)} images of {len(known)} people; expected somebody with two or more, "
             "one of them to be searched for"
         )
     found = identification_rate(
@@ -363,10 +416,10 @@ def search(
     mated = found.rank != NEVER
     if not mated.any():
         raise ValueError(
-            f"none of the {len(mated)} probes shows somebody of the gallery; "
+            f"search: none of the {len(mated)} probes shows somebody of the gallery; "
             "expected the same numbers for the same people in both"
         )
-    probe, probe_ids = torch.as_tensor(probe), torch.as_tensor(probe_ids)
+    probe, probe_ids = as_tensor("search", probe, "probes"), as_tensor("search", probe_ids, "probe labels")
     values = {f"rank{k}": rate for k, rate in hit_rates(found.rank[mated], ranks).items()}
     own = (probe[mated.to(probe.device)], probe_ids[mated.to(probe_ids.device)])
     values["mean_average_precision"] = mean_average_precision(*own, gallery, gallery_ids)

@@ -110,9 +110,11 @@ def as_trunk(*stages: nn.Module, stem: nn.Module | None = None, last: Iterable[n
 def initialise(module: nn.Module) -> nn.Module:
     """Draw every convolution from N(0, 2 / fan_out) in place (He et al., ICCV 2015) and zero its bias;
     return the module.
+
+    On the device "meta", whose tensors hold no numbers, nothing is drawn: PyTorch would load its compiler for that.
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -372,7 +374,7 @@ def check_sight(name: str, trunk: nn.Module, channels: int, size: int, made: Cal
         )
 
 # %% ../../nbs/models/classifiers.ipynb #de9afcf3
-def build(name: str, classes: int, channels: int = 3, size: int = 32, **options) -> Classifier:
+def build(name: str, classes: int, channels: int = 3, size: int = 32, **options: object) -> Classifier:
     """The classifier called `name` (see `names()`) for `classes` classes and images `(N, channels, size, size)`.
 
     Options: `embedding=D` puts a linear layer of D features before the classifier (128 in `smallconv`, elsewhere none);

@@ -125,7 +125,7 @@ def names() -> tuple[str, ...]:
     return tuple(ARCHITECTURES)
 
 # %% ../../nbs/models/embedders.ipynb #d9e0e627
-def embedder(name: str, dim: int = 512, channels: int = 3, size: int = 112, **options) -> Embedder:
+def embedder(name: str, dim: int = 512, channels: int = 3, size: int = 112, **options: object) -> Embedder:
     """The embedder called `name` (see `names()`) with `dim` features for images `(N, channels, size, size)`.
 
     Options: `dropout` in the head (0); `widths` of `smallface`. ValueError for what a net does not know.

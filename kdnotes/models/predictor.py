@@ -7,7 +7,7 @@ __all__ = ['IMAGES', 'Passage', 'first_tensor', 'hearing', 'unwrapped', 'layer_n
 
 # %% ../../nbs/models/predictor.ipynb #d0d4ef10
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -145,7 +145,7 @@ def is_compiled(module: nn.Module) -> bool:
     return any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in module.modules())
 
 
-def as_written(module: nn.Module):
+def as_written(module: nn.Module) -> AbstractContextManager:
     """A context in which what is compiled of `module` runs as it was written."""
     return torch.compiler.set_stance("force_eager") if is_compiled(module) else nullcontext()
 
@@ -211,7 +211,7 @@ class Predictor(nn.Module):
         self.given.train(mode)
         return self
 
-    def state_dict(self, *args: Any, **named: Any) -> dict:
+    def state_dict(self, *args: Any, **named: Any) -> Any:
         """The module's own."""
         return self.given.state_dict(*args, **named)
 

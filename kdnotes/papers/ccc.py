@@ -5,11 +5,14 @@
 # %% ../../nbs/papers/ccc.ipynb #ccecc0e8
 from __future__ import annotations
 
+import copy
 import functools
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -18,25 +21,28 @@ from torch.nn import functional as F
 # %% auto #0
 __all__ = ['METHODS', 'REAL', 'LABELME', 'MUSIC', 'SENTIMENT', 'SYNTHETIC', 'CODE', 'CIFAR10N', 'QUICK', 'SMALL', 'DISPLAY',
            'MAIN', 'SHORT', 'ALONE', 'group_annotators', 'distil', 'lookahead', 'forward_with', 'naive_gradient',
-           'mixed_derivative', 'head_gradient', 'normalise_correction', 'meta_batch', 'Correction', 'advice', 'fit',
-           'fine_tune', 'Labelling', 'Schedule', 'Tables', 'Config', 'CoupledPair', 'task_of', 'stage_of', 'main_rows',
-           'display_name', 'ablation_rows', 'several', 'add_findings', 'add_leads', 'check_fit', 'run', 'claims',
-           'ablation_claims']
+           'ending_of', 'mixed_derivative', 'head_gradient', 'normalise_correction', 'meta_batch', 'Correction',
+           'advice', 'fit', 'check_meta_size', 'fine_tune', 'Answering', 'Learnt', 'two_starts', 'suited_correction',
+           'fit_ccc', 'learnt', 'Labelling', 'Schedule', 'Tables', 'Config', 'CoupledPair', 'task_of', 'stage_of',
+           'main_rows', 'display_name', 'ablation_rows', 'several', 'finding_rows', 'found_out', 'right_labels', 'Lead',
+           'lead_of', 'lead_rows', 'check_fit', 'run', 'claims', 'ablation_claims']
 
 # %% ../../nbs/papers/ccc.ipynb #2820842e
 from ..config import Settings, conform, leaves, section, setting
-from ..crowdlearn.baselines import APPROACHES, CrowdLayers, approach, labels_alone
-from ..crowdlearn.committee import Advise, Committee, Expert, in_float, outputs
+from ..crowdlearn.baselines import APPROACHES, SHARES, CrowdLayers, approach
+from ..crowdlearn.committee import Advise, Committee, Ending, Expert, all_rows, check_features, confusions
 from ..crowdlearn.committee import fit as fit_committee
+from ..crowdlearn.committee import in_float, outputs, posterior, probabilities, seeded, suited
 from ..crowdlearn.study import Answers, Pictures, PublishedCrowd, Task, TrainedCommittee, Training
-from ..crowdlearn.study import measured, new_network, parse_network
+from ..crowdlearn.study import measured, new_network, parse_network, scores
 from ..data import crowds
-from ..data.batches import Batches
 from ..data.crowds import Crowd, sealed
 from ..data.sets.crowds import PUBLISHED
-from ..experiment import Experiment, Here, Row, Study
+from ..experiment import Experiment, Here, Row, Stage, Study
 from ..losses.crowd import CrowdLayer, crowd_nll
+from ..metrics.aggregate import Confusions, answers_by_item
 from ..models.classifiers import Prediction
+from ..models.predictor import as_predictor, evaluating
 from ..results import Claim, Results
 from ..runtime import derive_seed, make_fabric, make_generator
 from ..train import History
@@ -84,12 +90,12 @@ def distil(log_p: Tensor, crowd: Crowd, size: int, duplicates: bool = True) -> t
 # %% ../../nbs/papers/ccc.ipynb #dc4cdbeb
 def lookahead(loss: Tensor, network: nn.Module, T: Tensor, eta: float,
               differentiable: bool = False) -> tuple[dict[str, Tensor], Tensor]:
-    """Parameters of `network` by name, and `T`, after one step of plain SGD on `loss`.
+    """Trained parameters of `network` by name, and `T`, after one step of plain SGD on `loss`; frozen ones stay.
 
     The graph of `loss` is kept for the real step. `differentiable=True` keeps the steps' dependence on whatever
     `loss` depends on (double backward).
     """
-    named = dict(network.named_parameters())
+    named = {name: p for name, p in network.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(loss, [*named.values(), T], retain_graph=True, create_graph=differentiable,
                                     allow_unused=True, materialize_grads=True)
     values = [v.detach() for v in (*named.values(), T)]
@@ -108,7 +114,7 @@ def forward_with(network: nn.Module, parameters: dict[str, Tensor], inputs: Tens
 # %% ../../nbs/papers/ccc.ipynb #92900b77
 def naive_gradient(expert: Expert, prediction: Prediction, annotations, meta, groups: Tensor, count: int, eta: float,
                    active: str = "all", autocast=nullcontext) -> tuple[Tensor, Tensor]:
-    """`D` `(count, C, C)` and the looked-ahead `T`, by double backward.
+    """`D` `(count, C, C)` and the looked-ahead `T`, by double backward: for a network of any form.
 
     `prediction` is of the training batch, with its graph; `meta` is `(inputs, labels)`; `groups` `(R,)` in
     `0..count-1`. `active="head"` detaches all steps but the last layer's.
@@ -117,12 +123,19 @@ def naive_gradient(expert: Expert, prediction: Prediction, annotations, meta, gr
     loss = expert.head(prediction, annotations, V=V, groups=groups)
     parameters, T = lookahead(loss, expert.network, expert.head.T, eta, differentiable=True)
     if active == "head":
-        *rest, weight, bias = parameters
-        parameters |= {name: parameters[name].detach() for name in rest}
+        kept = ending_of(expert, prediction, meta[0], autocast).names
+        parameters = {name: value if name in kept else value.detach() for name, value in parameters.items()}
     with autocast():
         seen = forward_with(expert.network, parameters, meta[0])
     D, = torch.autograd.grad(F.cross_entropy(seen.logits, meta[1]), V, retain_graph=True)
     return D, T
+
+
+def ending_of(expert: Expert, prediction: Prediction, inputs: Tensor, autocast=nullcontext) -> Ending:
+    """What the expert's network ends in (`Expert.ending`); half precision computes it to two digits only."""
+    with autocast():
+        half = torch.is_autocast_enabled(prediction.logits.device.type)
+    return expert.ending(inputs[:16], prediction, 3e-2 if half else 1e-3)
 
 # %% ../../nbs/papers/ccc.ipynb #bc1e0308
 def mixed_derivative(head: CrowdLayer, z: Tensor, u: Tensor, annotations, groups: Tensor, count: int) -> Tensor:
@@ -139,15 +152,18 @@ def head_gradient(expert: Expert, prediction: Prediction, annotations, meta, gro
                   autocast=nullcontext) -> tuple[Tensor, Tensor]:
     """`D` and the looked-ahead `T` with only the last layer attached, without a second backward through the network.
 
-    The network must end in a linear layer, its last two parameters, on `prediction.features`.
+    That needs logits `W h + b` of the features h, which is checked once; any other network takes `naive_gradient`.
     """
+    ending = ending_of(expert, prediction, meta[0], autocast)
+    if not ending.whole:
+        return naive_gradient(expert, prediction, annotations, meta, groups, count, eta, "head", autocast)
     loss = expert.head(prediction, annotations)
     parameters, T = lookahead(loss, expert.network, expert.head.T, eta)
     with torch.no_grad(), autocast():
         seen = forward_with(expert.network, parameters, meta[0])
     error = (seen.logits.softmax(1) - F.one_hot(meta[1], seen.logits.shape[1])) / len(meta[1])
-    v_W, v_b = error.T @ seen.features, error.sum(0)
-    u = prediction.features.detach() @ v_W.T + v_b
+    u = prediction.features.detach() @ (error.T @ seen.features).T
+    u = u + error.sum(0) if ending.bias else u
     return -eta * mixed_derivative(expert.head, prediction.logits, u, annotations, groups, count), T
 
 # %% ../../nbs/papers/ccc.ipynb #77918848
@@ -158,9 +174,9 @@ def normalise_correction(D: Tensor, T: Tensor, gamma: float) -> Tensor:
 
 # %% ../../nbs/papers/ccc.ipynb #ee33aee5
 def meta_batch(lessons: dict, m: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Items and labels of the present batch from meta set `m`."""
+    """Items and labels of the present batch from meta set `m`; a last batch of a single item is left out."""
     items, labels = lessons["items"][m], lessons["labels"][m]
-    again, part = divmod(lessons["tick"], max(1, len(items) // size))
+    again, part = divmod(lessons["tick"], min(max(1, -(-(len(each) - 1) // size)) for each in lessons["items"]))
     order = torch.randperm(len(items), generator=make_generator(seed, "meta", m, lessons["epoch"], again))
     chosen = order[part * size:(part + 1) * size].to(items.device)
     return items[chosen], labels[chosen]
@@ -230,8 +246,9 @@ def fit(committee: Committee, crowd: Crowd, *, optimizer, epochs: int, correctio
     `options` (batch_size, schedule, checkpoint, every, clip, desc) go to `kdnotes.crowdlearn.committee.fit`: with a
     checkpoint the training continues exactly after a kill. The true classes are sealed meanwhile.
     """
+    check_meta_size(correction.meta_size, crowd)
     fabric = fabric or make_fabric("auto", "fp32")
-    crowd = crowds.to(crowd, fabric.device)
+    crowd = suited(crowd, committee, fabric.device)
     advise = advice(committee.to(fabric.device), crowd, optimizer, correction, seed, fabric)
 
     def next_lessons(model, epoch: int) -> None:
@@ -242,6 +259,12 @@ def fit(committee: Committee, crowd: Crowd, *, optimizer, epochs: int, correctio
         next_lessons(committee, 0)
         return fit_committee(committee, crowd, optimizer=optimizer, epochs=warmup + epochs, seed=seed, fabric=fabric,
                              advise=advise, callbacks=(*callbacks, next_lessons), plan={"warmup": warmup}, **options)
+
+
+def check_meta_size(size: int, crowd: Crowd) -> None:
+    """ValueError for a meta set with fewer items than there are classes."""
+    if size < len(crowd.classes):
+        raise ValueError(f"meta_size={size} has no item for each of the {len(crowd.classes)} classes; give more")
 
 # %% ../../nbs/papers/ccc.ipynb #e5b0d8ce
 def fine_tune(committee: Committee, crowd: Crowd, epochs: int, lr: float = 1e-4, batch_size: int = 128, seed: int = 0,
@@ -258,10 +281,114 @@ def fine_tune(committee: Committee, crowd: Crowd, epochs: int, lr: float = 1e-4,
         other = (m + 1) % len(committee.experts)
         items, labels = (committee.lessons[name][other] for name in ("items", "labels"))
         tensors = {"inputs": crowd.features.to(items.device)[items], "labels": labels}
-        batches = Batches(tensors, min(batch_size, len(items)), seed=derive_seed(seed, "fine-tuning", m))
+        batches = all_rows(tensors, batch_size, derive_seed(seed, "fine-tuning", m))
         optimizer = torch.optim.SGD(expert.network.parameters(), lr)
         with sealed():
             train(expert.network, batches, step, optimizer=optimizer, epochs=epochs, fabric=fabric)
+
+# %% ../../nbs/papers/ccc.ipynb #a9a02409
+class Answering(nn.Module):
+    """A trained committee as one network: inputs `(N, ...)` to the logarithm of its mean probabilities `(N, C)`."""
+
+    def __init__(self, committee: Committee):
+        super().__init__()
+        self.committee = committee
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weights = next(self.parameters())
+        inputs = inputs.to(weights.device, weights.dtype if inputs.is_floating_point() else None)
+        parts = [expert.head.classify(expert(inputs)) for expert in self.committee.experts]
+        return torch.stack(parts).mean(0).clamp_min(1e-12).log()
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What `fit_ccc` learnt from a crowd.
+
+    `network`: inputs to log-probabilities, both experts' mean, in evaluation mode. `confusions` by annotator: a table
+    of what is answered to each class. `predictions` by item: `label` and `belief` of the network alone, `recovered`,
+    the likeliest class by features and labels together, and, where the truth is known, `truth` and `right`. `accuracy`:
+    of `label` among items whose truth is known, None where there are none. `committee`: the experts with their heads.
+    """
+
+    network: nn.Module
+    confusions: Confusions
+    predictions: pd.DataFrame
+    accuracy: float | None
+    committee: Committee
+    history: History
+
+# %% ../../nbs/papers/ccc.ipynb #a9a0240a
+def two_starts(network: nn.Module | Callable[[], nn.Module], sample: Tensor, seed: int = 0) -> list[nn.Module]:
+    """Two networks of one architecture from different starts, `network` itself untouched; see `fit_ccc`.
+
+    `sample` are a few inputs, for layers that wait for their sizes. ValueError for two that start alike.
+    """
+    made = []
+    for m in (1, 2):
+        with seeded(seed, "weights", m):
+            made.append(copy.deepcopy(network) if isinstance(network, nn.Module) else network())
+            if not isinstance(made[-1], nn.Module):
+                kind = type(made[-1]).__name__
+                raise TypeError(f"the network is a {kind}; expected an nn.Module, or a function that makes one")
+            weights = next(made[-1].parameters())
+            with torch.no_grad(), evaluating(made[-1]):
+                made[-1](sample.to(weights.device, weights.dtype))
+            for part in made[-1].modules() if isinstance(network, nn.Module) and m == 2 else ():
+                draw = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
+                if draw is not None and all(p.requires_grad for p in part.parameters(recurse=False)):
+                    draw()
+    if all(torch.equal(a, b) for a, b in zip(made[0].parameters(), made[1].parameters())):
+        raise ValueError("the two networks start from the same weights, so that neither can correct the other; give a "
+                         "function that makes one with new random weights: fit_ccc(crowd, lambda: MyNetwork())")
+    return made
+
+
+def suited_correction(crowd: Crowd) -> Correction:
+    """The settings of the code in proportion to a small crowd: G = R / 6 up to 30, M = N / 5 up to 1000."""
+    size = max(2, len(crowd.classes), min(1000, crowd.items // 5))
+    return Correction(groups=max(1, min(30, crowd.annotators // 6)), meta_size=size, meta_batch=min(128, size))
+
+# %% ../../nbs/papers/ccc.ipynb #a9a0240b
+def fit_ccc(crowd: Crowd, network: nn.Module | Callable[[], nn.Module], *, epochs: int = 30, warmup: int = 10,
+            lr: float = 1e-3, batch_size: int = 64, correction: Correction | None = None,
+            optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam, layer: str | None = None,
+            seed: int = 0, device: str = "auto", precision: str = "fp32", **options) -> Learnt:
+    """Learn a classifier from a crowd with features by CCC: two networks that correct each other.
+
+    `network`: any module that maps features to one score a class (see `as_predictor`, whose `layer` this is), of which
+    copies are trained; a pretrained one is better given as a function that makes it, for in one copy all layers that
+    are not frozen start anew. `warmup` epochs without and `epochs` with `correction` (default: `suited_correction`);
+    `optimizer(parameters, lr=lr)`; `options` (callbacks, schedule, checkpoint, clip ...) as of `fit`.
+    Global random generators are afterwards what they were. Items without labels are predicted and not learnt from.
+    ValueError for a crowd without features, for a single class, and for a network with another number of scores.
+    """
+    check_features(crowd)
+    if len(crowd.classes) < 2:
+        raise ValueError(f"the crowd knows the class {crowd.classes[0]!r} only; expected at least two to tell apart")
+    c, lesson = len(crowd.classes), crowds.take(crowd, crowds.labels_per_item(crowd) > 0)
+    networks = [as_predictor(made, layer) for made in two_starts(network, crowd.features[:2], seed)]
+    committee = Committee([Expert(made, CrowdLayer(crowd.annotators, c)) for made in networks])
+    found = outputs(committee, crowd.features[:2], lambda expert, prediction: prediction.logits).shape[2]
+    if found != c:
+        raise ValueError(f"the network gives {found} scores, the crowd has {c} classes; expected one score for each")
+    trained = [p for p in committee.parameters() if p.requires_grad]
+    with seeded(seed, "training"):
+        history = fit(committee, lesson, optimizer=optimizer(trained, lr=lr), epochs=epochs, warmup=warmup, seed=seed,
+                      correction=correction or suited_correction(lesson), batch_size=batch_size,
+                      fabric=make_fabric(device, precision), **options)
+    return learnt(committee, crowd, history)
+
+
+def learnt(committee: Committee, crowd: Crowd, history: History) -> Learnt:
+    """What a trained committee says of the items and annotators of a crowd, by name (reveals the truth)."""
+    p = probabilities(committee, crowd.features).mean(0).cpu()
+    predictions, accuracy = answers_by_item(crowd, p, p.argmax(1), crowd.truth)
+    merged = posterior(committee, crowd).argmax(1).cpu()
+    predictions.insert(2, "recovered", np.array(crowd.classes, object)[merged.numpy()])
+    T = confusions(committee).cpu()
+    named = Confusions(crowd.annotator_names, crowd.classes, lambda r: T[r])
+    return Learnt(Answering(committee).eval(), named, predictions, accuracy, committee, history)
 
 # %% ../../nbs/papers/ccc.ipynb #b2bd71f3
 METHODS = (*APPROACHES, "CCC")
@@ -409,9 +536,10 @@ class CoupledPair(TrainedCommittee):
         return rows
 
     def findings(self, committee, crowd, fabric):
-        truth, lessons = crowd.truth.reveal(), committee.lessons
-        right = [(truth[items.cpu()] == labels.cpu()).double().mean().item()
-                 for items, labels in zip(lessons["items"], lessons["labels"])]
+        lessons, truth, (rows, classes) = committee.lessons, torch.full((crowd.items,), -1), crowds.known_truth(crowd)
+        truth[rows.cpu()] = classes.cpu()
+        meta = [(truth[items.cpu()], labels.cpu()) for items, labels in zip(lessons["items"], lessons["labels"])]
+        right = [(known == labels)[known >= 0].double().mean().item() for known, labels in meta]
         own = {"groups": lessons["groups"][0].cpu(), "meta_accuracy": 100 * sum(right) / len(right)}
         return super().findings(committee, crowd, fabric) | own
 
@@ -498,38 +626,64 @@ def several(sweep: tuple, default: float) -> list:
     return list(values.values()) if len(values) > 1 else []
 
 # %% ../../nbs/papers/ccc.ipynb #24fae201
-def add_findings(experiment: Experiment, rows: list[Row]) -> None:
+def finding_rows(rows: list[Row]) -> list[Row]:
     """How many labels of the crowd itself were put right in the main table, and how clean the meta sets were."""
     in_main = [row for row in rows if row.table in MAIN.values() and isinstance(row.stage.approach, CrowdLayers)]
+    found = []
     for stage, row in {row.stage: row for row in in_main}.items():
         density = {"labels_per_instance": stage.task.crowd.labels_per_item} if row.setting else {}
-        add = functools.partial(experiment.results.add, "labels recovered", row.dataset, seed=stage.seed,
-                                setting={**row.setting, **density})
-        made, ours = experiment.made(stage), isinstance(stage, CoupledPair)
-        for metric in ("label_accuracy", "meta_accuracy") if ours else ("label_accuracy",):
-            add("CCC" if ours else "CrowdLayer ×2", metric, made[metric])
-        for method, share in labels_alone(stage.task.material(experiment.here).crowd).items() if ours else ():
-            add(method, "label_accuracy", share)
+        ours = isinstance(stage, CoupledPair)
+        measures = {"CCC": found_out} if ours else {"CrowdLayer ×2": found_out}
+        measures |= {method: functools.partial(right_labels, method=method) for method in SHARES if ours}
+        found += [Row("labels recovered", method, stage, measure, {**row.setting, **density}, row.dataset)
+                  for method, measure in measures.items()]
+    return found
+
+
+def found_out(stage: TrainedCommittee, made: dict, here: Here) -> dict[str, float]:
+    """What a training of crowd layers found out: the shares in % of right labels and, of CCC, right meta labels."""
+    return {metric: made[metric] for metric in ("label_accuracy", "meta_accuracy") if metric in made}
+
+
+def right_labels(stage: TrainedCommittee, made: dict, here: Here, method: str) -> dict[str, float]:
+    """The share in % of right labels without any network."""
+    return {"label_accuracy": SHARES[method](stage.task.material(here).crowd)}
 
 # %% ../../nbs/papers/ccc.ipynb #b88b7ad4
-def add_leads(results: Results) -> None:
-    """How far CCC is ahead of two crowd layers, in points, for every density of annotations."""
-    frame = results.frame()
-    of_density, metrics = frame.table == "ablation: annotation density", ("accuracy_best", "accuracy_last")
-    rivals = frame[of_density & frame.metric.isin(metrics)]
-    keys = ["dataset", "setting", "metric", "seed"]
-    for key, row in rivals.pivot_table(index=keys, columns="method", values="value").iterrows():
-        named = dict(zip(keys, key))
-        named["metric"] = named["metric"].replace("accuracy", "lead")
-        results.add("lead over two crowd layers", method="CCC", value=row["CCC"] - row["CrowdLayer ×2"], **named)
+@dataclass(frozen=True)
+class Lead(Stage):
+    """How far CCC is ahead of two crowd layers, in points: the difference of two trainings."""
+
+    ours: CoupledPair
+    rival: TrainedCommittee
+
+    def needs(self):
+        return {"ours": self.ours, "rival": self.rival}
+
+    def build(self, parents, here, checkpoint):
+        ours, rival = (scores(parents[name]["rows"]) for name in ("ours", "rival"))
+        return {f"lead_{when}": ours[f"accuracy_{when}"] - rival[f"accuracy_{when}"] for when in ("best", "last")}
+
+
+def lead_of(stage: Lead, made: dict, here: Here) -> dict[str, float]:
+    """The metrics of a lead."""
+    return made
+
+
+def lead_rows(rows: list[Row]) -> list[Row]:
+    """CCC's lead for every density of annotations that is trained, and seed."""
+    stages = {(row.method, tuple(row.setting.items()), row.repeat): row for row in rows
+              if row.table == "ablation: annotation density"}
+    pairs = [(row, stages["CrowdLayer ×2", *rest]) for (method, *rest), row in stages.items() if method == "CCC"]
+    return [Row("lead over two crowd layers", "CCC", Lead(ours.stage, rival.stage), lead_of, ours.setting, ours.dataset,
+                ours.repeat) for ours, rival in pairs]
 
 # %% ../../nbs/papers/ccc.ipynb #851ae2b3
 def check_fit(config: Config, here: Here) -> None:
     """ValueError where network, meta sets or validation do not suit the data: before anything is trained."""
     crowd = task_of(config, config.seeds[0]).material(here).crowd
     for size in (config.correction.meta_size, *config.tables.meta_sweep):
-        if size < len(crowd.classes):
-            raise ValueError(f"meta_size={size} has no item for each of the {len(crowd.classes)} classes; give more")
+        check_meta_size(size, crowd)
     with torch.device("meta"):
         new_network(config.training.network, crowd.features[0], len(crowd.classes))
 
@@ -539,10 +693,7 @@ def run(experiment: Experiment) -> Results:
     config = experiment.config
     check_fit(config, experiment.here)
     rows = [row for seed in config.seeds for row in main_rows(seed, config) + ablation_rows(seed, config)]
-    Study(rows).run(experiment)
-    add_findings(experiment, rows)
-    add_leads(experiment.results)
-    return experiment.results
+    return Study([*rows, *finding_rows(rows), *lead_rows(rows)]).run(experiment)
 
 # %% ../../nbs/papers/ccc.ipynb #8f3bfa64
 def claims(config: Config) -> list[Claim]:

@@ -6,38 +6,33 @@
 __all__ = ['BASELINES', 'OURS', 'METHODS', 'STUDY_NAMES', 'PAIRS', 'CLOSED', 'READINGS', 'EVERY_READING', 'READ', 'PEERS',
            'CROSS', 'GREY', 'COLOUR', 'SGD', 'SMALL_FACES', 'CASIA', 'JUDGED_ON', 'EVERY_METHOD', 'PAIRED', 'TRANSFER',
            'NUMBERS', 'JUDGED', 'DRAWN', 'TABLES', 'DATASET_NAMES', 'JUDGES', 'STUDIES', 'CLOSED_SETS', 'Objective',
-           'recipe_of', 'Images', 'check_pair', 'Networks', 'Sweeps', 'check_embedder', 'Faces', 'Training', 'Config',
-           'over', 'Classes', 'Probe', 'named', 'Taught', 'Tuned', 'people_of', 'task_of', 'student_of', 'transferred',
-           'pair_similarities', 'overlap', 'verified', 'main_rows', 'retrieval_rows', 'classification_rows',
-           'probe_rows', 'changed', 'swept', 'sweep_rows', 'readings_rows', 'pairs_rows', 'judge_of', 'protocols_of',
-           'further', 'faces_rows', 'rows', 'run', 'embedding_claims', 'closed_claims', 'face_claims', 'sweep_claims',
-           'claims']
+           'recipe_of', 'Images', 'check_pair', 'Networks', 'Sweeps', 'Faces', 'Training', 'Config', 'Classes', 'named',
+           'people_of', 'task_of', 'student_of', 'pair_similarities', 'verified', 'main_rows', 'retrieval_rows',
+           'classification_rows', 'probe_rows', 'changed', 'swept', 'sweep_rows', 'readings_rows', 'pairs_rows',
+           'judge_of', 'protocols_of', 'further', 'faces_rows', 'rows', 'run', 'embedding_claims', 'closed_claims',
+           'face_claims', 'sweep_claims', 'claims']
 
 # %% ../../nbs/papers/crrcd.ipynb #dcad9122
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config import Settings, by_full_name, section, setting
+from ..config import Settings, section, setting
 from kdnotes.crossres import (
-    Answers, Head, Network, Optimisation, People, Pictures, Task, Unaided, Views, classified,
-    identified, learnt, probed, retrieved, searched, seen_by,
+    Head, Optimisation, Pictures, Probe, Task, Taught, Tuned, Unaided, Views, classified, identified, probed,
+    retrieved, searched, seen_by,
 )
 from ..data.catalogue import load
 from ..data.degrade import MODES
-from ..data.imageset import ImageSet
 from ..data.protocols import FaceSets
-from ..experiment import Data, Experiment, Here, Row, Stage, Study
-from ..faces import NativeTest
-from ..metrics.verify import judge_folds, pair_scores
-from ..models import embedders
-from ..models.written import parse, printed
-from ..recipes import Learner, Recipe, RelationalContrast, SoftLabels, recipe
+from ..experiment import Experiment, Row, Stage, Study
+from ..faces import NativeTest, People
+from ..metrics.verify import histogram_intersection, judge_folds, pair_scores, similarity_margin
+from ..models.written import parse, parse_recogniser, printed
+from ..recipes import Recipe, RelationalContrast, SoftLabels, recipe
 from ..results import Claim, Results
 
 # %% ../../nbs/papers/crrcd.ipynb #3160f0db
@@ -96,7 +91,8 @@ class Images:
     seen: tuple[int, ...] = setting((0, 2, 4, 6, 8), "scale", "classes trained on where unseen ones are searched",
                                     at_least=0, length=(2, None))
     searched: str = setting("all", "scale", "unseen images of all splits, or the test split", choices=("all", "test"))
-    probe_dataset: str = setting("", "scale", 'set of the linear classifier, "" = the unseen classes')
+    probe_dataset: str = setting("", "scale", 'set of the linear classifier, "" = the unseen classes',
+                               data=True)
     train_size: int = setting(0, "scale", "training images per class, 0 = all", at_least=0)
     size: int = setting(0, "scale", "high resolution in pixels, 0 = the data set's own", at_least=0)
     low: int = setting(3, "scale", "low resolution in pixels", at_least=1)
@@ -149,11 +145,6 @@ class Sweeps:
     readings: tuple[str, ...] = setting(READ, "ours", "readings of what the paper leaves open", choices=EVERY_READING)
 
 # %% ../../nbs/papers/crrcd.ipynb #0cb4062b
-def check_embedder(text: str) -> None:
-    """ValueError unless `text` writes an embedder of faces."""
-    parse(text, embedders.ARCHITECTURES, ("embedding", "dropout"))
-
-
 @dataclass(frozen=True)
 class Faces:
     """People, and how they are told apart."""
@@ -163,8 +154,8 @@ class Faces:
     nuisance: float = setting(0.6, "scale", "how much pose, light and so on vary", at_least=0, at_most=1)
     size: int = setting(32, "scale; paper 112", "high resolution in pixels", at_least=4)
     low: int = setting(5, "scale; paper 16", "low resolution, native: a seventh, as in the paper", at_least=1)
-    teacher: str = setting("smallface:8-16-32-64:64", "scale", "teacher", check=check_embedder)
-    student: str = setting("smallface:8-16-32:32", "scale", "student", check=check_embedder)
+    teacher: str = setting("smallface:8-16-32-64:64", "scale", "teacher", check=parse_recogniser)
+    student: str = setting("smallface:8-16-32:32", "scale", "student", check=parse_recogniser)
     methods: tuple[str, ...] = setting(("Student", "KD", "CRD", "CRRCD"), "scale", "of the tables", choices=METHODS)
     margin: str = setting("arcface", "paper", "head", choices=("arcface", "cosface"))
     scale: float = setting(16.0, "scale; component 64", "of the head", above=0)
@@ -243,14 +234,6 @@ EVERY_METHOD = {"closed_methods": (), "anchors": 16, "negatives": (16, 512), "ta
                 "readings": ("both sides, tied modules", "student side alone", "plain differences",
                              "negatives of any class", "literal critic")}
 
-
-def over(*parts: dict) -> dict:
-    """Differences of profiles, each over those before it, by full name."""
-    merged: dict = {}
-    for part in parts:
-        merged |= by_full_name(Config, part)
-    return merged
-
 # %% ../../nbs/papers/crrcd.ipynb #886f2e58
 Config.PROFILES = {
     "smoke": {
@@ -263,7 +246,7 @@ Config.PROFILES = {
         "training": {"steps": 4, "teacher_steps": 4, "probe_steps": 20},
     },
     "demo": {},
-    "real": over(EVERY_METHOD, {
+    "real": Config.merged(EVERY_METHOD, {
         "dataset": "cifar10",
         "networks": {"teacher": "resnet56", "student": "vgg8",
                      "pairs": (("resnet56", "resnet20", "peer"), ("resnet56", "shufflenet_v1", "cross"))},
@@ -271,7 +254,7 @@ Config.PROFILES = {
         "faces": {"steps": 6000, "people": (400, 200), "size": 64, "low": 16, "pairs": 6000,
                   "teacher": "smallface:32-64-128-256:256", "student": "smallface:16-32-64-128:128"},
     }),
-    "paper": over(EVERY_METHOD, {
+    "paper": Config.merged(EVERY_METHOD, {
         "dataset": "cifar100", "seeds": (0, 1, 2, 3, 4), "faces.steps": 180_000,
         "training": {"steps": 187_500, "teacher_steps": 187_500, "batch_size": 64},
     }),
@@ -288,11 +271,11 @@ NUMBERS = {"studies": ("classification",), "networks.teacher": "resnet56", "netw
 JUDGED = ["+".join(some) for count in (1, 2, 3) for some in itertools.combinations(JUDGED_ON, count)]
 Config.DATASETS = {
     ("demo", "mnist5k"): GREY, ("smoke", "mnist5k"): GREY, ("real", "cifar10"): COLOUR,
-    ("real", "mnist"): GREY | {"networks.teacher": "smallconv:64-128-256:128"},
-    ("real", "fashion_mnist"): GREY | {"networks.teacher": "smallconv:64-128-256:128", "flip": True},
-    ("paper", "cifar100"): over(COLOUR, SGD, TRANSFER), ("paper", "svhn"): over(COLOUR, SGD, NUMBERS),
-    ("paper", "lfw"): over(COLOUR, SGD, CASIA, {"faces.steps": 12_000}),
-    **{("paper", dataset): over(COLOUR, SGD, CASIA) for dataset in JUDGED},
+    ("real", "mnist"): Config.merged(GREY, {"networks.teacher": "smallconv:64-128-256:128"}),
+    ("real", "fashion_mnist"): Config.merged(GREY, {"networks.teacher": "smallconv:64-128-256:128", "flip": True}),
+    ("paper", "cifar100"): Config.merged(COLOUR, SGD, TRANSFER), ("paper", "svhn"): Config.merged(COLOUR, SGD, NUMBERS),
+    ("paper", "lfw"): Config.merged(COLOUR, SGD, CASIA, {"faces.steps": 12_000}),
+    **{("paper", dataset): Config.merged(COLOUR, SGD, CASIA) for dataset in JUDGED},
     **{("real", name): SMALL_FACES for name in ("lfw", "orl", "yaleb")},
 }
 Config.DATA = ("images", "facesets")
@@ -308,24 +291,6 @@ class Classes(People):
 
     def sets(self) -> FaceSets:
         return FaceSets(*(load(self.dataset, split, size=self.size) for split in ("train", "test")))
-
-
-@dataclass(frozen=True)
-class Probe(Data):
-    """Images of a linear classifier: of another data set, at the size of the images `like`; or of the classes that
-    `like` leaves unseen.
-    """
-
-    dataset: str
-    part: str
-    like: Pictures
-
-    def load(self) -> ImageSet:
-        if self.dataset != self.like.dataset:
-            side = replace(self.like, seen=()).load().shape[-1]
-            return Pictures(self.dataset, self.part, side).load()
-        images = Pictures(self.dataset, self.part, self.like.size).load()
-        return images.select([c for c in range(len(images.classes)) if c not in self.like.seen], relabel=True)
 
 # %% ../../nbs/papers/crrcd.ipynb #61bd9ab1
 TABLES = {
@@ -343,57 +308,6 @@ DATASET_NAMES = {
 def named(dataset: str) -> str:
     """A data set as the paper writes it."""
     return DATASET_NAMES.get(dataset, dataset)
-
-# %% ../../nbs/papers/crrcd.ipynb #8dbca7cd
-@dataclass(frozen=True, kw_only=True)
-class Taught(Network):
-    """A student that learns by `recipe` from the `teacher`; attention looks at the maps of `stage`."""
-
-    recipe: Recipe
-    teacher: Unaided
-    stage: str
-
-    def needs(self) -> dict[str, Stage]:
-        return {"teacher": self.teacher} | ({} if self.views.random else {"answers": Answers(self.teacher, self.stage)})
-
-    def build(self, parents: dict, here: Here, checkpoint: Path) -> dict[str, Tensor]:
-        teacher, known = parents["teacher"], parents.get("answers")
-        asked = {} if known else {"teacher": (teacher, "high")}
-        dims = {"teacher": teacher.feature_dim}
-        learner = self.learner(self.fresh(here), self.recipe, here, dims, self.stage)
-        if known:
-            learner.remember(known["teacher.features"].to(here.device))
-        batches = self.batches(here, asked, known=known, stage=self.stage)
-        return learnt(learner, batches, self.view, self.how, here.fabric, checkpoint)
-
-# %% ../../nbs/papers/crrcd.ipynb #4b2a1b38
-@dataclass(frozen=True)
-class Tuned(Stage):
-    """The embedder of `network`, trained further on other `images`."""
-
-    network: Network
-    images: Data
-    how: Optimisation
-
-    @property
-    def seed(self) -> int:
-        return self.network.seed
-
-    def needs(self) -> dict[str, Stage]:
-        return {"network": self.network}
-
-    def statistics(self, here: Here) -> tuple[Tensor, Tensor]:
-        return self.network.statistics(here)
-
-    def build(self, parents: dict[str, nn.Module], here: Here, checkpoint: Path) -> dict[str, Tensor]:
-        network, own = self.network.fresh(here, self.images), replace(self.network, images=self.images, how=self.how)
-        network.embedder.load_state_dict(parents["network"].embedder.state_dict())
-        batches = replace(own, task="tinyface").batches(here, statistics=self.statistics(here))
-        learner = Learner(network, Recipe()).to(here.device)
-        return learnt(learner, batches, self.network.view, self.how, here.fabric, checkpoint)
-
-    def open(self, kept: dict[str, Tensor], here: Here) -> nn.Module:
-        return self.network.open(kept, here, self.images)
 
 # %% ../../nbs/papers/crrcd.ipynb #4b2a1b3a
 def people_of(config: Config, part: str) -> People:
@@ -433,35 +347,22 @@ def student_of(method: str, task: Task, config: Config) -> Unaided | Taught:
     """The student of `method` in `task`."""
     return task.student(recipe_of(method, config.objective), Taught, stage=config.networks.stage)
 
-# %% ../../nbs/papers/crrcd.ipynb #cfb09631
-def transferred(
-    stage: Stage, network, here, view: str, views: Views, fitted: Data, judged: Data, steps: int
-) -> dict[str, float]:
-    """Accuracy of a linear classifier on embeddings of the images `judged`."""
-    return probed(stage, network, here, view, views, here.read(fitted), here.read(judged), steps)
-
 # %% ../../nbs/papers/crrcd.ipynb #d8528c02
 def pair_similarities(
     stage: Stage, network, here, view: str, views: Views, unseen: People
 ) -> tuple[Tensor, Tensor, int]:
     """Cosines of the verification pairs, whether each is genuine, and their folds."""
-    images, pairs = here.read(unseen)
+    images, pairs, *_ = here.read(unseen)
     features = seen_by(stage, network, here, images, view, views).features.cpu()
     return pair_scores(features[pairs.first], features[pairs.second]), pairs.same, pairs.folds
 
 
-def overlap(scores: Tensor, same: Tensor, bins: int = 40) -> float:
-    """Intersection of the histograms of genuine and impostor similarities in [-1, 1], from 0 (apart) to 1 (equal)."""
-    genuine, impostor = (torch.histc(scores[which], bins, -1, 1) / which.sum() for which in (same, ~same))
-    return float(torch.minimum(genuine, impostor).sum())
-
-
-def verified(stage, network, here, view: str, views: Views, unseen: People) -> dict[str, float]:
+def verified(stage: Stage, network, here, view: str, views: Views, unseen: People) -> dict[str, float]:
+    """Accuracy of verification in folds, and how far genuine and impostor pairs lie apart."""
     scores, same, folds = pair_similarities(stage, network, here, view, views, unseen)
-    margin = float(scores[same].mean() - scores[~same].mean())
     right = 100 * float(judge_folds(scores, same, folds).accuracy.mean())
-    found = {"verification_accuracy": right, "similarity_margin": margin}
-    return found | {"histogram_intersection": overlap(scores, same)}
+    apart = {"similarity_margin": similarity_margin(scores, same)}
+    return {"verification_accuracy": right} | apart | {"histogram_intersection": histogram_intersection(scores, same)}
 
 # %% ../../nbs/papers/crrcd.ipynb #72f37511
 def main_rows(study: str, task: Task, config: Config, measure: Callable, methods: tuple[str, ...] = (),
@@ -493,7 +394,7 @@ def probe_rows(seed: int, config: Config) -> list[Row]:
     other, task = config.images.probe_dataset, task_of("retrieval", seed, config)
     dataset = other or config.dataset
     fitted, judged = (Probe(dataset, like.part, like) for like in (task.train, task.test))
-    measure = partial(transferred, fitted=fitted, judged=judged, steps=config.training.probe_steps)
+    measure = partial(probed, fitted=fitted, judged=judged, steps=config.training.probe_steps)
     task = task_of("classification", seed, config) if other else task
     return main_rows("probe", task, config, measure, dataset=named(dataset))
 
@@ -572,7 +473,7 @@ def further(row: Row, config: Config) -> Row:
     """The row of a network that was trained further on the people of TinyFace."""
     own, how = config.faces, row.stage.how
     how = replace(how, steps=own.tune_steps, lr=config.training.lr * own.tune_rate)
-    stage = Tuned(row.stage, People("tinyface", "train", own.size, least=1), how)
+    stage = Tuned(row.stage, People("tinyface", "train", own.size, least=1), how, "tinyface")
     return replace(row, stage=stage, setting=row.setting | {"protocol": "1:N"})
 
 

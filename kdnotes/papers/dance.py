@@ -25,10 +25,10 @@ from ..condense.evaluate import OneByOne, Protocol, Rounds, accuracies, fresh, p
 from ..condense.experts import EXPERT_PROTOCOL, Pool, set_middle
 from ..condense.matching import Statistics, statistics
 from kdnotes.condense.study import (
-    Condensed, CondensedSet, Cost, Experts, Images, Monitor, Score, best_rates, check_fit, check_names, check_network,
-    check_no_doubles, condensed_set, dataset_name, score_of, score_rows, tune,
+    Condensed, CondensedSet, Cost, Experts, Images, Monitor, Score, best_rates, check_enough, check_fit, check_names,
+    check_network, check_no_doubles, check_size, condensed_set, costs, dataset_name, score_of, score_rows, tune,
 )
-from ..condense.synthetic import SyntheticSet, check_factor, draw_per_class
+from ..condense.synthetic import SyntheticSet, draw_per_class
 from ..config import Settings, section, setting
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
@@ -204,12 +204,8 @@ class Config(Settings):
             raise ValueError(f"dataset={self.dataset!r}; expected one data set")
         if s.ipc not in s.ipcs:
             raise ValueError(f"ipc={s.ipc} must be one of ipcs={s.ipcs}")
-        if s.size:
-            check_factor(s.factor, s.size)
-            for network in (self.learning.network, *networks.others):
-                check_network(network, s.size)
-        if s.train_size and s.train_size < self.largest_set():
-            raise ValueError(f"train_size={s.train_size} is too small: the largest set is made of {self.largest_set()}")
+        check_size(s.size, s.factor, (self.learning.network, *networks.others))
+        check_enough(self.largest_set(), train_size=s.train_size)
 
     def largest_set(self) -> int:
         """Real images per class that the largest set is made of."""
@@ -521,8 +517,7 @@ def cost_rows(config: Config) -> list[Row]:
     rows = []
     for seed in config.seeds:
         sets = {name: set_of(config, name, config.sets.ipc, seed, monitored=False) for name in ("DM", *VIEWS)}
-        for name, condensed in sets.items():
-            stage = Cost(condensed, config.curves.cost_steps, sets["DM, same f"])
+        for name, stage in costs(sets, config.curves.cost_steps, "DM, same f").items():
             rows.append(figure_row(config, "cost", name, stage, operations))
             if seed == config.seeds[0]:
                 rows.append(figure_row(config, "cost", name, stage, peak_memory))

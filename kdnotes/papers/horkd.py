@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TARGETS', 'ORDERS', 'BASELINES', 'OURS', 'ALONE', 'METHODS', 'TASKS', 'GREY', 'COLOUR', 'CONV', 'RESNET', 'BIRDS',
            'FACES', 'ORL', 'LFW', 'CASIA', 'TABLES', 'READINGS', 'Losses', 'hybrid', 'titled', 'recipe_of', 'Images',
-           'Networks', 'Bridge', 'Training', 'Faces', 'Config', 'Taught', 'Both', 'Joint', 'people_of', 'task_of',
+           'Networks', 'Bridge', 'Training', 'Faces', 'Config', 'Assisted', 'Both', 'Joint', 'people_of', 'task_of',
            'assisted', 'student_of', 'recognised', 'row', 'main_table', 'assistant_table', 'sweeps', 'weight_table',
            'rows', 'run', 'retrieval_claims', 'claims']
 
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from ..config import Settings, section, setting
 from kdnotes.crossres import (
-    Network, Optimisation, People, Pictures, Task, Unaided, Views, classified, learnt, optimise, retrieved, seen_by,
+    Network, Optimisation, Pictures, Task, Unaided, Views, classified, learnt, optimise, retrieved, seen_by,
     weights_of,
 )
 from ..data.degrade import MODES
 from ..experiment import Data, Experiment, Here, Row, Stage, Study
+from ..faces import People, seeds_of
 from ..metrics.verify import recognition
 from ..models.written import parse
 from ..recipes import Angles, Distances, HintByVariance, Learner, Recipe, Similarities, recipe
 from ..results import Claim, Results
-from ..runtime import derive_seed
 
 # %% ../../nbs/papers/horkd.ipynb #73498d40
 TARGETS = {                             # of order one, of the higher orders
@@ -149,7 +149,8 @@ class Training:
 class Faces:
     """The third family of tasks: people that nobody has seen are verified and identified at low resolution."""
 
-    dataset: str = setting("faces", "scale", 'procedural; or "lfw", "casia", or an image set whose classes are people')
+    dataset: str = setting("faces", "scale", 'procedural; or "lfw", "casia", or an image set whose classes are people',
+                           data=True)
     size: int = setting(32, "scale", "high resolution in pixels", at_least=1)
     low: int = setting(16, "paper", "low resolution in pixels, that of both results that are known", at_least=1)
     teacher: str = setting("smallconv:16-32-64:64", "scale", "teacher", check=parse)
@@ -190,7 +191,7 @@ class Config(Settings):
 # %% ../../nbs/papers/horkd.ipynb #c7969ebe
 GREY = {"searched": "test", "images.size": 0, "seen": (0, 1, 2, 3, 4, 5), "images.low": 7, "low_sweep": (4, 14),
         "mode": "bicubic"}
-COLOUR = GREY | {"images.low": 8, "low_sweep": (4, 16), "flip": True, "padding": 4}
+COLOUR = Config.merged(GREY, {"images.low": 8, "low_sweep": (4, 16), "flip": True, "padding": 4})
 CONV = {"networks.teacher": "smallconv:64-128-256:128", "networks.student": "smallconv:8-16-32:32",
         "student_sweep": ("smallconv:4-8-16:32", "smallconv:16-32-64:32")}
 RESNET = {"networks.teacher": "resnet8x4", "networks.student": "smallconv:16-32-64:64",
@@ -204,13 +205,17 @@ BIRDS = {"images.size": 224, "tasks": ("retrieval",), "images.low": 32, "low_swe
 FACES = {"tasks": ("faces",), "faces.size": 64, "faces.teacher": "resnet18::256", "faces.student": "resnet8x4::128",
          "faces.teacher_steps": 3000, "faces.steps": 3000, "flip": True, "padding": 2, "batch_size": 128,
          "faces.methods": ("CE", "KD, added", *BASELINES, ALONE, "HORKD")}
-ORL = FACES | {"faces.dataset": "orl", "faces.size": 32, "people": (28, 11), "pairs": 800, "batch_size": 56,
-               "faces.teacher_steps": 400, "faces.steps": 400, "faces.teacher": "smallconv:32-64-128:64",
-               "faces.student": "smallconv:8-16-32:32"}
-LFW = FACES | {"faces.dataset": "lfw", "people": (298, 963)}
-CASIA = FACES | {"faces.dataset": "casia", "faces.size": 112, "people": (2000, 5749),
-                 "faces.teacher_steps": 60000, "faces.steps": 60000, "faces.teacher": "resnet50::512",
-                 "faces.student": "resnet18::128"}
+ORL = Config.merged(FACES, {
+    "people": (28, 11), "batch_size": 56,
+    "faces": {"dataset": "orl", "size": 32, "pairs": 800, "teacher_steps": 400, "steps": 400,
+              "teacher": "smallconv:32-64-128:64", "student": "smallconv:8-16-32:32"},
+})
+LFW = Config.merged(FACES, {"faces.dataset": "lfw", "people": (298, 963)})
+CASIA = Config.merged(FACES, {
+    "people": (2000, 5749),
+    "faces": {"dataset": "casia", "size": 112, "teacher_steps": 60000, "steps": 60000, "teacher": "resnet50::512",
+              "student": "resnet18::128"},
+})
 
 # %% ../../nbs/papers/horkd.ipynb #908f447c
 Config.PROFILES = {
@@ -227,25 +232,29 @@ Config.PROFILES = {
               "seeds": (0, 1, 2, 3, 4)},
 }
 Config.DATASETS = {
-    ("demo", "mnist5k"): {**GREY, "training": {"steps": 200, "teacher_steps": 200}},
-    ("smoke", "mnist5k"): {**GREY, "low_sweep": (14,)},
-    ("real", "mnist"): {**GREY, **CONV}, ("real", "fashion_mnist"): {**GREY, **CONV, "flip": True},
-    ("real", "cifar10"): {**COLOUR, **RESNET}, ("real", "orl"): ORL, ("real", "lfw"): LFW, ("paper", "casia"): CASIA,
-    ("paper", "cub200"): {**BIRDS, "seen": tuple(range(100))},
-    ("paper", "cars196"): {**BIRDS, "seen": tuple(range(98))},
-    ("paper", "uccs"): {**BIRDS, "tasks": ("classification",), "images.size": 112, "images.low": 16,
-                        "low_sweep": (8, 32), "per_class": 0, "pair": 25.0, "triplet": 50.0},
+    ("demo", "mnist5k"): Config.merged(GREY, {"training": {"steps": 200, "teacher_steps": 200}}),
+    ("smoke", "mnist5k"): Config.merged(GREY, {"low_sweep": (14,)}),
+    ("real", "mnist"): Config.merged(GREY, CONV),
+    ("real", "fashion_mnist"): Config.merged(GREY, CONV, {"flip": True}),
+    ("real", "cifar10"): Config.merged(COLOUR, RESNET),
+    ("real", "orl"): ORL, ("real", "lfw"): LFW, ("paper", "casia"): CASIA,
+    ("paper", "cub200"): Config.merged(BIRDS, {"seen": tuple(range(100))}),
+    ("paper", "cars196"): Config.merged(BIRDS, {"seen": tuple(range(98))}),
+    ("paper", "uccs"): Config.merged(BIRDS, {
+        "tasks": ("classification",), "images.size": 112, "images.low": 16, "low_sweep": (8, 32), "per_class": 0,
+        "pair": 25.0, "triplet": 50.0,
+    }),
 }
 Config.DATA = ("facesets", "images")
 
 # %% ../../nbs/papers/horkd.ipynb #2693b7e2
 @dataclass(frozen=True, kw_only=True)
-class Taught(Network):
+class Assisted(Network):
     """A network that learns from a teacher and, perhaps, from an assistant that was trained before."""
 
     recipe: Recipe
     teacher: Unaided
-    assistant: "Taught | None" = None
+    assistant: "Assisted | None" = None
     lends: bool = False
 
     def needs(self) -> dict[str, Stage]:
@@ -276,7 +285,7 @@ class Both(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Joint(Taught):
+class Joint(Assisted):
     """A student whose assistant learns beside it."""
 
     def needs(self) -> dict[str, Stage]:
@@ -295,8 +304,8 @@ class Joint(Taught):
 # %% ../../nbs/papers/horkd.ipynb #698147e6
 def people_of(seed: int, own: Faces) -> People:
     """The people to learn from: drawn ones of a seed of their own, or those of a data set."""
-    seeds = (derive_seed(seed, "people"), derive_seed(seed, "split"), seed)
-    return People(own.dataset, "train", own.size, own.people, own.each, own.nuisance, seeds=seeds)
+    each = own.each if own.dataset == "faces" else 0
+    return People(own.dataset, "train", own.size, own.people, each, own.nuisance, seeds=seeds_of(seed))
 
 
 def task_of(name: str, seed: int, config: Config) -> Task:
@@ -306,7 +315,8 @@ def task_of(name: str, seed: int, config: Config) -> Task:
     views = Views(images.low, images.mode, flip=images.flip, padding=images.padding)
     if name == "faces":
         train, views = people_of(seed, own), replace(views, low=own.low)
-        dataset, networks, test = own.dataset, own, replace(train, part="test", pairs=own.pairs)
+        dataset = {"casia": "LFW"}.get(own.dataset, own.dataset)      # who learns from CASIA-WebFace is judged on LFW
+        networks, test = own, replace(train, part="test", pairs=own.pairs)
     else:
         how, seen = replace(how, per_class=training.per_class), images.seen if name == "retrieval" else ()
         train = Pictures(config.dataset, "train", images.size, images.train_size, seen, images.searched)
@@ -315,25 +325,25 @@ def task_of(name: str, seed: int, config: Config) -> Task:
     return Task(name, seed, dataset, train, test, (networks.teacher, networks.student), views, teaching, how)
 
 # %% ../../nbs/papers/horkd.ipynb #8a5fe397
-def assisted(task: Task, recipe: Recipe, bridge: Bridge, helper: Recipe) -> Unaided | Taught:
+def assisted(task: Task, recipe: Recipe, bridge: Bridge, helper: Recipe) -> Unaided | Assisted:
     """The student of `recipe` with the assistant of the `bridge`, which learns by `helper` from the teacher."""
     if bridge.assistant == "none":
-        return task.student(recipe, Taught)
+        return task.student(recipe, Assisted)
     high = bridge.assistant == "student_arch_hr"
-    assistant = task.student(helper, Taught, task.networks[high], "high" if high else "low")
+    assistant = task.student(helper, Assisted, task.networks[high], "high" if high else "low")
     joint = bridge.schedule == "joint"
     lends = bridge.init_from_assistant and high and not joint
-    return task.student(recipe, Joint if joint else Taught, assistant=assistant, lends=lends)
+    return task.student(recipe, Joint if joint else Assisted, assistant=assistant, lends=lends)
 
 
-def student_of(method: str, task: Task, config: Config) -> Unaided | Taught:
+def student_of(method: str, task: Task, config: Config) -> Unaided | Assisted:
     """The student of `method` in `task`."""
     recipe = recipe_of(method, task.name, config)
     if method == "TAKD":
         chain = Bridge(targets="assistant", init_from_assistant=False)
         return assisted(task, recipe, chain, recipe_of("KD, added", task.name, config))
     if method not in OURS:
-        return task.student(recipe, Taught)
+        return task.student(recipe, Assisted)
     return assisted(task, recipe, config.bridge, hybrid(config.losses, OURS["HORKD"], recipe.labels))
 
 # %% ../../nbs/papers/horkd.ipynb #76823a2e
@@ -341,7 +351,7 @@ def recognised(
     stage: Network, network: nn.Module, here: Here, test: Data, view: str, views: Views
 ) -> dict[str, float]:
     """Verification and identification of the people `test`."""
-    images, pairs = here.read(test)
+    images, pairs, *_ = here.read(test)
     features = seen_by(stage, network, here, images, view, views).features.float()
     found = recognition(features, images.labels.to(here.device), pairs)
     return {name: found[name] for name in ("verification_accuracy", "auc", "rank1", "rank5")}

@@ -24,11 +24,10 @@ from ..condense.evaluate import Protocol
 from ..condense.experts import EXPERT_PROTOCOL
 from ..condense.gradients import Inner, inner_for
 from kdnotes.condense.study import (
-    CondensedSet, Cost, DMSet, Experts, GradientSet, Images, LearnedSet, M3DSet, Score, best_rates, check_fit,
-    check_names, check_network, check_no_doubles, condensed_set, dataset_name, method_name, on_held_out, rated,
-    score_rows, tune,
+    CondensedSet, Cost, DMSet, Experts, GradientSet, Images, LearnedSet, M3DSet, Score, best_rates, check_enough,
+    check_fit, check_names, check_network, check_no_doubles, check_size, condensed_set, costs, dataset_name,
+    method_name, on_held_out, rated, score_rows, tune,
 )
-from ..condense.synthetic import check_factor
 from ..config import Settings, section, setting
 from ..experiment import Experiment, Here, Measure, Row, Stage, Study
 from ..losses.mmd import KERNELS, make_kernel
@@ -167,12 +166,8 @@ class Config(Settings):
                          intervals=studies.intervals, kernels=studies.kernels, others=studies.others)
         if 1.0 not in self.tuning.spread:
             raise ValueError(f"spread={self.tuning.spread} must hold 1.0, the chosen rate itself")
-        if s.size:
-            check_factor(self.largest_factor(), s.size)
-            for network in self.networks():
-                check_network(network, s.size)
-        if s.per_class and s.per_class < self.largest_set():
-            raise ValueError(f"per_class={s.per_class} is too few: the largest set is made of {self.largest_set()}")
+        check_size(s.size, self.largest_factor(), self.networks())
+        check_enough(self.largest_set(), per_class=s.per_class)
 
     def networks(self) -> set[str]:
         """Every network that is looked through or judges."""
@@ -451,11 +446,10 @@ def cost_rows(config: Config) -> list[Row]:
     """Operations of a step of the pixels, and MiB at the worst."""
     rows = []
     for seed in range(3):
-        sets = cost_sets(config, seed)
-        costs = {name: Cost(condensed, config.studies.cost_steps, sets["DM"]) for name, condensed in sets.items()}
+        found = costs(cost_sets(config, seed), config.studies.cost_steps, "DM")
         row = partial(study_row, config, "cost", ipc=config.studies.cost_ipc, seed=seed)
-        rows += [row(method=name, stage=cost, measure=operations) for name, cost in costs.items()]
-        rows += [row(method=name, stage=cost, measure=peak_memory) for name, cost in costs.items() if seed == 0]
+        rows += [row(method=name, stage=cost, measure=operations) for name, cost in found.items()]
+        rows += [row(method=name, stage=cost, measure=peak_memory) for name, cost in found.items() if seed == 0]
     return rows
 
 # %% ../../nbs/papers/m3d.ipynb #18f4d70f

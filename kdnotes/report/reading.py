@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'TEXTS', 'WHOLE', 'NUMBER', 'MOMENT', 'NAME', 'FLAG', 'MANIFEST_SHAPE', 'CAPTIONS_SHAPE', 'NOTEBOOK_SHAPE',
-           'STAGES_SHAPE', 'DAMAGED', 'fits', 'is_plain', 'read_json', 'differing', 'read_captions', 'read_png',
+           'STAGES_SHAPE', 'DAMAGED', 'fits', 'is_plain', 'read_json', 'not_as_signed', 'read_captions', 'read_png',
            'read_rows', 'Run', 'read_run', 'read_notebook', 'heading', 'abstract']
 
 # %% ../../nbs/report/reading.ipynb #e2ce9cb0
@@ -94,7 +94,7 @@ STAGES_SHAPE = {...: {"stage": TEXT, "fields": {}, "parents": {...: TEXT}, "data
                       "seconds": NUMBER, "built": MOMENT}}
 
 # %% ../../nbs/report/reading.ipynb #8c29abd8
-def differing(path: Path, signed: Mapping[str, str]) -> str:
+def not_as_signed(path: Path, signed: Mapping[str, str]) -> str:
     """What is wrong with the first file of the run folder `path` that is not as it was `signed`; `""` when all are."""
     for name, expected in signed.items():
         if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
@@ -206,7 +206,7 @@ def _read_notebook(run: Run) -> None:
 
 
 def _read_numbers(run: Run) -> None:
-    if run.manifest.get("status") == "finished" and (wrong := differing(run.path, run.manifest.get("files", {}))):
+    if run.manifest.get("status") == "finished" and (wrong := not_as_signed(run.path, run.manifest.get("files", {}))):
         raise ValueError(wrong)
     if run.state == "broken":
         raise ValueError(f"{MANIFEST}: there are results, but none that a finished run has signed")

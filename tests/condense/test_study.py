@@ -273,6 +273,8 @@ def test_sheets_show_every_set(experiment):
     (lambda: study.check_network("convnet2:x"), "not of the form"), (lambda: study.check_network("convnt2"), "convnet2"),
     (lambda: study.check_network("resnet10", plain=True), "running statistics"), (lambda: study.check_network("convnet5", 8), "at least 32 pixels"),
     (lambda: study.check_names("a+a"), "each once"), (lambda: study.check_no_doubles(ipcs=(1, 1)), "ipcs=(1, 1) holds a value twice"),
+    (lambda: study.check_enough(4, each=0, train=3), "train=3 is too few"), (lambda: study.check_size(8, 8, ()), "factor is 8"),
+    (lambda: study.check_size(8, 1, ("convnet5",)), "at least 32 pixels"),
     (lambda: study.check_fit(DIGITS.load(), 40, 1, ()), "30 images"), (lambda: study.check_fit(DIGITS.load(), 4, 8, ()), "factor is 8"),
     (lambda: Images("digitz").load(), "digit"),
 ])

@@ -282,13 +282,13 @@ x4, y4 = picture_bytes(4, 8, 8), np.array([0, 1, 0, 1])
     ((x4, y4 + 1), (x4, y4 + 1), "no training image has label 0"),
     ((x4, y4 - 1), (x4, y4), "labels run from -1 to 0"),
     ((x4, y4.astype(float)), (x4, y4), "labels are float64"),
-    ((x4, y4), (x4, y4 + 1), "no training image has label 2"),
+    ((x4, y4), (x4, y4 + 1), r"test split of pets: labels run from 1 to 2; expected 0..1 for 2 classes"),
     ((x4, y4), (picture_bytes(4, 9, 8), y4), r"train images are \(1, 8, 8\), test images \(1, 9, 8\)"),
     ((picture_bytes(4, 3, 8, 3), y4), (x4, y4), "both .* fit"),
     ((picture_bytes(4, 8, 8, 4), y4), (x4, y4), r"images have shape \(4, 8, 8, 4\): expected .* 1 or 3 channels"),
     ((x4[:0], y4[:0]), (x4, y4), "labels are int64"),
-    (ImageSet(torch.from_numpy(x4)[:, None], torch.from_numpy(y4), ("a", "b")), ImageSet(torch.from_numpy(x4)[:, None], torch.from_numpy(y4), ("b", "a")),
-     r"train has classes \('a', 'b'\)"),
+    (ImageSet(torch.from_numpy(x4)[:, None], torch.from_numpy(y4), ("a", "b")), ImageSet(torch.from_numpy(x4)[:, None], torch.from_numpy(y4), ("b", "c")),
+     "test split of pets: unknown class 'c'; .*known: a, b, those of the training split"),
 ])
 def test_add_refuses_what_does_not_fit(tmp_path, train, test, message):
     with pytest.raises(ValueError, match=message):

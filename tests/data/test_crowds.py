@@ -5,11 +5,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdnotes.checks import refused
 from kdnotes.data import crowds as C
 from kdnotes.data.catalogue import load_crowd
 from kdnotes.data.sets.crowds import PUBLISHED, load_cifar10n, load_labelme, load_leaves, load_music, load_sentiment
@@ -53,6 +55,33 @@ def test_the_seal_is_lifted_after_an_error():
     with pytest.raises(KeyError), C.sealed():
         raise KeyError
     assert len(C.Truth([1]).reveal()) == 1
+
+
+@pytest.mark.parametrize("labels", [[0, None, 1, -1], [0.0, math.nan, 1.0, -1], np.array([0, -1, 1, -1], np.int8), torch.tensor([0.0, math.nan, 1, -1]),
+                                    pd.Series([0, None, 1, None]), pd.array([0, None, 1, None], dtype="Int64")], ids=lambda v: type(v).__name__)
+def test_an_unknown_class_is_no_class(labels):
+    truth = C.Truth(labels)
+    assert len(truth) == 4 and [part.tolist() for part in truth.known()] == [[0, 2], [0, 1]]
+    with pytest.raises(ValueError, match="of 2 of 4 items are not known"):
+        truth.reveal()
+    with C.sealed(), pytest.raises(RuntimeError, match="sealed"):
+        truth.known()
+
+
+@pytest.mark.parametrize("labels", [[0, -2], [0.5], ["cat"], [[0], [1]], 3, None, {"a": 0}, [math.inf], [2**40]])
+def test_what_is_no_number_of_a_class_is_no_truth(labels):
+    assert "expected one number of a class" in refused(C.Truth, labels)
+
+
+def test_evaluation_uses_what_is_known():
+    crowd = C.Crowd([0, 0, 1, 1, 2], [0, 1, 0, 1, 0], [2, 1, 0, 2, 1], 3, 2, "abc", truth=[2, None, 1])
+    assert C.raw_accuracy(crowd) == pytest.approx(2 / 3) and C.majority_accuracy(crowd) == pytest.approx(0.75)
+    assert C.statistics(crowd)["known"] == 2 and C.empirical_confusions(crowd).sum() == 3
+    part = C.take(crowd, [1])
+    for ask in (C.raw_accuracy, C.majority_accuracy, C.empirical_confusions, C.known_truth):
+        assert "none of the 1 items is known" in refused(ask, part)
+    assert "raw_accuracy" not in C.statistics(part) and "none of the" in refused(C.raw_accuracy, C.Crowd([0], [0], [0], 1, 1, "a"))
+    assert "unknown true class 3 in item 0: expected 0..2" in refused(C.Crowd, [0], [0], [0], 1, 1, "abc", truth=[3])
 
 
 # ---------------------------------------------------------------- the sparse form
@@ -99,6 +128,54 @@ def test_parts_keep_annotators_and_truth():
         C.hold_out(crowd, 1.0)
     moved = C.to(crowd, "cpu")
     assert torch.equal(moved.label, crowd.label) and moved.truth is crowd.truth
+
+
+def test_take_reads_masks_numbers_and_slices_alike():
+    crowd = random_crowd(features=torch.arange(30.0)[:, None], item_names=[f"img{i}" for i in range(30)])
+    mask = torch.arange(30) % 7 == 0
+    rows = mask.nonzero()[:, 0]
+    for choice in (mask, mask.numpy(), mask.tolist(), pd.Series(mask), rows, rows.to(torch.uint8), rows.tolist(), rows - 30, slice(None, None, 7)):
+        part = C.take(crowd, choice)
+        assert part.item_names == ("img0", "img7", "img14", "img21", "img28") and torch.equal(C.dense(part), C.dense(crowd)[mask])
+        assert torch.equal(part.features[:, 0].long(), rows) and part.annotator_names == crowd.annotator_names
+        assert torch.equal(part.truth.reveal(), crowd.truth.reveal()[mask])
+    twice = C.take(crowd, [4, 0, 4])
+    assert twice.item_names == ("img4", "img0", "img4") and C.take(twice, [0, 2]).item_names == ("img4", "img4")
+    for wrong in (mask[:5], [30], [-31], [1.0], "img3", 3, [], mask & False):
+        assert "items" in refused(C.take, crowd, wrong)
+    for wrong in (mask[:5], [30], [-31], [1.0], "img3", 3):
+        assert "items" in refused(crowd.annotations, wrong)
+    assert [len(v) for v in crowd.annotations([])] == [0, 0, 0] and crowd.annotations(rows.to(torch.uint8)).row.max() == 4
+
+
+def test_names_are_kept_and_looked_at():
+    crowd = C.Crowd([0, 1], [0, 0], [0, 1], 2, 1, ("cat", "dog"), item_names=["b", "a"], annotator_names=["007"])
+    assert (crowd.item_names, crowd.annotator_names, crowd.classes) == (("b", "a"), ("007",), ("cat", "dog"))
+    assert C.Crowd([0, 1], [0, 0], [0, 1], 2, 1, "ab", features=np.eye(2)).features.dtype == torch.float32
+    assert C.Crowd([0, 1], [0, 0], [0, 1], 2, 1, "ab").item_names == ("0", "1") and len(repr(random_crowd())) < 200
+    for wrong, words in (({"item_names": ["a"]}, "1 names of items for 2 items"), ({"item_names": ["a", "a"]}, "hold 'a' twice"),
+                         ({"annotator_names": "xy"}, "2 names of annotators for 1"), ({"classes": ("cat", "cat")}, "hold 'cat' twice"),
+                         ({"allow": ("repeat",)}, "'repeat'; known: copies, repeats"), ({"items": 2.0}, "items=2.0; expected how many"),
+                         ({"annotators": 0}, "annotators=0"), ({"classes": 2}, "classes=2; expected their names"), ({"item": ["a", "b"]}, "Crowd.from_table takes names"),
+                         ({"item": [True, False]}, "vector of integers"), ({"label": [[0], [1]]}, "of shape (2, 1)"), ({"features": ["a", "b"]}, "expected numbers")):
+        assert words in refused(C.Crowd, **{"item": [0, 1], "annotator": [0, 0], "label": [0, 1], "items": 2, "annotators": 1, "classes": "ab"} | wrong)
+
+
+def test_a_huge_number_is_refused_and_not_allocated():
+    """Four annotations, and room for no more: by the largest number it would be terabytes."""
+    few = {"item": [0, 1, 1], "annotator": [0, 0, 1], "label": [0, 1, 1], "items": 2, "annotators": 2, "classes": ("a", "b")}
+    assert "of 100000000 items have no annotation (first: 2)" in refused(C.Crowd, **few | {"items": 10**8})
+    assert "annotators gave no label (first: 2)" in refused(C.Crowd, **few | {"annotators": 10**8})
+    assert "a table of 1000000000000 items" in refused(C.Crowd, **few | {"items": 10**12, "allow": ("unlabelled",)})
+    assert "a table of 1000000000000 annotators" in refused(C.Crowd, **few | {"annotators": 10**12, "allow": ("silent",)})
+    assert "unknown item 1000000000000" in refused(C.Crowd, **few | {"item": [0, 1, 10**12]})
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_triples_of_every_integer_type(kind):
+    crowd = random_crowd()
+    again = C.Crowd(*(v.to(kind) for v in (crowd.item, crowd.annotator, crowd.label)), 30, 8, crowd.classes)
+    assert torch.equal(C.dense(again), C.dense(crowd)) and torch.equal(C.dense(C.from_dense(C.dense(crowd).to(torch.int8), "abcd")), C.dense(crowd))
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -332,8 +409,8 @@ def test_own_table_with_names_and_features(tmp_path):
     ("item,annotator,label\n1,a,x\n", {"items": ("1", "2")}, "no annotation"),
     ("item,annotator,label\n1,a,x\n", {"annotators": ("a", "b")}, "no label"),
     ("item,annotator,label\n1,a,\n", {}, "row 1 has an empty cell"),
-    ("item,who,label\n1,a,x\n", {}, "needed are rows with item, annotator, label"),
-    ("item,annotator,label\n", {}, "0 rows"),
+    ("item,who,label\n1,a,x\n", {}, "needed are item, annotator, label"),
+    ("item,annotator,label\n", {}, "has no rows"),
 ])
 def test_own_table_errors(tmp_path, text, options, words):
     path = tmp_path / "t.csv"
@@ -342,6 +419,84 @@ def test_own_table_errors(tmp_path, text, options, words):
         C.read_annotations(path, **options)
     with pytest.raises(FileNotFoundError, match="no annotations at"):
         C.read_annotations(tmp_path / "absent.csv")
+
+
+LABELS = {"item": ["img10", "img2", "img2", "img1"], "annotator": ["007", "7", "007", "7"], "label": ["dog", "cat", "dog", "cat"]}
+TRUTH = {"img10": "dog", "img2": "cat", "img1": "dog"}
+
+
+def test_names_come_in_natural_order_and_stay_as_written(tmp_path):
+    crowd = C.Crowd.from_table(pd.DataFrame(LABELS))
+    assert crowd.item_names == ("img1", "img2", "img10") and crowd.annotator_names == ("7", "007") or crowd.annotator_names == ("007", "7")
+    assert crowd.annotators == 2 and C.Crowd.from_table(C.write_annotations(crowd, tmp_path / "t.csv")).item_names == crowd.item_names
+    numbers = C.Crowd.from_table({"item": [10, 9, 2], "annotator": [1, 1, 1], "label": [-1, 0, 10]})
+    assert numbers.item_names == ("2", "9", "10") and numbers.classes == ("-1", "0", "10")
+    odd = {"item": ["NA", " x ", "é", "1e5"], "annotator": ["nan", "None", "a,b", 'q"q'], "label": ["true", "null", "true", "null"]}
+    again = C.Crowd.from_table(C.write_annotations(C.Crowd.from_table(odd), tmp_path / "odd.csv"))
+    assert set(again.item_names) == set(odd["item"]) and set(again.annotator_names) == set(odd["annotator"]) and again.classes == ("null", "true")
+    assert "written in two ways" in refused(C.Crowd.from_table, {"item": ["é", "e\u0301"], "annotator": ["a", "a"], "label": ["x", "y"]})
+
+
+def truths(tmp_path):
+    """The same truth in every form that there is, in orders of their own."""
+    frame = pd.DataFrame({"item": TRUTH.keys(), "truth": TRUTH.values()})
+    frame.sample(frac=1, random_state=1).to_csv(tmp_path / "truth.csv", index=False)
+    return {"mapping": TRUTH, "series": pd.Series(TRUTH), "file": tmp_path / "truth.csv", "path": str(tmp_path / "truth.csv"), "frame": frame,
+            "indexed": frame.set_index("item"), "label": frame.rename(columns={"truth": "label"}), "columns": frame.to_dict("list"),
+            "one column": frame.rename(columns={"truth": "gold"}), "named task": frame.rename(columns={"item": "task"}), "more items": TRUTH | {"img99": "cat"}, "array": ["dog", "cat", "dog"],
+            "numbers": torch.tensor([1, 0, 1], dtype=torch.uint8), "codes": pd.Series({"img10": 1, "img2": 0, "img1": 1}), "hidden": C.Truth([1, 0, 1])}
+
+
+def test_truth_goes_to_items_by_name(tmp_path):
+    for form, truth in truths(tmp_path).items():
+        assert C.Crowd.from_table(LABELS, truth=truth).truth.reveal().tolist() == [1, 0, 1], form
+
+
+def test_truth_may_be_partly_unknown(tmp_path):
+    (tmp_path / "t.csv").write_text("item;truth\nimg2;cat\nimg1;\n")
+    for truth in (tmp_path / "t.csv", {"img2": "cat", "img1": None}, pd.Series({"img2": "cat", "img10": math.nan}), [None, "cat", ""],
+                  np.array([-1, 0, -1]), np.array([math.nan, 0, math.nan]), {"img2": 0, "img1": -1}):
+        crowd = C.Crowd.from_table(LABELS, truth=truth)
+        assert [v.tolist() for v in crowd.truth.known()] == [[1], [0]] and C.raw_accuracy(crowd) == 0.5
+    binary = C.Crowd.from_table({"item": [1, 2], "annotator": [1, 1], "label": [-1, 1]}, truth={1: -1, 2: 1})  # here -1 is a class
+    assert binary.truth.reveal().tolist() == [0, 1]
+    floats = C.Crowd.from_table({"item": [1, 2], "annotator": [1, 1], "label": [0, 1]}, truth=pd.DataFrame({"item": [1, 2], "truth": [1, None]}))
+    assert [v.tolist() for v in floats.truth.known()] == [[0], [1]]
+
+
+@pytest.mark.parametrize(("truth", "words"), [
+    ({"img01": "cat"}, "names 'img01'"), ({"Img1": "cat", "img2": "cat"}, "where the crowd has 'img1'"), ({"img1 ": "cat"}, "write names alike"),
+    ({"a": "cat"}, "the crowd's items are 'img1'"), (pd.Series(["dog", "cat", "dog"]), "the crowd's items are"), ({"img1": "fox"}, "of item 'img1' is 'fox'"),
+    (["dog"], "1 classes for 3 items"), ([0, 1, 2], "is '2'; known classes: cat, dog"), (pd.DataFrame({"item": ["img1"], "a": [1], "b": [2]}), "expected 'truth'"),
+    (pd.DataFrame({"item": ["img1", "img1"], "truth": ["cat", "dog"]}), "'img1' is there twice"), (pd.DataFrame({"item": ["img1", None], "truth": ["cat", "dog"]}), "names no item"),
+])
+def test_truth_that_fits_no_item_is_refused(truth, words):
+    assert words in refused(C.Crowd.from_table, LABELS, truth=truth)
+
+
+def test_features_go_to_items_by_name(tmp_path):
+    rows = {"img10": [10.0, 1.0], "img2": [2.0, 1.0], "img1": [1.0, 1.0], "img99": [0.0, 0.0]}
+    frame = pd.DataFrame.from_dict(rows, "index", columns=["x", "y"])
+    frame.rename_axis("item").reset_index().to_csv(tmp_path / "x.csv", index=False)
+    expected = torch.tensor([[1.0, 1], [2, 1], [10, 1]])
+    for features in (rows, frame, tmp_path / "x.csv", {k: torch.tensor(v) for k, v in rows.items()}, pd.Series(rows), expected.numpy().astype(np.float64),
+                     expected, [[1, 1], [2, 1], [10, 1]]):
+        found = C.Crowd.from_table(LABELS, features=features).features
+        assert torch.equal(found, expected) and found.dtype == torch.float32
+    pictures = {name: np.full((4, 4, 3), i, np.uint8) for i, name in enumerate(("img1", "img2", "img10"))}
+    assert C.Crowd.from_table(LABELS, features=pictures).features[:, 0, 0, 0].tolist() == [0, 1, 2]
+    for wrong, words in (({"img1": [1.0], "img2": [1.0]}, "'img10' has no features, nor have 0 others"), ({k: [0.0] * i for i, k in enumerate(TRUTH)}, "differ in shape"),
+                         (expected[:2], "features have shape (2, 2) for 3 items"), (expected / 0 * 0, "'img1' has NaN"), (frame.assign(y="a"), "expected a number"),
+                         ({"img01": [1.0]}, "features names 'img01'"), (["a", "b", "c"], "expected numbers")):
+        assert words in refused(C.Crowd.from_table, LABELS, features=wrong)
+
+
+def test_from_table_says_what_is_wrong(tmp_path):
+    assert "expected the names of three" in refused(C.Crowd.from_table, LABELS, columns=("item", "label"))
+    assert "no annotations at" in refused(C.Crowd.from_table, tmp_path / "none.csv") and "unknown label 'dog'" in refused(C.Crowd.from_table, LABELS, classes=["cat"])
+    assert "1 of 4 items have no annotation" in refused(C.Crowd.from_table, LABELS, items=["img1", "img2", "img3", "img10"])
+    assert C.Crowd.from_table(LABELS, items=["img2", "img1", "img10"]).item_names == ("img2", "img1", "img10")
+    assert "repeated" in refused(C.Crowd.from_table, pd.concat([pd.DataFrame(LABELS)] * 2))
 
 
 # ---------------------------------------------------------------- the real crowds
@@ -373,3 +528,16 @@ def test_classic_sets_read_as_tables():
     assert (crowd.items, crowd.annotators, len(crowd.item)) == (108, 39, 4212)
     with pytest.raises(ValueError, match="5 repeated"):
         C.read_annotations(SHARED / "classic" / "cf_amt" / "label.csv", columns=("item", "worker", "label"))
+
+
+@needs_shared
+def test_the_real_truth_by_name():
+    """dog: laid by position against names in the order of text, truth said 24 %."""
+    folder, columns = SHARED / "classic" / "dog", ("item", "worker", "label")
+    table = pd.read_csv(folder / "truth.csv")
+    for truth in (folder / "truth.csv", table, table.set_index("item")["truth"], dict(zip(table["item"], table["truth"])), table.sort_values("item")["truth"].to_numpy()):
+        assert 100 * C.raw_accuracy(C.Crowd.from_table(folder / "label.csv", truth, columns=columns)) == pytest.approx(69.64, abs=0.005)
+    trec = C.Crowd.from_table(SHARED / "classic" / "trec" / "label.csv", SHARED / "classic" / "trec" / "truth.csv", columns=columns)
+    row = C.statistics(trec)
+    assert row["known"] == 2275 and 100 * row["raw_accuracy"] == pytest.approx(61.21, abs=0.005) and 100 * row["majority_accuracy"] == pytest.approx(65.14, abs=0.005)
+    assert 100 * C.majority_accuracy(trec, "lowest") == pytest.approx(66.11, abs=0.005)

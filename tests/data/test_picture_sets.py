@@ -199,7 +199,7 @@ def test_lfw(faces):
 
 @pytest.mark.parametrize("text, message", [
     ("2 1\nAnn_Lee 1 2\n", "its first line promises 4 pairs, 1 follow"), ("1 1\nAnn_Lee 1 2\nAnn_Lee 1 Nobody 1\n", "Nobody_0001"),
-    ("", "cannot be read"), ("1 1\nAnn_Lee one 2\nAnn_Lee 1 Cy_Di 1\n", "invalid literal")])
+    ("", "cannot be read"), ("1 1\nAnn_Lee one 2\nAnn_Lee 1 Cy_Di 1\n", "'Ann_Lee one 2' names no pair of pictures")])
 def test_lfw_pairs_bad_input(faces, text, message):
     (faces / "lfw" / "pairs.txt").write_text(text)
     with pytest.raises(ValueError, match=message):

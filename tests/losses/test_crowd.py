@@ -2,6 +2,7 @@
 """
 
 import math
+import re
 from functools import partial
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from kdnotes.checks import refused
 from kdnotes.losses.annotators import CoNAL, DoctorNet, MaxMIG, UnionNet, max_mig_loss, vote_confusions
 from kdnotes.losses.crowd import CrowdLayer, VectorCrowdLayer, crowd_nll, crowd_scores
 
@@ -232,3 +234,70 @@ def test_union_net(form):
     assert union(b["seen"], b["triple"]).item() == pytest.approx(expected.item(), rel=1e-10)
     with pytest.raises(ValueError, match="choose A or B"):
         UnionNet(7, 4, "C")
+
+
+# ---------------------------------------------------------------- what may come in
+
+HEADS = {
+    "CrowdLayer": lambda b: CrowdLayer(7, 4), "stochastic": lambda b: CrowdLayer(7, 4, stochastic=True),
+    **{kind: (lambda b, kind=kind: VectorCrowdLayer(7, 4, kind)) for kind in VectorCrowdLayer.KINDS},
+    "DoctorNet": lambda b: DoctorNet(7, 4, 5), "CoNAL": lambda b: CoNAL(7, 4, 6), "UnionNet A": lambda b: UnionNet(7, 4, "A"), "UnionNet B": lambda b: UnionNet(7, 4),
+    "MaxMIG": lambda b: MaxMIG(vote_confusions(*b["triple"], b["seen"].logits.softmax(1), 7), torch.full((4,), 0.25)),
+}
+
+
+@pytest.fixture(params=HEADS)
+def head(request):
+    """A head in float32, a batch in float64, and the batch's loss."""
+    torch.manual_seed(0)
+    b = batch(2)
+    layer = HEADS[request.param](b | {"seen": Seen(*(v.float() for v in b["seen"]))})
+    return layer, b, layer(Seen(*(v.float() for v in b["seen"])), b["triple"], b["x"].float())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_heads_compute_in_float32_or_better(head, kind):
+    layer, b, expected = head
+    seen = Seen(*(v.to(kind).requires_grad_() for v in b["seen"]))
+    loss = layer(seen, b["triple"], b["x"].to(kind))
+    assert loss.dtype in (torch.float32, torch.float64) and loss.item() == pytest.approx(expected.item(), rel=2e-2)
+    loss.backward()
+    assert all(q.grad is None or q.grad.isfinite().all() for q in (*layer.parameters(), *seen))
+    assert layer.classify(seen).dtype in (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_heads_take_labels_of_every_integer_type(head, kind):
+    layer, b, expected = head
+    seen = Seen(*(v.float() for v in b["seen"]))
+    assert layer(seen, tuple(v.to(kind) for v in b["triple"]), b["x"].float()).item() == expected.item()
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (lambda z, t: (z * math.nan, t), "NaN or infinity"), (lambda z, t: (z[:, :3], t), "expected 4 numbers a row|labels? run|expected 5"),
+    (lambda z, t: (z, (t[0], t[1] + 7, t[2])), "annotator run"), (lambda z, t: (z, (t[0], t[1], t[2] - 1)), "label run"),
+    (lambda z, t: (z, (t[0] + 9, t[1], t[2])), "row run"), (lambda z, t: (z, (t[0].float(), t[1], t[2])), "row are torch.float32"),
+    (lambda z, t: (z, t[:2]), "row, annotator, label"), (lambda z, t: (z, tuple(v[:0] for v in t)), "without annotations"),
+    (lambda z, t: (z[0], t), "floating-point rows"),
+])
+def test_heads_refuse_in_a_line(head, spoil, words):
+    layer, b, _ = head
+    z, h = (v.float() for v in b["seen"])
+    spoilt, triple = spoil(h if isinstance(layer, DoctorNet) else z, b["triple"])
+    seen = Seen(z, spoilt) if isinstance(layer, DoctorNet) else Seen(spoilt, h)
+    assert re.search(words, refused(layer, seen, triple, b["x"].float()))
+
+
+def test_functions_of_annotations_refuse_in_a_line():
+    b = batch()
+    p, T, (row, annotator, label) = b["seen"].logits.softmax(1), b["T"], b["triple"]
+    assert "annotator run" in refused(crowd_nll, p, T[:2], row, annotator, label) and "row run" in refused(crowd_scores, p[:2], T, row, annotator)
+    assert "V has shape" in refused(crowd_nll, p, T, row, annotator, label, V=b["V"]) and "groups run" in refused(crowd_nll, p, T, row, annotator, label, V=b["V"][:1], groups=b["groups"])
+    assert "T holds NaN" in refused(crowd_nll, p, T * math.nan, row, annotator, label) and "eps is -1" in refused(crowd_nll, p, T, row, annotator, label, eps=-1)
+    assert "prior is 0" in refused(max_mig_loss, p, p, torch.zeros(4)).replace("a tensor from 0 to 0", "0") and "annotator run" in refused(vote_confusions, row, annotator, label, p, 2)
+    half = vote_confusions(row.to(torch.uint8), annotator, label.to(torch.int16), p.half(), 7)
+    assert torch.allclose(half.double(), vote_confusions(row, annotator, label, p, 7), atol=2e-3)
+    for make, words in ((lambda: CrowdLayer(0, 3), "annotators is 0"), (lambda: DoctorNet(2, 3, 0), "features is 0"), (lambda: CoNAL(2, 3, 4, penalty=-1), "penalty is -1"),
+                        (lambda: VectorCrowdLayer(2, 3, eps=math.nan), "eps is nan"), (lambda: MaxMIG(torch.ones(2, 3, 3), torch.zeros(3)), "prior"),
+                        (lambda: MaxMIG(torch.ones(2, 3, 3), torch.ones(2)), "expected R x C x C and C"), (lambda: UnionNet(2.0, 3), "annotators is 2.0")):
+        assert words in refused(make)

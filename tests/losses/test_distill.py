@@ -96,7 +96,7 @@ def test_half_precision_is_lifted(loss):
 @pytest.mark.parametrize(("s", "t", "words"), [
     (torch.ones(3, 2), torch.ones(4, 2), ["student has 3 rows, teacher 4", "same N"]),
     (torch.ones(3, 2), torch.ones(3, 5), ["(3, 2)", "(3, 5)"]),
-    (torch.ones(3), torch.ones(3), ["student has shape (3,)", "(N, ...)"]),
+    (torch.ones(3), torch.ones(3), ["student has shape (3,)", "rows (N, "]),
     (torch.ones(0, 2), torch.ones(0, 2), ["shape (0, 2)"]),
     (torch.ones(3, 2), torch.ones(3, 2).long(), ["teacher", "torch.int64", "floating-point"]),
     (torch.ones(3, 2), torch.tensor([[1.0, 2], [1, float("nan")], [float("inf"), 1]]),
@@ -115,6 +115,16 @@ def test_bad_numbers_and_types_are_named():
     for temperature in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="kd_loss: temperature is .* above 0"):
             kd_loss(x, x, temperature=temperature)
+    for scale in (torch.tensor([1.0, 0.0]), torch.tensor(float("nan")), torch.ones(3)):
+        with pytest.raises(ValueError, match="hint_loss: scale (is|has) "):
+            hint_loss(x, x, scale=scale)
+    for loss, bad in ((kd_loss, x[:, :1]), (kd_loss, torch.ones(3, 2, 4, 4)), (attention_loss, x)):
+        with pytest.raises(ValueError, match=f"{loss.__name__}: .*(single logit|feature maps)"):
+            loss(bad, bad)
+    for variance, least in ((0.0, 1e-5), (-1.0, 1e-5), (1e-6, 1e-5), (float("nan"), 1e-5), (5.0, 0.0)):
+        with pytest.raises(ValueError, match="VIDLoss: (variance|least) is .* above"):
+            VIDLoss(3, 2, variance, least)
+    assert VIDLoss(3, 2, 500.0).alpha.eq(torch.tensor(500.0) - 1e-5).all()
     with pytest.raises(ValueError, match="hint_loss: scale is -2.0; expected a finite number above 0"):
         hint_loss(x, x, scale=-2.0)
     with pytest.raises(TypeError, match="student is a ndarray; expected a torch.Tensor"):

@@ -121,15 +121,15 @@ def test_a_margin_makes_the_task_harder_and_training_moves_towards_the_class():
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda x, y: ArcFace(7, 1), ["classes is 1"]),
+    (lambda x, y: ArcFace(7, 1), ["classes is 1", "at least 2"]),
     (lambda x, y: ArcFace(7, 5, scale=0.0), ["ArcFace", "scale is 0"]),
-    (lambda x, y: CosFace(7, 5, margin=-0.1), ["CosFace", "margin is -0.1", "pi / 2"]),
-    (lambda x, y: ArcFace(7, 5)(x[:, :6], y), ["(12, 6)", "(N, 7)"]),
-    (lambda x, y: ArcFace(7, 5)(x, y[:-1]), ["(11,)", "(12, 5)"]),
-    (lambda x, y: ArcFace(7, 5)(x, y.int()), ["int32", "int64"]),
+    (lambda x, y: CosFace(7, 5, margin=-0.1), ["CosFace", "margin is -0.1", "of at least 0 and below 1.57"]),
+    (lambda x, y: ArcFace(7, 5)(x[:, :6], y), ["(12, 6)", "expected 7 numbers a row"]),
+    (lambda x, y: ArcFace(7, 5)(x, y[:-1]), ["(11,)", "(12,)"]),
+    (lambda x, y: ArcFace(7, 5)(x, y.float()), ["float32", "whole numbers"]),
     (lambda x, y: ArcFace(7, 5)(x, y + 5), ["labels run from", "0..4"]),
     (lambda x, y: cosine_logits(x / 0, x), ["NaN or infinity"]),
-    (lambda x, y: cosine_logits(x.long(), x), ["int64", "floating point"]),
+    (lambda x, y: cosine_logits(x.long(), x), ["int64", "floating-point"]),
 ])
 def test_bad_input_says_what_is_expected(call, words):
     with pytest.raises(ValueError) as error:

@@ -143,11 +143,12 @@ def test_half_precision_and_autocast_are_computed_in_float32():
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"kernel": "rbf"}, "unknown kernel 'rbf'; known: gaussian, linear, polynomial, laplace"),
+    ({"kernel": "rbf"}, "kernel is 'rbf'; expected 'gaussian' or 'linear' or 'polynomial' or 'laplace'"),
     ({"y": torch.ones(3, 5)}, "same d"), ({"y": torch.ones(2)}, "(..., n, d)"),
     ({"y": torch.ones(0, 2)}, "nothing empty"),
     ({"y": torch.ones(1, 2), "biased": False}, "at least 2 points"), ({"x": X.long()}, "floating point"),
-    ({"x": X / 0}, "x holds NaN"), ({"bandwidths": (1.0, 0.0)}, "bandwidths[1] is 0.0"),
+    ({"x": X / 0}, "x holds NaN"), ({"bandwidths": (1.0, 0.0)}, "bandwidths[1] is 0.0"), ({"bandwidths": ()}, "no bandwidths"),
+    ({"unit": 0.0}, "unit is 0.0"), ({"unit": torch.tensor(-1.0)}, "unit is -1"),
 ])
 def test_bad_input_is_answered_in_one_line(change, words):
     with pytest.raises(ValueError) as error:

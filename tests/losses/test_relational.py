@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from kdnotes.losses import relational
+from kdnotes import inputs
 from kdnotes.losses.relational import (
     class_centroids,
     correlation_kernel,
@@ -389,7 +389,7 @@ def test_half_precision_is_lifted_under_autocast(loss):
 @every_relation
 def test_where_nobody_looks_for_nan_it_comes_out_as_nan(loss, monkeypatch):
     """On an accelerator the entries are not inspected; the training loop finds the NaN in the loss."""
-    monkeypatch.setattr(relational, "require_finite", lambda *args, **tensors: None)
+    monkeypatch.setattr(inputs, "require_finite", lambda *args, **tensors: None)
     s, t = normal(0, 6, 3), normal(1, 6, 3)
     s[2, 1] = float("nan")
     assert loss(s, t).isnan() and loss(t, s).isnan() and loss(s[[2, 2]], t[:2]).isnan()
@@ -466,16 +466,15 @@ def test_bad_embeddings_are_named(loss, s, t, words):
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda x: triplet_loss(x, x, vertices=0),
-     "triplet_loss: vertices is 0; expected a whole number from 1 to the batch size, 4, or None"),
+     "triplet_loss: vertices is 0; expected a whole number from 1 to 4"),
     (lambda x: triplet_loss(x, x, vertices=5), "vertices is 5"),
-    (lambda x: triplet_loss(x, x, vertices=2.0), "vertices is 2.0"),
-    (lambda x: triplet_loss(x, x, chunk=0), "triplet_loss: chunk is 0; expected a finite number above 0"),
+    (lambda x: triplet_loss(x, x, chunk=0), "triplet_loss: chunk is 0; expected a whole number of at least 1"),
     (lambda x: triplet_loss(x, x, delta=-1.0), "triplet_loss: delta is -1.0"),
     (lambda x: pair_loss(x, x, delta=0), "pair_loss: delta is 0"),
     (lambda x: group_loss(x, x, kind="both"), "group_loss: kind is 'both'; expected 'similarity' or 'centroid'"),
     (lambda x: group_loss(x, x, kind="centroid"), "labels are missing"),
-    (lambda x: group_loss(x, x, torch.arange(3), kind="centroid"), "labels are of shape (3,)"),
-    (lambda x: group_loss(x, x, torch.zeros(4), kind="centroid"), "the batch holds one class"),
+    (lambda x: group_loss(x, x, torch.arange(3), kind="centroid"), "labels are torch.int64 of shape (3,)"),
+    (lambda x: group_loss(x, x, torch.zeros(4, dtype=torch.int8), kind="centroid"), "the batch holds one class"),
 ])
 def test_bad_options_are_named(call, message):
     with pytest.raises(ValueError) as error:
@@ -486,6 +485,8 @@ def test_bad_options_are_named(call, message):
 def test_arrays_are_not_tensors():
     with pytest.raises(TypeError, match="pair_loss: student is a ndarray; expected a torch.Tensor"):
         pair_loss(torch.ones(3, 2).numpy(), torch.ones(3, 2))
+    with pytest.raises(TypeError, match="triplet_loss: vertices is 2.0; expected a whole number from 1 to 3"):
+        triplet_loss(torch.ones(3, 2), torch.ones(3, 2), vertices=2.0)
 
 
 # The batch against itself: neighbour probabilities and correlation

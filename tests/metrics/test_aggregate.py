@@ -1,16 +1,20 @@
 """Majority vote and Dawid-Skene against slow formulas and published values."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnotes.metrics.aggregate import dawid_skene, majority_vote
+from kdnotes.checks import refused
+from kdnotes.data.crowds import Crowd
 from kdnotes.data.sets.crowds import PUBLISHED
+from kdnotes.metrics.aggregate import WAYS, aggregate, dawid_skene, majority_vote
 
 SHARED = Path(os.environ.get("KDNOTES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "crowds"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real crowds are not at {SHARED}")
@@ -68,6 +72,79 @@ def test_bad_annotations():
         dawid_skene([0, 1], [0, 0], [1, 1], items=1)
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_labels_of_every_integer_type(kind):
+    triple = [torch.tensor(v).to(kind) for v in ([0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 1])]
+    assert torch.equal(dawid_skene(*triple).posterior, dawid_skene(*(v.long() for v in triple)).posterior)
+    assert majority_vote(torch.tensor([[0, 2], [1, 1]]).to(kind), "lowest").tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    (([0, 1], [0, 0], [0.0, 1.0]), "label is float64"), (([[0]], [[0]], [[0]]), "shape (1, 1)"), (([], [], []), "one length > 0"),
+    (([0, -1], [0, 0], [0, 1]), "annotations outside"), (([0, 10**12], [0, 0], [0, 1]), "largest number of 1000000000000 among the items"),
+    (([0, 1], [0, 10**9], [0, 1]), "among the annotators"), (([0, 1], [0, 0], [0, 10**9]), "among the classes"), (([True], [0], [0]), "item is bool"),
+])
+def test_what_are_no_annotations(given, words):
+    assert words in refused(dawid_skene, *given)
+
+
+def test_settings_of_em_are_checked():
+    assert "1000000000000 items" in refused(dawid_skene, [0, 1], [0, 0], [0, 1], items=10**12)
+    assert "1000000000000 annotators" in refused(dawid_skene, [0, 1], [0, 0], [0, 1], annotators=10**12)
+    for wrong in ({"iterations": 0}, {"tolerance": -1}, {"smoothing": -0.1}, {"smoothing": float("nan")}, {"smoothing": float("inf")}):
+        assert "expected at least 1, 0 and 0" in refused(dawid_skene, [0, 1], [0, 0], [0, 1], **wrong)
+    for wrong in ([[1.0, float("nan")]], [[1.0, float("inf")]], [[-1, 2]]):
+        assert "how often each class was chosen" in refused(majority_vote, torch.tensor(wrong))
+    assert majority_vote(torch.zeros(0, 3), "lowest").shape == (0,) and "N x C" in refused(majority_vote, torch.zeros(3, 0))
+
+
+def test_memory_grows_with_the_annotations():
+    """3,000 items, 2,000 workers, 200 classes: all their matrices would be 640 MB, and several of them were made."""
+    rng = np.random.default_rng(0)
+    item = np.repeat(np.arange(3000), 5)
+    annotator, label = rng.integers(0, 2000, len(item)), rng.integers(0, 200, len(item))
+    tracemalloc.start()
+    found = dawid_skene(item, annotator, label, 3000, 2000, 200, iterations=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 250e6 and found.posterior.shape == (3000, 200)
+    assert torch.allclose(found.confusion(7).sum(1), torch.ones(200).double())
+
+
+NAMED = {"item": ["b", "b", "b", "a", "a", "c"], "annotator": ["x", "y", "z", "x", "y", "z"], "label": ["dog", "dog", "cat", "cat", "dog", "cat"]}
+
+
+@pytest.mark.parametrize("method", WAYS)
+def test_tables_with_names(method):
+    crowd = Crowd.from_table(NAMED)
+    found = aggregate(crowd, method, truth={"a": "cat", "b": "dog", "z": "cat"})
+    assert list(found.labels.index) == ["a", "b", "c"] and list(found.beliefs.columns) == ["cat", "dog"]
+    assert np.allclose(found.beliefs.sum(axis=1), 1) and (method != "majority" or found.labels["label"]["b"] == "dog")
+    assert list(found.labels["truth"][:2]) == ["cat", "dog"] and found.labels[["truth", "right"]].loc["c"].isna().all()
+    assert found.accuracy == np.mean([found.labels["label"][i] == t for i, t in (("a", "cat"), ("b", "dog"))])
+    assert list(found.annotators.index) == ["x", "y", "z"] and found.annotators["labels"].sum() == 6
+    assert found.annotators["right"]["x"] == 1 and found.annotators["right"]["z"] == 0
+    matrix = found.confusions["y"]
+    assert matrix.index.name == "true class" and np.allclose(matrix.sum(axis=1), 1) and len(found.confusions) == 3
+    with pytest.raises(KeyError, match="unknown annotator 'yy'.*mean 'y'"):
+        found.confusions["yy"]
+    assert aggregate(crowd, method).accuracy is None and "truth" not in aggregate(crowd, method).labels
+
+
+def test_an_item_without_labels_gets_none_and_is_not_judged():
+    crowd = Crowd([0, 0], [0, 1], [1, 1], 2, 2, ("cat", "dog"), truth=[1, 0], allow=("unlabelled",))
+    for method in WAYS:
+        found = aggregate(crowd, method)
+        assert found.labels["label"]["0"] == "dog" and pd.isna(found.labels["label"]["1"]) and found.accuracy == 1
+
+
+def test_unknown_methods_and_options():
+    crowd = Crowd.from_table(NAMED)
+    assert "did you mean 'dawid-skene'" in refused(aggregate, crowd, "dawid_skene")
+    assert "unknown option of 'majority' 'smoothing'" in refused(aggregate, crowd, "majority", smoothing=1.0)
+    assert "names 'A'" in refused(aggregate, crowd, truth={"A": "cat"})
+
+
 def classic(name):
     table = np.loadtxt(SHARED / "classic" / name / "label.csv", delimiter=",", skiprows=1, dtype=np.int64)
     truth = SHARED / "classic" / name / "truth.csv"
@@ -108,3 +185,17 @@ def test_real_crowds(name, expected, slack):
     right = 100 * (found.posterior.argmax(1) == crowd.truth.reveal()).double().mean()
     assert right == pytest.approx(expected, abs=slack)
     assert (np.diff(found.log_likelihood) > -1e-9 * abs(found.log_likelihood[-1])).all()
+
+
+@needs_shared
+def test_named_tables_of_classic_sets():
+    """cf: 461 workers with a median of two labels, whom the maximum of the likelihood trusts blindly."""
+    read = lambda name: Crowd.from_table(SHARED / "classic" / name / "label.csv", columns=("item", "worker", "label"))
+    cf, truth = read("cf"), SHARED / "classic" / "cf" / "truth.csv"
+    found = {method: 100 * aggregate(cf, method, truth=truth).accuracy for method in WAYS}
+    assert found["dawid-skene"] == pytest.approx(80.33, abs=0.4) and found["smoothed dawid-skene"] == pytest.approx(83, abs=0.4)
+    assert found["majority"] == pytest.approx(90.0, abs=0.01)
+    dog = pd.read_csv(SHARED / "classic" / "dog" / "truth.csv").set_index("item")["truth"]
+    assert 100 * aggregate(read("dog"), truth=dog.sample(frac=1, random_state=0)).accuracy == pytest.approx(84.26, abs=0.05)
+    trec = aggregate(read("trec"), "majority", truth=SHARED / "classic" / "trec" / "truth.csv")
+    assert 100 * trec.accuracy == pytest.approx(66.11, abs=0.005) and trec.labels["right"].notna().sum() == 2275

@@ -34,7 +34,7 @@ def test_it_changes_nothing_and_runs_in_every_mode():
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda x, y: (x[:1], y[:1], x), "1 training features"), (lambda x, y: (x, y - 1, x), "labels from -1"),
+    (lambda x, y: (x[:1], y[:1], x), "training features have shape (1, 6); expected at least 2"), (lambda x, y: (x, y - 1, x), "labels run from -1"),
     (lambda x, y: (x, y, x[:, :2]), "dimension 2"),
     (lambda x, y: (x, y, x[:0]), "test features have shape"), (lambda x, y: (x / 0, y, x), "NaN"),
     (lambda x, y: (x, y[:3], x), "expected whole numbers"),
@@ -43,5 +43,5 @@ def test_bad_input_is_refused_in_one_line(change, words):
     with pytest.raises(ValueError) as error:
         linear_probe(*change(*blobs()))
     assert words in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="steps=0"):
+    with pytest.raises(ValueError, match="steps is 0"):
         linear_probe(*blobs(), blobs()[0], steps=0)

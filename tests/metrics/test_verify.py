@@ -17,6 +17,7 @@ from kdnotes.metrics.verify import (
     cuts,
     equal_error_rate,
     fold_numbers,
+    histogram_intersection,
     identification_rate,
     identity_ranks,
     judge_folds,
@@ -26,6 +27,7 @@ from kdnotes.metrics.verify import (
     recognition,
     roc,
     search,
+    similarity_margin,
     tar_at_far,
     templates,
     verification,
@@ -158,6 +160,20 @@ def test_invariances(seed, levels):
     assert list(rates.values()) == sorted(rates.values())
 
 
+@pytest.mark.parametrize("cosines, margin, common", [([0.9, 0.8, -0.5, 0.1], 1.05, 0), ([0.9, 0.1, 0.9, 0.1], 0, 1), ([0.9, 0.1, 0.9, -0.6], 0.35, 0.5)])
+def test_how_far_genuine_and_impostor_pairs_lie_apart(cosines, margin, common):
+    scores, same = torch.tensor(cosines), torch.tensor([True, True, False, False])
+    assert similarity_margin(scores, same) == pytest.approx(margin) and histogram_intersection(scores, same) == common
+    assert histogram_intersection(scores.half(), same.int()) == common
+
+
+def test_the_histograms_are_those_of_numpy_and_lose_no_pair():
+    scores, same = draw(0)
+    scores = (scores / scores.abs().max()).clamp(-1, 1) * (1 + 1e-9)         # rounding can lift a cosine above 1
+    shares = [np.histogram(scores[which].clamp(-1, 1), 40, (-1, 1))[0] / int(which.sum()) for which in (same, ~same)]
+    assert histogram_intersection(scores, same) == pytest.approx(np.minimum(*shares).sum()) and np.isclose(np.sum(shares), 2)
+
+
 # --- the fold protocol -----------------------------------------------------------------------------------------------
 
 
@@ -286,6 +302,9 @@ def test_distractors_only_hurt():
     (lambda s, y: roc(s, y | True), ["all 80 pairs are genuine", "both kinds"]),
     (lambda s, y: equal_error_rate(s, y & False), ["all 80 pairs are impostors"]),
     (lambda s, y: tar_at_far(s, y, (0.1, 1.5)), ["1.5", "[0, 1]"]),
+    (lambda s, y: histogram_intersection(2 * s / s.abs().max(), y), ["in 40 bins", "expected cosines, from -1 to 1"]),
+    (lambda s, y: histogram_intersection(s / s.abs().max(), y, bins=0), ["in 0 bins", "at least one bin"]),
+    (lambda s, y: similarity_margin(s[:0], y[:0]), ["expected"]),
     (lambda s, y: tar_at_far(s, y, ()), ["[]"]),
     (lambda s, y: judge_folds(s, y, 1), ["1 folds"]),
     (lambda s, y: judge_folds(s[:6], y[:6] * 0 + torch.tensor([1, 0, 1, 0, 0, 0]), 3),
@@ -398,7 +417,7 @@ def test_open_set_rate_equals_a_search_over_thresholds(k):
     (lambda x, y: identity_ranks(x, y, x[:, :2], y), ["2 features", "same number"]),
     (lambda x, y: templates(x / 0, y), ["NaN or infinity"]),
     (lambda x, y: judge_folds(x[:, 0], y > 5, torch.zeros(12, dtype=torch.int64)), ["at least two folds"]),
-    (lambda x, y: judge_folds(x[:, 0], y > 5, torch.arange(11)), ["(11,)", "12 pairs"]),
+    (lambda x, y: judge_folds(x[:, 0], y > 5, torch.arange(11)), ["(11,)", "(12,)"]),
 ])
 def test_bad_input_of_identification(call, words):
     with pytest.raises(ValueError) as error:
@@ -458,7 +477,7 @@ def test_a_search_is_what_the_measures_say_one_by_one(strangers):
 @pytest.mark.parametrize("call, words", [
     (lambda: verification(torch.eye(3),
                           SimpleNamespace(first=torch.tensor([0, 3]), second=torch.tensor([1, 1]),
-                                          same=torch.tensor([True, False]), folds=2)), "0 to 3; expected rows of 3"),
+                                          same=torch.tensor([True, False]), folds=2)), "0 to 3; expected 0..2"),
     (lambda: by_first_picture(torch.eye(3), torch.arange(3)), "expected somebody with two or more"),
     (lambda: by_first_picture(torch.eye(3), torch.arange(2)), "expected whole numbers of shape"),
     (lambda: search(torch.eye(3), torch.arange(3), torch.eye(3), 5 + torch.arange(3)), "none of the 3 probes"),

@@ -19,11 +19,10 @@ from kdnotes.losses.contrastive import info_nce, supervised_info_nce
 from kdnotes.losses.margin import ArcFace, CosFace, arc_margin, cos_margin
 from kdnotes.losses.relational import pair_loss, triplet_cosines, triplet_loss
 from kdnotes.metrics.verify import judge_folds, recognition, tar_at_far
-from kdnotes.models.adapt import FaceBN
 from kdnotes.models.classifiers import Prediction
 from kdnotes.papers import aird
-from kdnotes.papers.aird import Config, Instance, Learner, Look, Recipe, Relation, Taught, instance_loss, relation_loss
-from kdnotes.recipes import DistancesAndAngles, HintByDeviation, SampleContrast, Similarities, SoftLabels
+from kdnotes.papers.aird import Config, Instance, Look, Recipe, Relation, Taught, instance_loss, relation_loss
+from kdnotes.recipes import DistancesAndAngles, HintByDeviation, Learner, SampleContrast, Similarities, SoftLabels
 from kdnotes.results import Results, compare, judge, reported
 from kdnotes.runtime import make_fabric
 from kdnotes.train import fit
@@ -48,7 +47,7 @@ def here(experiment):
 
 
 def student(config, recipe=EVERYTHING, task="open", seed=0, low=0):
-    return aird.student_of(recipe, task, seed, config, low)
+    return aird.task_of(task, seed, config, low).student(recipe, Taught)
 
 
 def learner_of(stage, here, recipe=None):
@@ -274,54 +273,22 @@ def test_perfect_embeddings_are_recognised_perfectly():
     assert found == {"verification_accuracy": 100, "auc": 100, "equal_error_rate": 0, "tar_at_far_0.1": 100, "rank1": 100, "rank5": 100}
 
 
-# adaptation
-def test_predictions_come_back_in_the_order_of_the_images(config, here):
-    network = student(config, Recipe()).fresh(here).eval()
-    x = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
-    before = {key: value.clone() for key, value in network.state_dict().items()}
+# adaptation; more of it in tests/models/test_testtime.py and tests/data/test_shifts.py
+def test_a_look_degrades_then_shifts_then_adapts(config, experiment):
+    stage = student(config, Recipe())
+    network, images = experiment.made(stage), experiment.read(aird.faces_of(0, config, "test")).test
+    x = low_resolution(to_float(images.images), size=8, mode="area")
+    mean, std = (part[:, None, None] for part in stage.statistics(experiment.here))
+    for shift, shown in (("clean", x), ("none", x), ("dark", 0.35 * x + 0.02)):
+        found = aird.seen(stage, network, experiment.here, images, Look(low=8, shift=shift)).features
+        assert torch.allclose(found, network((shown - mean) / std).features, atol=1e-4)
+    adapted = aird.seen(stage, network, experiment.here, images, Look(low=8, shift="dark", adaptation="FaceBN")).features
     with torch.no_grad():
-        plain = network(x)
-    assert torch.allclose(aird.adapted(network, x, order, Look(batch=7)).features, plain.features, atol=1e-5)
-    with torch.no_grad(), FaceBN(network, "prediction"):
-        whole = network(x)
-    for look in (Look(adaptation="FaceBN"), Look(adaptation="FaceBN", batch=7), Look(adaptation="prediction-time BN")):
-        assert torch.allclose(aird.adapted(network, x, order, look).features, whole.features, atol=1e-4)
-    for name in aird.ADAPTATIONS:
-        found = aird.adapted(network, x, order, Look(adaptation=name, batch=5))
-        assert found.features.shape == plain.features.shape and found.features.isfinite().all()
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-
-
-@pytest.mark.parametrize("adaptation", ["none", "FaceBN"])
-def test_a_large_test_set_goes_through_in_parts_with_the_same_answers(config, here, monkeypatch, adaptation):
-    network = student(config, Recipe()).fresh(here).eval()
-    x, order = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(50)
-    whole = aird.adapted(network, x, order, Look(adaptation=adaptation)).features
-    monkeypatch.setattr(aird, "AT_ONCE", 1000)
-    monkeypatch.setattr(aird, "PART", 16)
-    assert aird.batch_of(Look(adaptation=adaptation), x) == 16 and aird.batch_of(Look(adaptation="prediction-time BN"), x) == 50 and aird.batch_of(Look(batch=4), x) == 4
-    assert torch.allclose(aird.adapted(network, x, order, Look(adaptation=adaptation)).features, whole, atol=1e-4)
-
-
-def test_faces_arrive_shuffled_or_person_by_person():
-    labels = torch.arange(5).repeat(4)
-    shuffled, sorted_ = (aird.arrival(labels, order, 0) for order in ("shuffled", "by identity"))
-    assert shuffled.sort().values.equal(torch.arange(20)) and labels[sorted_].equal(labels.sort().values) and not labels[shuffled].equal(labels.sort().values)
-
-
-def test_shifts_are_what_they_say():
-    x = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    shifted = {name: shift(x, torch.Generator().manual_seed(1)) for name, shift in aird.SHIFTS.items()}
-    assert torch.equal(shifted["clean"], x) and torch.allclose(shifted["dark"], 0.35 * x + 0.02) and torch.allclose(shifted["bright"], 0.5 * x + 0.5)
-    assert torch.allclose(shifted["blur"][:, :, 2, 2], x[:, :, 1:4, 1:4].mean((2, 3))) and torch.allclose(aird.blurred(torch.full((1, 1, 4, 4), 0.3)), torch.tensor(0.3))
-    assert all(0 <= float(y.min()) and float(y.max()) <= 1 for y in shifted.values())
-
-
-def test_a_single_last_image_does_not_stop_tent(config, here):
-    network = student(config, Recipe()).fresh(here).eval()
-    found = aird.adapted(network, torch.rand(9, 3, 8, 8), torch.arange(9), Look(adaptation="TENT", batch=4))
-    assert found.features.shape == (9, 16) and found.features.isfinite().all()
+        fresh = student(config, Recipe()).fresh(experiment.here)
+        fresh.load_state_dict(network.state_dict())
+        for layer in fresh.modules():
+            layer.training = isinstance(layer, nn.modules.batchnorm._BatchNorm)      # the whole set as one batch
+        assert torch.allclose(adapted, fresh((0.35 * x + 0.02 - mean) / std).features, atol=1e-3)
 
 
 # the study
@@ -378,7 +345,7 @@ def test_what_nobody_can_be_judged_on_is_told_before_anything_is_trained(tmp_pat
 @pytest.mark.parametrize("change", [{"training.steps": 9}, {"images.low": 4}, {"alpha": 5.0}, {"student": "smallface:4-8:32"}, {"student_people": 13}, {"batch_sweep": (4,)},
                                     {"low_sweep": ()}, {"mode": "bilinear"}, {"pairs": 40}, {"tasks": ("open",)}, {"closed_steps": 9}, {"test_batch": 8}])
 def test_the_teacher_does_not_know_its_students(config, experiment, change):
-    before, after = (aird.teacher_of("open", 0, c) for c in (config, config.change(**change)))
+    before, after = (aird.task_of("open", 0, c).teacher for c in (config, config.change(**change)))
     assert before == after and experiment.node(before).key == experiment.node(after).key
 
 
@@ -445,7 +412,7 @@ def test_everybody_is_taken_without_a_copy_and_lfw_judges_where_it_is_named(nati
     assert here.read(student(alone, seed=1).images) is everybody                       # decoded once, whatever the seed
     face_layouts.lfw(natives)
     judged = aird.faces_of(0, config, "test").load()
-    assert len(judged.test) == 9 and judged.pairs.folds == 2 and judged.known is judged.test
+    assert len(judged.test) == 9 and judged.pairs.folds == 2 and judged.known is None
     some = student(config.change(teacher_people=3, student_people=2, batch_size=4))
     assert len(here.read(some.images).classes) == 3 and len(some.shown(here).classes) == 2
     rows = aird.rows(config)
@@ -474,7 +441,7 @@ def test_adaptation_brings_a_darkened_world_back(tmp_path):
     for seed in range(5):
         stage, judged = student(config, Recipe(), seed=seed), aird.faces_of(seed, config, "test")
         for shift, found in gains.items():
-            look = Look(config.images.low, shift=shift)
+            look = Look(low=config.images.low, shift=shift)
             plain, adapted = (aird.verified(stage, experiment.made(stage), experiment.here, judged, replace(look, adaptation=name), ("auc",)) for name in aird.BOTH)
             found.append(adapted["auc"] - plain["auc"])
     assert min(sum(found) / 5 for found in gains.values()) > 1, gains
@@ -530,7 +497,7 @@ def test_unknown_losses_are_refused():
 
 def test_too_few_people_are_told_with_the_numbers():
     config = Config.profile("smoke", dataset="digits", teacher_people=16, test_people=12, size=8, low=4, low_sweep=())
-    with pytest.raises(ValueError, match="teacher_people \\+ test_people = 28, but digits has 10 people"):
+    with pytest.raises(ValueError, match="digits has 10 people with at least 4 pictures; expected 16 to learn from and 12 others to be judged; ask for fewer"):
         aird.faces_of(0, config).load()
 
 
@@ -546,5 +513,5 @@ def test_every_setting_says_where_its_default_comes_from():
 
 
 def test_students_are_taught_and_the_plain_one_is_not(config):
-    students = aird.students_of("open", 0, config)
+    students = aird.students_of(aird.task_of("open", 0, config), config)
     assert type(students["CE"]) is aird.Unaided and all(type(stage) is Taught for name, stage in students.items() if name != "CE")

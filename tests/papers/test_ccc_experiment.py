@@ -152,7 +152,10 @@ def whole(tmp_path_factory):
     config = Config.profile("demo", seeds=(0, 1), methods=ccc.METHODS, **TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("joblib.cpu_count", lambda: 1)  # in this process: starting workers takes longer than training
-        return config, root, run(alone(config, root))
+        experiment = alone(config, root)
+        results = run(experiment)
+    assert set(range(len(results.rows))) == set(experiment.made_by)  # `kdnotes why` has a chain for every number
+    return config, root, results
 
 
 def test_a_whole_run(whole):

@@ -1,20 +1,24 @@
 """CCC's method: groups, distillation, the virtual step, the meta-gradient in both forms, and the whole iteration."""
 
 import copy
+import dataclasses
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kdnotes.checks import refused
 from kdnotes.crowdlearn import committee as room
-from kdnotes.crowdlearn.committee import Committee, committee_step, couple, probabilities
+from kdnotes.crowdlearn.baselines import APPROACHES
+from kdnotes.crowdlearn.committee import Committee, Expert, committee_step, couple, probabilities
 from kdnotes.data import crowds
 from kdnotes.data.crowds import Crowd
-from kdnotes.losses.crowd import crowd_nll
+from kdnotes.losses.crowd import CrowdLayer, crowd_nll
 from kdnotes.models.classifiers import Prediction
 from kdnotes.papers import ccc
-from kdnotes.papers.ccc import Correction, advice, distil, fit, group_annotators, normalise_correction
+from kdnotes.papers.ccc import Correction, advice, distil, fit, fit_ccc, group_annotators, normalise_correction
 from kdnotes.runtime import make_fabric
 
 C, R = 4, 12
@@ -97,6 +101,72 @@ def test_head_form_equals_naive_double_backward(setting, stochastic):
     assert (closed - naive).abs().max() / naive.abs().max() < 1e-13 and torch.equal(T, T_naive)
     full, _ = ccc.naive_gradient(*asked(s), active="all")
     assert not torch.allclose(full, naive, rtol=1e-2)
+
+
+class Ends(nn.Module):
+    """A user's own network that ends in one of the ways in which networks end."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.body = way, nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+        self.last = nn.Linear(8, C, bias=way not in ("no bias", "cosine"))
+        if way == "weight norm":
+            self.last = nn.utils.parametrizations.weight_norm(self.last)
+        if way == "tied":
+            self.body[0] = nn.Linear(6, 8, bias=False)
+            self.last.weight = nn.Parameter(torch.randn(C, 8) / 3)
+            self.again = nn.Linear(8, C, bias=False)
+            self.again.weight = self.last.weight
+        if way == "frozen body":
+            self.body.requires_grad_(False)
+        if way == "frozen bias":
+            self.last.bias.requires_grad_(False)
+        if way == "unused later":
+            self.later = nn.Linear(3, 3)
+
+    def forward(self, x):
+        h = self.body(x)
+        if self.way == "cosine":
+            return 5 * self.last(F.normalize(h))
+        if self.way == "own features":
+            return {"logits": self.last(F.normalize(h)), "features": h}
+        if self.way == "dropout":
+            return {"logits": self.last(F.dropout(h, 0.5, self.training)), "features": h}
+        if self.way == "tied":
+            return self.last(h) + 0.3 * self.again(h.square())
+        return self.last(h)
+
+
+@pytest.mark.parametrize(("way", "whole"), [("plain", True), ("no bias", True), ("frozen body", True), ("frozen bias", True), ("unused later", True),
+                                            ("cosine", False), ("own features", False), ("dropout", False), ("tied", False), ("weight norm", False)])
+def test_the_head_form_fits_however_a_network_ends(setting, way, whole):
+    """The short form where logits = W h + b, the double backward elsewhere: never another direction."""
+    s = setting
+    torch.manual_seed(0)
+    expert = Expert(Ends(way), CrowdLayer(R, C)).double().train()
+    s["expert"] = expert
+    torch.manual_seed(1)
+    prediction = expert(s["x"])
+    asked = (expert, prediction, s["annotations"], s["meta"], s["groups"], s["count"], s["eta"])
+    torch.manual_seed(2)
+    closed, T = ccc.head_gradient(*asked)
+    assert expert.ending(s["x"], prediction).whole is whole
+    torch.manual_seed(2)
+    naive, T_naive = ccc.naive_gradient(*asked, active="head")
+    assert (closed - naive).abs().max() <= 1e-12 * naive.abs().max() and torch.allclose(T, T_naive, rtol=1e-14) and naive.abs().max() > 0
+    state = copy.deepcopy(expert.state_dict())
+    assert expert.training and all(torch.equal(v, state[k]) for k, v in expert.state_dict().items() if torch.is_tensor(v))
+
+
+def test_networks_that_a_head_correction_cannot_reach(setting):
+    s = setting
+    frozen = Expert(Ends("plain"), CrowdLayer(R, C)).double()
+    frozen.network.last.requires_grad_(False)
+    for expert, words in ((frozen, "the last layer 'last' is frozen"),):
+        with pytest.raises(ValueError, match=words):
+            ccc.head_gradient(expert, expert(s["x"]), *(s[k] for k in ("annotations", "meta", "groups", "count", "eta")))
+    D, _ = ccc.naive_gradient(frozen, frozen(s["x"]), *(s[k] for k in ("annotations", "meta", "groups", "count", "eta")), active="all")
+    assert D.abs().max() > 0
 
 
 def test_a_tiny_correction_lowers_the_meta_loss_when_all_layers_are_attached(setting):
@@ -192,6 +262,11 @@ def test_meta_batches_go_through_the_set_and_restart():
         assert sorted(torch.cat([first, second]).tolist()) == list(range(10))
     assert not torch.equal(seen[0], seen[2])
     assert len(ccc.meta_batch(lessons, 0, 64)[0]) == 10
+    rest = [len(ccc.meta_batch(lessons | {"tick": tick}, 0, 4)[0]) for tick in range(4)]
+    assert rest == [4, 4, 2, 4]                                                       # as the loaders of the public code
+    assert [len(ccc.meta_batch(lessons | {"tick": tick}, 0, 3)[0]) for tick in range(4)] == [3, 3, 3, 3]  # no batch of one
+    both = {"items": [torch.arange(10), torch.arange(4)], "labels": [torch.arange(10), torch.arange(4)], "epoch": 0}
+    assert [len(ccc.meta_batch(both | {"tick": tick}, m, 4)[0]) for tick in range(3) for m in (0, 1)] == [4] * 6  # both begin anew
 
 
 # ---------------------------------------------------------------- the iteration
@@ -352,6 +427,90 @@ def test_exact_resume_in_the_middle_of_a_corrected_epoch(tmp_path, monkeypatch):
     assert torch.equal(weights(whole), weights(resumed)) and count[0] < 2 * 30
     assert [row["loss"] for row in history.rows] == [row["loss"] for row in again.rows]
     assert all(torch.equal(a, b) for name in ("groups", "items", "labels") for a, b in zip(whole.lessons[name], resumed.lessons[name]))
+
+
+def test_every_item_is_seen_in_an_epoch():
+    """255 items in batches of 128: the last 127 come too, as in the public code."""
+    crowd, seen = clusters(items=255), []
+    committee = couple(Net, crowd)
+    optimizer = torch.optim.SGD(committee.parameters(), 0.01)
+    room.fit(committee, crowd, optimizer=optimizer, epochs=1, fabric=make_fabric("cpu", "fp32"),
+             advise=lambda predictions, annotations: seen.append(len(predictions[0].logits)) or [{}, {}])
+    assert seen == [128, 127]
+
+
+def own_crowd(items=160, known=True):
+    """A table and features with names, and the truth of every second item."""
+    drawn = clusters(items)
+    names = [f"img{i}.png" for i in range(items)]
+    frame = pd.DataFrame({"item": [names[i] for i in drawn.item], "annotator": [f"ann{r}" for r in drawn.annotator],
+                          "label": [drawn.classes[c] for c in drawn.label]}).sample(frac=1, random_state=0)
+    truth = {name: drawn.classes[c] for name, c in list(zip(names, drawn.truth.reveal()))[::2]}
+    return Crowd.from_table(frame, truth if known else None, dict(zip(names, drawn.features)))
+
+
+class Own(nn.Module):
+    """A plain network of somebody else: a tensor in, a tensor out."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, C))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+QUICK = {"epochs": 4, "warmup": 2, "lr": 0.02, "device": "cpu"}
+
+
+def test_fit_ccc_on_a_network_of_ones_own():
+    crowd, network = own_crowd(), Own()
+    before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    found = fit_ccc(crowd, network, **QUICK)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items()) and network.training and torch.equal(torch.get_rng_state(), state)
+    assert list(found.predictions.index) == list(crowd.item_names) and crowd.item_names[:3] == ("img0.png", "img1.png", "img2.png")
+    assert list(found.predictions.columns) == ["label", "belief", "recovered", "truth", "right"] and found.predictions["truth"].notna().sum() == 80
+    assert found.accuracy == pytest.approx(found.predictions["right"].dropna().mean()) and found.accuracy > crowds.raw_accuracy(crowd)
+    answers = found.network(crowd.features)
+    assert torch.allclose(answers.exp().sum(1), torch.ones(160), atol=1e-5) and not found.network.training
+    assert [crowd.classes[c] for c in answers.argmax(1)] == list(found.predictions["label"])
+    matrix = found.confusions["ann2"]
+    assert list(matrix.index) == list("abcd") and abs(matrix.to_numpy().sum(1) - 1).max() < 1e-5 and set(found.confusions) == set(crowd.annotator_names)
+    again = fit_ccc(crowd, network, **QUICK)
+    assert again.predictions.equals(found.predictions) and not fit_ccc(crowd, network, seed=1, **QUICK).predictions["belief"].equals(found.predictions["belief"])
+
+
+def test_fit_ccc_takes_functions_names_and_frozen_parts():
+    crowd = own_crowd(known=False)
+    found = fit_ccc(crowd, Own, **QUICK | {"epochs": 1})
+    assert found.accuracy is None and "truth" not in found.predictions
+    part = Own()
+    part.layers[0].requires_grad_(False)
+    first, second = (e.network.layers for e in fit_ccc(crowd, part, **QUICK | {"epochs": 1}).committee.experts)
+    assert torch.equal(first[0].weight, part.layers[0].weight) and torch.equal(second[0].weight, part.layers[0].weight) and not torch.equal(first[4].weight, second[4].weight)
+
+
+@pytest.mark.parametrize("name", APPROACHES)
+def test_every_approach_takes_a_network_of_ones_own_and_leaves_the_generators(name):
+    crowd, state = own_crowd(60), torch.get_rng_state()
+    known = crowds.take(crowd, crowd.truth.known()[0]) if name == "clean labels" else crowd
+    committee, lesson = APPROACHES[name].assemble(Own, crowd, seed=0)
+    assert torch.equal(torch.get_rng_state(), state) and lesson.items == known.items
+    optimizer = torch.optim.Adam(APPROACHES[name].parameters(committee, 1e-2), 1e-2)
+    doubles = dataclasses.replace(lesson, features=lesson.features.double())                 # as NumPy makes them
+    history = room.fit(committee, doubles, optimizer=optimizer, epochs=1, batch_size=32, fabric=make_fabric("cpu", "fp32"))
+    assert history.rows[0]["loss"] > -10 and probabilities(committee, doubles.features).shape[1:] == (lesson.items, C)
+
+
+def test_fit_ccc_refuses_in_a_line():
+    crowd, table = own_crowd(40), {"item": ["a", "b"], "annotator": ["x", "x"], "label": ["cat", "dog"]}
+    assert "merge the labels alone: metrics.aggregate.aggregate" in refused(fit_ccc, Crowd.from_table(table), Own(), **QUICK)
+    assert "gives 4 scores, the crowd has 2 classes" in refused(fit_ccc, Crowd.from_table(table, features=torch.zeros(2, 6)), Own(), **QUICK)
+    assert "the class 'cat' only" in refused(fit_ccc, Crowd.from_table(table | {"label": ["cat", "cat"]}, features=torch.zeros(2, 6)), Own(), **QUICK)
+    assert "scale them" in refused(fit_ccc, Crowd.from_table(table, features=torch.zeros(2, 6, dtype=torch.uint8)), Own(), **QUICK)
+    assert "meta_size=3 has no item for each of the 4 classes" in refused(fit_ccc, crowd, Own, correction=Correction(meta_size=3), **QUICK)
+    network = Own()
+    assert "start from the same weights" in refused(fit_ccc, crowd, lambda: network, **QUICK) and "expected an nn.Module" in refused(fit_ccc, crowd, lambda: 3, **QUICK)
 
 
 def test_bad_settings():

@@ -275,7 +275,7 @@ def test_reported_numbers_join_the_names_of_the_run():
     ({"iterations": 0}, "learning.iterations=0 is out of range; expected int at least 1"), ({"rate_dance": 0.0}, "rate_dance=0.0 is out of range; expected float above 0"),
     ({"grid": (0.0, 1.0)}, "grid[0]=0.0 is out of range"), ({"ipc": 7}, "ipc=7"), ({"methods": ("DANSE",)}, "did you mean 'DANCE'"),
     ({"network": "convnet3:x"}, "not of the form"), ({"network": "resnet10"}, "running statistics"), ({"iteration": 5}, "did you mean 'iterations'"),
-    ({"methods": ("DM", "DM")}, "holds a value twice"), ({"size": 8, "others": ("convnet4",)}, "at least 16 pixels"), ({"train_size": 39}, "train_size=39 is too small"),
+    ({"methods": ("DM", "DM")}, "holds a value twice"), ({"size": 8, "others": ("convnet4",)}, "at least 16 pixels"), ({"train_size": 39}, "train_size=39 is too few"),
 ])
 def test_bad_input_is_answered_in_one_line(overrides, words):
     with pytest.raises(ValueError) as error:

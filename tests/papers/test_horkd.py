@@ -297,7 +297,7 @@ def test_faces_are_of_people_nobody_has_seen_and_others_for_each_seed(config):
     own, tests = config.faces, []
     for seed in (0, 1):
         task = horkd.task_of("faces", seed, config)
-        learnt, (test, pairs) = task.train.load(), task.test.load()
+        learnt, (test, pairs, *_) = task.train.load(), task.test.load()
         assert (len(learnt.classes), len(test.classes)) == own.people and len(learnt) == own.people[0] * own.each
         rows = [{tuple(x.flatten()[:50].tolist()) for x in part.images} for part in (learnt, test)]
         assert not rows[0] & rows[1]
@@ -322,7 +322,7 @@ def test_faces_are_verified_and_identified(config, experiment):
     frame = horkd.Study([rows["HORKD"]]).run(experiment).frame()
     assert set(frame.metric) == {"verification_accuracy", "auc", "rank1", "rank5"} and frame.value.between(0, 100).all()
     stage, task = rows["HORKD"].stage, horkd.task_of("faces", 0, config)
-    images, _ = experiment.read(task.test)
+    images = experiment.read(task.test).test
     prediction = horkd.seen_by(stage, experiment.made(stage), experiment.here, images, "low", task.views)
     assert prediction.logits.shape == (len(images), config.faces.people[0])
 
@@ -330,15 +330,29 @@ def test_faces_are_verified_and_identified(config, experiment):
 def test_real_faces_keep_the_protocol_of_their_set(config, monkeypatch):
     from kdnotes.data.protocols import FaceSets, Pairs
 
-    own = replace(horkd.task_of("faces", 0, config).test)
-    learnt, test = own.sets()[:2]
+    own = horkd.task_of("faces", 0, config).test
+    learnt, test, _ = own.chosen(own.sets())
     prescribed = Pairs(torch.tensor([0, 1]), torch.tensor([1, 9]), torch.tensor([True, False]), 2)
-    monkeypatch.setattr("kdnotes.crossres.face_sets", lambda dataset, size, least, people: FaceSets(learnt, test, prescribed))
+    monkeypatch.setattr("kdnotes.faces.face_sets", lambda dataset, size, least, people, part: FaceSets(learnt, test, prescribed))
     assert replace(own, dataset="lfw", seeds=(3, 3, 3)).load()[1] is prescribed
-    monkeypatch.setattr("kdnotes.crossres.face_sets", lambda dataset, size, least, people: FaceSets(learnt))
+    assert horkd.people_of(0, config.faces).pictures == config.faces.each and horkd.people_of(0, replace(config.faces, dataset="lfw")).pictures == 0   # all of a real person's
+    monkeypatch.setattr("kdnotes.faces.face_sets", lambda dataset, size, least, people, part: FaceSets(learnt))
     other = replace(own, dataset="orl", people=(6, 4), pairs=40, seeds=(3, 3, 3))
-    judged, pairs = other.load()
+    judged, pairs, *_ = other.load()
     assert (len(replace(other, part="train").load().classes), len(judged.classes), len(pairs.same)) == (6, 4, 40)
+
+
+@pytest.mark.slow
+def test_faces_on_lfw_stand_beside_the_number_that_is_known(face_layouts, run_from_parameters, tmp_path, monkeypatch):
+    face_layouts.casia(tmp_path), face_layouts.lfw(tmp_path)
+    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path))
+    monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="": [function(item) for item in items])
+    tiny = {"teacher": "smallconv:2-4-8:8", "student": "smallconv:2-4-8:8", "size": 24, "steps": 2, "teacher_steps": 2, "methods": ("CE", "HORKD")}
+    space = run_from_parameters(horkd, "import matplotlib", dataset="casia", out=str(tmp_path / "run"), overrides={"faces": tiny, "batch_size": 8})
+    assert set(space["frame"].dataset) == {"LFW"}
+    table = space["compare"](space["frame"], space["reported"]("horkd"), horkd.TABLES["faces"], reported_table=space["KNOWN"]["LFW"], settings=())
+    found = table.set_index("method").loc["HORKD"]
+    assert found["verification accuracy (%) · reported"].startswith("90.03") and found["verification accuracy (%) · reproduced"] != "—"
 
 
 def test_the_assistant_can_be_left_out():

@@ -34,8 +34,8 @@ def casia_webface(root: str | os.PathLike | None = None, size: int | None = None
 
 
 def casia_people(root: Path, size: int, least: int, people: int | None = None, judged: bool = False) -> FaceSets:
-    """At most `people` (0 or None: all) with `least` pictures or more, in memory; `judged` adds view 2 of LFW."""
-    learnt = first_people(casia_webface(root, size, least), people).load()
+    """At most `people` (0 or None: all) with `least` pictures or more; `judged` adds view 2 of LFW."""
+    learnt = first_people(casia_webface(root, size, least), people)
     return FaceSets(learnt, *(lfw_judged(root, size) if judged else ()))
 
 

@@ -55,10 +55,10 @@ def _labelled(features: np.ndarray, labels: np.ndarray) -> Labelled:
     )
 
 
-def _from_answers(train: Labelled, table: np.ndarray, classes: tuple[str, ...], name: str) -> Crowd:
+def _from_answers(train: Labelled, table: np.ndarray, classes: tuple[str, ...], name: str, **names) -> Crowd:
     """A crowd from a dense table of answers; a whole column of -1 is an error."""
     return from_dense(
-        np.asarray(table, np.int64), classes, features=train.features, truth=Truth(train.labels), name=name
+        np.asarray(table, np.int64), classes, features=train.features, truth=Truth(train.labels), name=name, **names
     )
 
 # %% ../../../nbs/data/sets/crowds.ipynb #85c967ed
@@ -80,7 +80,9 @@ def load_labelme(folder: Path) -> CrowdData:
     data = _labelme_release(folder) if (folder / "answers.txt").exists() else _arrays(folder, "labelme", *keys)
     train, valid, test = (_labelled(data[f"X_{part}"], data[f"y_{part}"]) for part in ("train", "valid", "test"))
     asked = (data["answers"] >= 0).any(0) | (data["answers"] < -1).any(0)  # it lists annotators of other parts, too
-    return CrowdData(_from_answers(train, data["answers"][:, asked], _LABELME, "labelme"), test, valid)
+    names = [str(r) for r in asked.nonzero()[0]]
+    answers = data["answers"][:, asked]
+    return CrowdData(_from_answers(train, answers, _LABELME, "labelme", annotator_names=names), test, valid)
 
 # %% ../../../nbs/data/sets/crowds.ipynb #80145608
 _GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")

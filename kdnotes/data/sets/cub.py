@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..pictures import Pictures, choose_split, layout_source
-from ..source import below, data_root, reading, verified
+from ..source import below, data_root, reading, text_lines
 
 # %% ../../../nbs/data/sets/cub.ipynb #a75c74fd
 CUB = "unpack the distributed CUB_200_2011.tgz below the data root, so that CUB_200_2011/images.txt lies there"
@@ -18,11 +18,9 @@ CUB = "unpack the distributed CUB_200_2011.tgz below the data root, so that CUB_
 
 def read_table(path: Path) -> dict[int, str]:
     """Lines `id value...` of a text file, by id."""
-    with reading(verified(path, "", CUB), CUB):
-        return {
-            int(key): value.strip()
-            for key, value in (line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())
-        }
+    lines = text_lines(path, CUB)
+    with reading(path, CUB):
+        return {int(key): value.strip() for key, value in (line.split(maxsplit=1) for line in lines)}
 
 
 def box_corners(text: str) -> tuple[int, int, int, int]:

@@ -4,7 +4,7 @@
 __all__ = ['EMBEDDED', 'PRESENT', 'SOURCES', 'digits', 'mnist5k', 'read_embedded']
 
 # %% ../../../nbs/data/sets/digits.ipynb #2c31f45d
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +35,15 @@ def mnist5k() -> tuple[Tensor, Tensor]:
 EMBEDDED = {"digits": ("1,442 + 355 grey 8x8", digits), "mnist5k": ("4,000 + 1,000 grey 28x28", mnist5k)}
 
 
+@cache
+def _whole(name: str) -> tuple[Tensor, Tensor]:
+    """All images and labels, read once in a process; whoever takes some of them gets a copy."""
+    return EMBEDDED[name][1]()
+
+
 def read_embedded(name: str, root: Path | None, split: str, size: int | None = None) -> ImageSet:
     """`digits` or `mnist5k`, split by `every_fifth`; `root` is not asked."""
-    images, labels = EMBEDDED[name][1]()
+    images, labels = _whole(name)
     test = every_fifth(labels)
     return resize(ImageSet(images, labels, tuple("0123456789"), name).take(test if split == "test" else ~test), size)
 

@@ -6,10 +6,8 @@ __all__ = ['folder_source']
 # %% ../../../nbs/data/sets/folders.ipynb #46bc4317
 from pathlib import Path
 
-import torch
-
 from ..imageset import ImageSet
-from ..pictures import class_files, read_pictures
+from ..pictures import ClassFolder
 from ..source import Source
 
 # %% ../../../nbs/data/sets/folders.ipynb #db08e0e0
@@ -18,7 +16,6 @@ def folder_source(name: str) -> Source:
     remedy = f"lay the pictures out as {name}/train/<class>/*.jpg and {name}/test/<class>/*.jpg below the data root"
 
     def read(root: Path, split: str, size: int | None = None) -> ImageSet:
-        files, labels, classes = class_files(root / name / split)
-        return ImageSet(read_pictures(files, size), torch.tensor(labels), classes, name)
+        return ClassFolder(root / name / split, size, name).load()
 
     return Source(name, "folder", "class folders", remedy, read, lambda root, split: {f"{name}/{split}": ""})

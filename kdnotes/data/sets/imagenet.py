@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..pictures import Pictures, layout_source, pictures_in
-from ..source import below, check_split, data_root, reading, verified
+from ..source import below, check_split, data_root, reading, text_lines
 
 # %% ../../../nbs/data/sets/imagenet.ipynb #a37a321b
 SUBSETS = {name: tuple(f"n{number}" for number in numbers.split()) for name, numbers in {
@@ -37,8 +37,7 @@ def wnids_of(subset: str | os.PathLike | Sequence[str]) -> tuple[str, ...]:
         if not Path(subset).is_file():
             other = "a list of WordNet ids, or a file with one id in each line"
             raise ValueError(f"unknown subset {str(subset)!r}; known: {', '.join(SUBSETS)}; or give {other}")
-        with reading(Path(subset), "expected one WordNet id in each line"):
-            subset = [line.split()[0] for line in Path(subset).read_text().splitlines() if line.strip()]
+        subset = [line.split()[0] for line in text_lines(Path(subset), "expected one WordNet id in each line")]
     if not subset:
         raise ValueError("the subset has no classes; give WordNet ids")
     bad = [w for i, w in enumerate(subset) if not (w[:1] == "n" and w[1:].isdigit() and len(w) == 9) or w in subset[:i]]
@@ -99,15 +98,15 @@ def tiny_imagenet(split: str, root: str | os.PathLike | None = None, size: int |
     pictures.
     """
     folder = imagenet_folder(split, root).parents[1] / "tiny-imagenet-200"
-    with reading(verified(folder / "wnids.txt", "", TINY), TINY):
-        wnids = tuple(sorted((folder / "wnids.txt").read_text().split()))
+    wnids = tuple(sorted(line.strip() for line in text_lines(folder / "wnids.txt", TINY)))
     if split == "train":
         groups = [pictures_in(folder / "train" / wnid / "images", TINY) for wnid in wnids]
         rows = [(file, k) for k, group in enumerate(groups) for file in group]
     else:
-        table = verified(folder / "val" / "val_annotations.txt", "", TINY)
+        table = folder / "val" / "val_annotations.txt"
+        lines = text_lines(table, TINY)
         with reading(table, f"{TINY}; its lines must begin with a file name and an id of wnids.txt"):
-            named = [line.split()[:2] for line in table.read_text().splitlines() if line.strip()]
+            named = [line.split("\t" if "\t" in line else None)[:2] for line in lines]
             rows = [(below(folder / "val" / "images", file), wnids.index(wnid)) for file, wnid in named]
     files, labels = [file for file, _ in rows], torch.tensor([k for _, k in rows])
     return Pictures(files, labels, wnids, size, None, "tinyimagenet")

@@ -22,7 +22,7 @@ from kdnotes.data.protocols import (
     named_faces,
     search_of,
 )
-from ..source import data_root, reading
+from ..source import composed, data_root, reading
 
 # %% ../../../nbs/data/sets/survface.ipynb #3b920471
 SURVFACE = "unpack the distributed QMUL-SurvFace.zip below the data root, so that QMUL-SurvFace/training_set lies there"
@@ -48,14 +48,14 @@ def survface_pairs(root: str | os.PathLike | None = None, size: int | None = Non
     """QMUL-SurvFace's verification faces and pairs, positive ones first; every picture is its own class."""
     folder = data_root(root) / "QMUL-SurvFace" / "Face_Verification_Test_Set"
     files = pictures_in(folder / "verification_images", SURVFACE)
-    index = {path.name: i for i, path in enumerate(files)}
+    index = {composed(path.name): i for i, path in enumerate(files)}
     shown = folder / "verification_images"
     ends = []
     for kind in ("positive", "negative"):
         table = folder / f"{kind}_pairs_names.mat"
         names = mat_column(table, f"{kind}_pairs_names", SURVFACE)
         with reading(table, f"every file that it names must lie in {shown}; {SURVFACE}"):
-            ends.append(torch.tensor([index[str(name)] for name in names]).view(-1, 2))
+            ends.append(torch.tensor([index[composed(str(name))] for name in names]).view(-1, 2))
     first, second = torch.cat(ends).T.contiguous()
     same = torch.arange(len(first)) < len(ends[0])
     faces = Pictures(files, torch.arange(len(files)), tuple(path.stem for path in files), size, None, "survface")
@@ -70,7 +70,7 @@ def survface_test(size: int, root: str | os.PathLike | None = None) -> tuple[Ima
 
 def survface_people(root: Path, size: int, least: int, people: int | None = None) -> FaceSets:
     """Training people with `least` pictures or more, and the verification pairs of others."""
-    return FaceSets(survface_train(root, size, least).load(), *survface_test(size, root))
+    return FaceSets(survface_train(root, size, least), *survface_pairs(root, size))
 
 
 def survface_search(root: Path, size: int) -> Search:

@@ -37,8 +37,8 @@ def tinyface(root: str | os.PathLike | None = None, size: int | None = None) -> 
 
 # %% ../../../nbs/data/sets/tinyface.ipynb #ede17a5e
 def tinyface_people(root: Path, size: int, least: int, people: int | None = None) -> FaceSets:
-    """Training people with `least` pictures or more, in memory; nothing is prescribed for them."""
-    return FaceSets(tinyface_train(root, size, least).load())
+    """Training people with `least` pictures or more; nothing is prescribed for them."""
+    return FaceSets(tinyface_train(root, size, least))
 
 
 def tinyface_search(root: Path, size: int) -> Search:
