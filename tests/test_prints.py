@@ -403,6 +403,17 @@ def test_what_others_register_counts_only_for_their_own_classes():
 
 # --- everywhere the same ---
 
+def test_a_call_in_a_module_has_one_print_wherever_the_module_is_imported():
+    body = "def f(x):\n    y = torch.exp(x) if x else torch.nn.functional.relu(x, inplace=False)\n    return [torch.sum(z) for z in y]\n"
+    whole, apart = {}, {}
+    exec(compile("import torch\n" + body, "module.py", "exec"), whole)
+    exec("import torch", apart)
+    exec(compile(body, "cell.py", "exec"), apart)
+    for space in (whole, apart):
+        space["f"].__module__ = "__main__"
+    assert code_print(whole["f"]) == code_print(apart["f"])
+
+
 def test_what_torch_puts_around_a_method_for_its_compiler_does_not_count():
     import torch
 
