@@ -232,6 +232,10 @@ def folders(w: World) -> Path:
     return Path("set").absolute()
 
 
+def surveyed(w: World):
+    return _module("data.survey").survey(folders(w))
+
+
 def table(w: World) -> dict:
     item = [f"i{i}" for i in range(w.rows) for _ in range(2)]
     return {"item": item, "annotator": [f"r{i % 2}" for i in range(2 * w.rows)], "label": ["abc"[int(k)] for k in w.labels().repeat_interleave(2)]}
@@ -311,6 +315,9 @@ DATA: dict[str, Callable[[World], object]] = {
     "prepared.content": lambda w: __import__("numpy").load(npz(w)), "prepared.read_split.folder": lambda w: npz(w).parent,
     "tables.path": table_file, "tables.file": opened_text, "tables.delimiter": value(","), "tables.skip": value(0), "tables.columns": value(("item", "label")), "tables.row": value(["a", "b", "c"]), "tables.width": value(3), "tables.number": value(1), "tables.rows": lambda w: [["a", "b", "c"]] * w.rows,
     "tables.places": value((0, 2)), "tables.names": value(("item", "annotator", "label")), "tables.values": lambda w: w.labels().tolist(), "tables.frame": table, "tables.given": table, "tables.table": table, "tables.gaps": value(()), "tables.write_table.path": lambda w: Path("written.csv").absolute(), "tables.name": value("label"),
+    "survey.folder": folders, "survey.place": value("a.png"), "survey.split": value("train"), "survey.label": value("cat"), "survey.pixels": arrays, "survey.splits": lambda w: {"train": folders(w)}, "survey.looked": lambda w: surveyed(w).looked, "survey.classes": lambda w: surveyed(w).classes,
+    "survey.Survey.folder": value("set"), "survey.rows": value([("a", 1), ("b", 22)]), "survey.survey": surveyed, "survey.values": lambda w: w.labels().tolist(), "survey.lines": value(["a", "b"]), "survey.group": lambda w: surveyed(w).looked, "survey.Survey.self": surveyed, "survey.name": value("a"),
+    "survey.survey_of_arrays.place": lambda w: npz(w).parent, "survey.survey_of_arrays.splits": value(["train"]),
     # protocols
     "protocols.people": lambda w: max(w.rows, 0), "protocols.parts": value((0.5, 0.5)), "protocols.pairs": value(4), "protocols.folds": value(2), "protocols.k": lambda w: torch.arange(w.rows), "protocols.n": lambda w: torch.full((w.rows,), 9), "protocols.total": value(10), "protocols.count": value(2),
     "protocols.rows": lambda w: torch.arange(w.rows), "protocols.groups": lambda w: [torch.arange(w.rows)], "protocols.learnt": image_set, "protocols.FaceSets.pairs": pairs, "protocols.first": lambda w: torch.arange(w.rows), "protocols.second": lambda w: torch.arange(w.rows), "protocols.same": lambda w: torch.arange(w.rows) % 2 == 0,
@@ -486,7 +493,7 @@ CONDENSE: dict[str, Callable[[World], object]] = {
     "model_queue.KnowingGap.__call__.labels": lambda w: torch.arange(CLASSES), "model_queue.idm_passes.plan": queueing,
     "selection.method": value("herding"), "selection.choose_images.real": image_set, "selection.choose_images.features": rows(4),
     "synthetic.decode.factor": value(2), "synthetic.mosaic.factor": value(1), "synthetic.draw_per_class.count": value(1), "synthetic.pixels": images, "synthetic.SyntheticSet.classes": value(tuple("abc")), "synthetic.SyntheticSet.self": synthetic_set, "synthetic.parts": lambda w: [synthetic_set(w)], "synthetic.from_real.real": image_set,
-    "synthetic.save.path": lambda w: Path("set.safetensors").absolute(), "synthetic.path": lambda w: Path("set.safetensors").absolute(), "synthetic.found": synthetic_set, "synthetic.check_labels_of.labels": lambda w: synthetic_set(w).labels, "synthetic.columns": value(2), "synthetic.zoom": value(1),
+    "synthetic.save.path": lambda w: Path("set.safetensors").absolute(), "synthetic.path": lambda w: Path("set.safetensors").absolute(), "synthetic.found": synthetic_set, "synthetic.check_labels_of.labels": lambda w: synthetic_set(w).labels, "synthetic.columns": value(2), "synthetic.folder": lambda w: Path("sheets").absolute(), "synthetic.zoom": value(1),
 }
 
 
