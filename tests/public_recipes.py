@@ -278,7 +278,7 @@ DATA: dict[str, Callable[[World], object]] = {
     "degrade.height": value(8), "degrade.width": value(8), "degrade.factor": value(None), "degrade.size": value(4), "degrade.interpolate.size": value((4, 4)), "degrade.mode": value("bilinear"),
     "degrade.antialias": value(True), "degrade.padding": value(1), "degrade.flip": value(True), "degrade.high_low_pair.degrade": value({"size": 4}), "degrade.high_low_pair.size": value(None),
     "shifts.shift": value("haze"),
-    "siamese.u": lambda w: w.unit(3), "siamese.t": lambda w: torch.arange(2 * w.rows).view(-1, 2) % 3 - 1, "siamese.A": lambda w: torch.eye(2) + 0.1 * w.floats(2, 2), "siamese.s": lambda w: 1 + 0.1 * w.floats(2),
+    "siamese.u": lambda w: w.unit(3), "siamese.t": lambda w: torch.arange(2 * w.rows).view(-1, 2) % 3, "siamese.A": lambda w: torch.eye(2) + 0.1 * w.floats(2, 2), "siamese.s": lambda w: 1 + 0.1 * w.floats(2),
     "siamese.degrees": rows(), "siamese.centre": lambda w: torch.arange(2 * w.rows).view(-1, 2) % 8, "siamese.flipped": lambda w: torch.arange(w.rows) % 2 == 0, "siamese.numbers": value(1), "siamese.read": value(lambda u, side: u),
     "siamese.apply": value(lambda x, u: x), "siamese.strategy": value("color_crop_cutout_flip_scale_rotate"), "siamese.names": value(("flip", "crop")), "siamese.rule": value("idc"), "siamese.calls": value(None),
     "siamese.fires.calls": value(3), "siamese.rows": rows(2), "siamese.index": lambda w: torch.arange(w.rows), "siamese.n": lambda w: w.rows, "siamese.device": value(torch.device("cpu")), "siamese.otherwise": value(1),
@@ -382,7 +382,7 @@ MODELS: dict[str, Callable[[World], object]] = {
     "classifiers.trunk": lambda w: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "classifiers.Classifier.width": value(3), "classifiers.stages": lambda w: (nn.Conv2d(3, 4, 1),), "classifiers.inputs": value(4), "classifiers.outputs": value(4), "classifiers.block": lambda w: _module("models.classifiers").PostActivation,
     "classifiers.blocks": value(1), "classifiers.stride": value(1), "classifiers.depth": value(8), "classifiers.wide_resnet.depth": value(10), "classifiers.widen": value(1), "classifiers.convolutions": value(1), "classifiers.vgg.convolutions": value((1, 1, 1, 1, 1)), "classifiers.unit": lambda w: _module("models.classifiers").GroupedUnit,
     "classifiers.shufflenet.widths": value((48, 96, 192)), "classifiers.architecture": value("resnet18"), "classifiers.family": lambda w: _module("models.classifiers").ARCHITECTURES["resnet8"], "classifiers.kind": value("network"), "classifiers.name": value("resnet8"), "classifiers.options": value(()), "classifiers.build.options": value({}),
-    "classifiers.known": lambda w: _module("models.classifiers").ARCHITECTURES, "classifiers.further": value(()), "classifiers.stage_of.name": value("stage1"), "classifiers.listening.name": value("stage1"), "classifiers.Classifier.self": network, "classifiers.smallconv.widths": value((4, 4)), "classifiers.GroupedUnit.inputs": value(24),
+    "classifiers.known": lambda w: _module("models.classifiers").ARCHITECTURES, "classifiers.further": value(()), "classifiers.stage_of.name": value("stage1"), "classifiers.listening.name": value("stage1"), "classifiers.Classifier.self": network, "classifiers.normalised_values.images": value(2), "classifiers.check_sight.trunk": lambda w: nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(4, 4)), "classifiers.made": lambda w: lambda size: nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(4, 4)), "classifiers.smallconv.widths": value((4, 4)), "classifiers.GroupedUnit.inputs": value(24),
     "classifiers.GroupedUnit.outputs": value(24),
     "convnets.kind": value("batch"), "convnets.depth": value(1), "convnets.norm_kind": value("instance"), "convnets.average": value(False), "convnets.inputs": value(4), "convnets.outputs": value(4), "convnets.growth": value(4), "convnets.resnet10.widths": value((4, 4, 4, 4)),
     "embedders.inputs": value(4), "embedders.outputs": value(4), "embedders.strides": value((1, 2)), "embedders.blocks": value((1, 1, 1, 1)), "embedders.architecture": value("resnet18"), "embedders.side": value(2), "embedders.dim": value(4), "embedders.trunk": lambda w: nn.Conv2d(3, 4, 4, 4), "embedders.maps": value((4, 2)),
@@ -391,7 +391,7 @@ MODELS: dict[str, Callable[[World], object]] = {
     "perceptron.inputs": value(192), "perceptron.widths": value((4,)), "perceptron.Perceptron.self": lambda w: _module("models.perceptron").Perceptron(192, CLASSES, (4,)).eval(),
     "predictor.layer": value(None), "predictor.given": rows(4), "predictor.made": rows(CLASSES), "predictor.Passage.layer": value("head"), "predictor.value": lambda w: {"a": w.floats(4)}, "predictor.layers": lambda w: {"head": network(w).classifier}, "predictor.name": value("classifier"), "predictor.field_of.name": value("logits"),
     "predictor.output": prediction, "predictor.parts": lambda w: [w.floats(4), w.floats(CLASSES)], "predictor.passages": passages, "predictor.tensors": lambda w: [w.floats(4)], "predictor.like": rows(4), "predictor.devices": value(()), "predictor.logits": value(None), "predictor.features_behind.logits": rows(CLASSES),
-    "predictor.Predictor.self": lambda w: _module("models.predictor").Predictor(network(w)), "predictor.inputs": lambda w: (images(w),), "predictor.named": value({}), "predictor.args": value(()), "predictor.mode": value(False), "predictor.batch": lambda w: (images(w), w.labels()), "predictor.batches": lambda w: [images(w)], "predictor.batch_size": value(4),
+    "predictor.Predictor.self": lambda w: _module("models.predictor").Predictor(network(w)), "predictor.inputs": lambda w: (images(w),), "predictor.unread.inputs": value(()), "predictor.logits_of.inputs": value(()), "predictor.named": value({}), "predictor.args": value(()), "predictor.mode": value(False), "predictor.batch": lambda w: (images(w), w.labels()), "predictor.batches": lambda w: [images(w)], "predictor.batch_size": value(4),
     "testtime.order": lambda w: torch.arange(w.rows).flip(0), "testtime.arrival.order": value("by identity"), "testtime.Adapting.order": value("shuffled"), "testtime.how": lambda w: _module("models.testtime").Adapting("FaceBN"),
     "written.family": lambda w: _module("models.classifiers").ARCHITECTURES["smallconv"], "written.text": value("smallconv:4-4:4"), "written.people": value(CLASSES), "written.head": lambda w: _module("losses.margin").CosFace, "written.recogniser.text": value("smallface:4-4:4"), "written.parse_recogniser.text": value("smallface:4-4:4"),
 }
@@ -610,13 +610,9 @@ WRONG_IS_RIGHT: set[str] = {
 
 # found by this test and not yet mended
 KNOWN: set[str] = {
-    "metrics.aggregate.DawidSkene.confusion",
-    *(f"data.{name}" for name in """augment.windows augment.crop augment.random_crop augment.Augment.__call__ augment.channel_statistics batches.class_batches
-      degrade.interpolate degrade.low_resolution degrade.high_low_pair imageset.unseen_classes imageset.numbered protocols.genuine_pairs
-      protocols.impostor_pairs protocols.pairs_of sets.torchvision.read_svhn siamese.shift siamese.cut_out siamese.warp siamese.scale siamese.rotate
-      siamese.mirror siamese.spread siamese.count siamese.siamese siamese.boxes""".split()),
+    "data.batches.class_batches",
     *(f"models.{name}" for name in """classifiers.Classifier.forward embedders.Embedder.forward embedders.Recogniser.forward perceptron.Perceptron.forward
-      predictor.Predictor.forward adapt.Adaptation.run adapt.running_order adapt.Tent.answer adapt.Tent.step testtime.adapted""".split()),
+      classifiers.alone predictor.Predictor.forward adapt.Adaptation.run adapt.running_order adapt.Tent.answer adapt.Tent.step testtime.adapted""".split()),
     *(f"condense.{name}" for name in """evaluate.evaluate evaluate.member_batch evaluate.mixed_loss gradients.class_gradient matching.mean_gap matching.calibration matching.shares
       model_queue.train_member selection.herding selection.k_center selection.choose_images evaluate.OneByOne.forward evaluate.Together.forward
       matching.Matching.show model_queue.KnowingGap.__call__""".split()),
@@ -624,8 +620,6 @@ KNOWN: set[str] = {
 
 # the same, of wrong arguments
 KNOWN_WRONG: set[str] = {
-    *(f"data.{name}" for name in """augment.flip crowds.draw_rates faces.draw_identities faces.draw_nuisances faces.decode faces.person protocols.distinct protocols.people_in_folds
-      sets.cub.box_corners sets.torchvision.torchvision_files siamese.tint siamese.fires siamese.cutmix tables.parted""".split()),
     *(f"models.{name}" for name in """adapt.mix classifiers.Classifier classifiers.conv3x3 classifiers.PostActivation classifiers.PreActivation classifiers.stage classifiers.resnet
       classifiers.wide_resnet classifiers.plain_stage classifiers.vgg classifiers.smallconv classifiers.narrow classifiers.GroupedUnit classifiers.SplitUnit
       classifiers.shufflenet classifiers.torchvision_resnet classifiers.count_multiply_adds convnets.norm convnets.convnet convnets.Residual convnets.stem

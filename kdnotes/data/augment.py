@@ -82,6 +82,8 @@ def draw_flip(x: Tensor, generator: torch.Generator | None = None, p: float = 0.
 def flip(x: Tensor, flipped: Tensor) -> Tensor:
     """Mirror the images marked in `flipped`, bool `(N,)`, left to right."""
     as_images("flip", x)
+    if flipped.shape != (len(x),):
+        raise ValueError(f"flip: marks are {tuple(flipped.shape)} for {len(x)} images; expected ({len(x)},)")
     row = torch.arange(len(x), device=x.device)
     return torch.cat([x, x.flip(-1)]).index_select(
         0, row + len(x) * flipped

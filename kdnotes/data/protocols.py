@@ -19,7 +19,7 @@ from torch import Tensor
 from .imageset import ImageSet
 from .pictures import Pictures
 from .source import below, reading, verified
-from ..inputs import as_labels
+from ..inputs import as_labels, require_whole
 from ..runtime import log, make_generator
 
 # %% ../../nbs/data/protocols.ipynb #29831d16
@@ -74,6 +74,7 @@ def triangle(k: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
 # %% ../../nbs/data/protocols.ipynb #c677c9a9
 def distinct(total: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` different numbers out of 0..total-1 in random order, int64 `(count,)`."""
+    require_whole("distinct", at_least=0, total=total, count=count)
     if total <= max(2**20, 4 * count):
         return torch.randperm(total, generator=generator)[:count]
     drawn = torch.randint(total, (count + count // 2 + 64,), generator=generator)  # repetitions are rare among so many
@@ -122,6 +123,7 @@ def impostor_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Ge
 # %% ../../nbs/data/protocols.ipynb #de78f370
 def people_in_folds(labels: Tensor, folds: int, generator: torch.Generator) -> list[Tensor]:
     """The rows of each fold: every person in one of them, the pictures spread evenly."""
+    require_whole("people_in_folds", folds=folds)
     people, which, n = labels.unique(return_inverse=True, return_counts=True)
     shuffle = torch.randperm(len(people), generator=generator)
     order = shuffle[n[shuffle].argsort(descending=True, stable=True)]

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inputs import as_images, as_labels, require_number, wide_dtype
+from ..inputs import as_images, as_labels, require_number, require_whole, wide_dtype
 
 # %% ../../nbs/data/siamese.ipynb #e600736a
 def tint(x: Tensor, u: Tensor) -> Tensor:
     """Brightness, saturation and contrast of images `x` `(N, C, H, W)` by `u` `(N, 3)` in [0, 1], in this order."""
+    if u.shape != (len(x), 3):
+        raise ValueError(f"tint: numbers are {tuple(u.shape)} for {len(x)} images; expected ({len(x)}, 3)")
     brightness, saturation, contrast = (part[:, None, None, None] for part in u.to(x.dtype).unbind(1))
     x = x + (brightness - 0.5)
     grey = x.mean(1, keepdim=True)
@@ -66,6 +68,8 @@ def rotate(x: Tensor, degrees: Tensor) -> Tensor:
 # %% ../../nbs/data/siamese.ipynb #95b74dc2
 def cut_out(x: Tensor, centre: Tensor, ratio: float = 0.5) -> Tensor:
     """Zero the square of side `floor(ratio H + 1/2)` around `centre` int64 `(N, 2)`, clipped at the border."""
+    if centre.shape != (len(x), 2):
+        raise ValueError(f"cut_out: centres are {tuple(centre.shape)} for {len(x)} images; expected ({len(x)}, 2)")
     hole, centre = torch.ones((), dtype=torch.bool, device=x.device), centre.long()  # bytes would wrap around
     for axis, side in enumerate(x.shape[2:]):
         size, i = math.floor(ratio * side + 0.5), torch.arange(side, device=x.device)
@@ -77,6 +81,8 @@ def cut_out(x: Tensor, centre: Tensor, ratio: float = 0.5) -> Tensor:
 
 def mirror(x: Tensor, flipped: Tensor) -> Tensor:
     """Mirror the images marked in `flipped`, bool `(N,)`."""
+    if flipped.shape != (len(x),):
+        raise ValueError(f"mirror: marks are {tuple(flipped.shape)} for {len(x)} images; expected ({len(x)},)")
     return torch.where(flipped[:, None, None, None].bool(), x.flip(-1), x)
 
 # %% ../../nbs/data/siamese.ipynb #7ff22682
@@ -133,6 +139,7 @@ def fires(names: tuple[str, ...], rule: str, calls: int, generator: torch.Genera
         raise ValueError(
             f"unknown rule {rule!r} of composition; give 'idc' (some always, one of the rest) or 'dsa' (one of all)"
         )
+    require_whole("fires", calls=calls)
     rest = tuple(name for name in names if rule == "dsa" or name not in ALWAYS)
     pick = torch.randint(
         max(1, len(rest)), (calls,), generator=generator, device=generator.device if generator else None
@@ -223,6 +230,9 @@ def cutmix(
     The loss of a prediction is `lam CE(labels) + (1 - lam) CE(partners)`; `lam` is 1 for a batch that was left as it
     is.
     """
+    if x.ndim != 5 or x.shape[3] != x.shape[4] or labels.shape != x.shape[:2]:
+        given = f"batches are {tuple(x.shape)}, labels {tuple(labels.shape)}"
+        raise ValueError(f"cutmix: {given}; expected (E, B, C, H, H) and (E, B)")
     E, B, side = x.shape[0], x.shape[1], x.shape[-1]
     place = {"generator": generator, "device": generator.device if generator else None}
     chosen, lam = torch.rand(E, **place) < p, torch.rand(E, **place)
