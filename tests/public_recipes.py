@@ -620,7 +620,10 @@ KNOWN: set[str] = {
 
 # the same, of wrong arguments
 KNOWN_WRONG: set[str] = {
-    *(f"models.{name}" for name in """adapt.mix classifiers.Classifier classifiers.conv3x3 classifiers.PostActivation classifiers.PreActivation classifiers.stage classifiers.resnet
+    "metrics.aggregate.DawidSkene.confusion",
+    *(f"data.{name}" for name in """augment.windows augment.crop augment.random_crop crowds.draw_rates degrade.interpolate protocols.genuine_pairs protocols.impostor_pairs
+      protocols.pairs_of siamese.shift siamese.warp siamese.scale siamese.rotate siamese.cut_out siamese.spread siamese.boxes""".split()),
+    *(f"models.{name}" for name in """adapt.mix classifiers.normalised_values classifiers.Classifier classifiers.conv3x3 classifiers.PostActivation classifiers.PreActivation classifiers.stage classifiers.resnet
       classifiers.wide_resnet classifiers.plain_stage classifiers.vgg classifiers.smallconv classifiers.narrow classifiers.GroupedUnit classifiers.SplitUnit
       classifiers.shufflenet classifiers.torchvision_resnet classifiers.count_multiply_adds convnets.norm convnets.convnet convnets.Residual convnets.stem
       convnets.resnet10 convnets.Dense convnets.densenet121 embedders.ImprovedResidual embedders.drawn embedders.iresnet embedders.face_resnet
