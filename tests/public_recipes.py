@@ -232,6 +232,10 @@ def folders(w: World) -> Path:
     return Path("set").absolute()
 
 
+def surveyed(w: World):
+    return _module("data.survey").survey(folders(w))
+
+
 def table(w: World) -> dict:
     item = [f"i{i}" for i in range(w.rows) for _ in range(2)]
     return {"item": item, "annotator": [f"r{i % 2}" for i in range(2 * w.rows)], "label": ["abc"[int(k)] for k in w.labels().repeat_interleave(2)]}
@@ -311,9 +315,9 @@ DATA: dict[str, Callable[[World], object]] = {
     "prepared.content": lambda w: __import__("numpy").load(npz(w)), "prepared.read_split.folder": lambda w: npz(w).parent,
     "tables.path": table_file, "tables.file": opened_text, "tables.delimiter": value(","), "tables.skip": value(0), "tables.columns": value(("item", "label")), "tables.row": value(["a", "b", "c"]), "tables.width": value(3), "tables.number": value(1), "tables.rows": lambda w: [["a", "b", "c"]] * w.rows,
     "tables.places": value((0, 2)), "tables.names": value(("item", "annotator", "label")), "tables.values": lambda w: w.labels().tolist(), "tables.frame": table, "tables.given": table, "tables.table": table, "tables.gaps": value(()), "tables.write_table.path": lambda w: Path("written.csv").absolute(), "tables.name": value("label"),
-    # survey
-    "survey.folder": folders, "survey.looked": lambda w: (_module("data.survey").Looked("a/1.png", "train", "a"),), "survey.Survey.folder": value("set"), "survey.Survey.classes": value({"train": ("a",)}), "survey.place": value("a/1.png"),
-    "survey.label": value("a"), "survey.split": value("train"), "survey.name": value("a"), "survey.strays": value(()),
+    "survey.folder": folders, "survey.place": value("a.png"), "survey.split": value("train"), "survey.label": value("cat"), "survey.pixels": arrays, "survey.splits": lambda w: {"train": folders(w)}, "survey.looked": lambda w: surveyed(w).looked, "survey.classes": lambda w: surveyed(w).classes,
+    "survey.Survey.folder": value("set"), "survey.rows": value([("a", 1), ("b", 22)]), "survey.survey": surveyed, "survey.values": lambda w: w.labels().tolist(), "survey.lines": value(["a", "b"]), "survey.group": lambda w: surveyed(w).looked, "survey.Survey.self": surveyed, "survey.name": value("a"),
+    "survey.survey_of_arrays.place": lambda w: npz(w).parent, "survey.survey_of_arrays.splits": value(["train"]),
     # protocols
     "protocols.people": lambda w: max(w.rows, 0), "protocols.parts": value((0.5, 0.5)), "protocols.pairs": value(4), "protocols.folds": value(2), "protocols.k": lambda w: torch.arange(w.rows), "protocols.n": lambda w: torch.full((w.rows,), 9), "protocols.total": value(10), "protocols.count": value(2),
     "protocols.rows": lambda w: torch.arange(w.rows), "protocols.groups": lambda w: [torch.arange(w.rows)], "protocols.learnt": image_set, "protocols.FaceSets.pairs": pairs, "protocols.first": lambda w: torch.arange(w.rows), "protocols.second": lambda w: torch.arange(w.rows), "protocols.same": lambda w: torch.arange(w.rows) % 2 == 0,
@@ -378,7 +382,7 @@ MODELS: dict[str, Callable[[World], object]] = {
     "classifiers.trunk": lambda w: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "classifiers.Classifier.width": value(3), "classifiers.stages": lambda w: (nn.Conv2d(3, 4, 1),), "classifiers.inputs": value(4), "classifiers.outputs": value(4), "classifiers.block": lambda w: _module("models.classifiers").PostActivation,
     "classifiers.blocks": value(1), "classifiers.stride": value(1), "classifiers.depth": value(8), "classifiers.wide_resnet.depth": value(10), "classifiers.widen": value(1), "classifiers.convolutions": value(1), "classifiers.vgg.convolutions": value((1, 1, 1, 1, 1)), "classifiers.unit": lambda w: _module("models.classifiers").GroupedUnit,
     "classifiers.shufflenet.widths": value((48, 96, 192)), "classifiers.architecture": value("resnet18"), "classifiers.family": lambda w: _module("models.classifiers").ARCHITECTURES["resnet8"], "classifiers.kind": value("network"), "classifiers.name": value("resnet8"), "classifiers.options": value(()), "classifiers.build.options": value({}),
-    "classifiers.known": lambda w: _module("models.classifiers").ARCHITECTURES, "classifiers.further": value(()), "classifiers.stage_of.name": value("stage1"), "classifiers.listening.name": value("stage1"), "classifiers.Classifier.self": network, "classifiers.smallconv.widths": value((4, 4)), "classifiers.GroupedUnit.inputs": value(24),
+    "classifiers.known": lambda w: _module("models.classifiers").ARCHITECTURES, "classifiers.further": value(()), "classifiers.stage_of.name": value("stage1"), "classifiers.listening.name": value("stage1"), "classifiers.Classifier.self": network, "classifiers.normalised_values.images": value(2), "classifiers.check_sight.trunk": lambda w: nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(4, 4)), "classifiers.made": lambda w: lambda size: nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(4, 4)), "classifiers.smallconv.widths": value((4, 4)), "classifiers.GroupedUnit.inputs": value(24),
     "classifiers.GroupedUnit.outputs": value(24),
     "convnets.kind": value("batch"), "convnets.depth": value(1), "convnets.norm_kind": value("instance"), "convnets.average": value(False), "convnets.inputs": value(4), "convnets.outputs": value(4), "convnets.growth": value(4), "convnets.resnet10.widths": value((4, 4, 4, 4)),
     "embedders.inputs": value(4), "embedders.outputs": value(4), "embedders.strides": value((1, 2)), "embedders.blocks": value((1, 1, 1, 1)), "embedders.architecture": value("resnet18"), "embedders.side": value(2), "embedders.dim": value(4), "embedders.trunk": lambda w: nn.Conv2d(3, 4, 4, 4), "embedders.maps": value((4, 2)),
@@ -387,7 +391,7 @@ MODELS: dict[str, Callable[[World], object]] = {
     "perceptron.inputs": value(192), "perceptron.widths": value((4,)), "perceptron.Perceptron.self": lambda w: _module("models.perceptron").Perceptron(192, CLASSES, (4,)).eval(),
     "predictor.layer": value(None), "predictor.given": rows(4), "predictor.made": rows(CLASSES), "predictor.Passage.layer": value("head"), "predictor.value": lambda w: {"a": w.floats(4)}, "predictor.layers": lambda w: {"head": network(w).classifier}, "predictor.name": value("classifier"), "predictor.field_of.name": value("logits"),
     "predictor.output": prediction, "predictor.parts": lambda w: [w.floats(4), w.floats(CLASSES)], "predictor.passages": passages, "predictor.tensors": lambda w: [w.floats(4)], "predictor.like": rows(4), "predictor.devices": value(()), "predictor.logits": value(None), "predictor.features_behind.logits": rows(CLASSES),
-    "predictor.Predictor.self": lambda w: _module("models.predictor").Predictor(network(w)), "predictor.inputs": lambda w: (images(w),), "predictor.named": value({}), "predictor.args": value(()), "predictor.mode": value(False), "predictor.batch": lambda w: (images(w), w.labels()), "predictor.batches": lambda w: [images(w)], "predictor.batch_size": value(4),
+    "predictor.Predictor.self": lambda w: _module("models.predictor").Predictor(network(w)), "predictor.inputs": lambda w: (images(w),), "predictor.unread.inputs": value(()), "predictor.logits_of.inputs": value(()), "predictor.named": value({}), "predictor.args": value(()), "predictor.mode": value(False), "predictor.batch": lambda w: (images(w), w.labels()), "predictor.batches": lambda w: [images(w)], "predictor.batch_size": value(4),
     "testtime.order": lambda w: torch.arange(w.rows).flip(0), "testtime.arrival.order": value("by identity"), "testtime.Adapting.order": value("shuffled"), "testtime.how": lambda w: _module("models.testtime").Adapting("FaceBN"),
     "written.family": lambda w: _module("models.classifiers").ARCHITECTURES["smallconv"], "written.text": value("smallconv:4-4:4"), "written.people": value(CLASSES), "written.head": lambda w: _module("losses.margin").CosFace, "written.recogniser.text": value("smallface:4-4:4"), "written.parse_recogniser.text": value("smallface:4-4:4"),
 }
@@ -489,7 +493,7 @@ CONDENSE: dict[str, Callable[[World], object]] = {
     "model_queue.KnowingGap.__call__.labels": lambda w: torch.arange(CLASSES), "model_queue.idm_passes.plan": queueing,
     "selection.method": value("herding"), "selection.choose_images.real": image_set, "selection.choose_images.features": rows(4),
     "synthetic.decode.factor": value(2), "synthetic.mosaic.factor": value(1), "synthetic.draw_per_class.count": value(1), "synthetic.pixels": images, "synthetic.SyntheticSet.classes": value(tuple("abc")), "synthetic.SyntheticSet.self": synthetic_set, "synthetic.parts": lambda w: [synthetic_set(w)], "synthetic.from_real.real": image_set,
-    "synthetic.save.path": lambda w: Path("set.safetensors").absolute(), "synthetic.path": lambda w: Path("set.safetensors").absolute(), "synthetic.found": synthetic_set, "synthetic.check_labels_of.labels": lambda w: synthetic_set(w).labels, "synthetic.columns": value(2), "synthetic.zoom": value(1),
+    "synthetic.save.path": lambda w: Path("set.safetensors").absolute(), "synthetic.path": lambda w: Path("set.safetensors").absolute(), "synthetic.found": synthetic_set, "synthetic.check_labels_of.labels": lambda w: synthetic_set(w).labels, "synthetic.columns": value(2), "synthetic.folder": lambda w: Path("sheets").absolute(), "synthetic.zoom": value(1),
 }
 
 
@@ -606,10 +610,9 @@ WRONG_IS_RIGHT: set[str] = {
 
 # found by this test and not yet mended
 KNOWN: set[str] = {
-    "metrics.aggregate.DawidSkene.confusion",
     "data.batches.class_batches",
     *(f"models.{name}" for name in """classifiers.Classifier.forward embedders.Embedder.forward embedders.Recogniser.forward perceptron.Perceptron.forward
-      predictor.Predictor.forward adapt.Adaptation.run adapt.running_order adapt.Tent.answer adapt.Tent.step testtime.adapted""".split()),
+      classifiers.alone predictor.Predictor.forward adapt.Adaptation.run adapt.running_order adapt.Tent.answer adapt.Tent.step testtime.adapted""".split()),
     *(f"condense.{name}" for name in """evaluate.evaluate evaluate.member_batch evaluate.mixed_loss gradients.class_gradient matching.mean_gap matching.calibration matching.shares
       model_queue.train_member selection.herding selection.k_center selection.choose_images evaluate.OneByOne.forward evaluate.Together.forward
       matching.Matching.show model_queue.KnowingGap.__call__""".split()),
@@ -617,9 +620,10 @@ KNOWN: set[str] = {
 
 # the same, of wrong arguments
 KNOWN_WRONG: set[str] = {
-    *(f"data.{name}" for name in """augment.flip crowds.draw_rates faces.draw_identities faces.draw_nuisances faces.decode faces.person protocols.distinct protocols.people_in_folds
-      sets.cub.box_corners sets.torchvision.torchvision_files siamese.tint siamese.fires siamese.cutmix tables.parted""".split()),
-    *(f"models.{name}" for name in """adapt.mix classifiers.Classifier classifiers.conv3x3 classifiers.PostActivation classifiers.PreActivation classifiers.stage classifiers.resnet
+    "metrics.aggregate.DawidSkene.confusion",
+    *(f"data.{name}" for name in """augment.windows augment.crop augment.random_crop crowds.draw_rates degrade.interpolate protocols.genuine_pairs protocols.impostor_pairs
+      protocols.pairs_of siamese.shift siamese.warp siamese.scale siamese.rotate siamese.cut_out siamese.spread siamese.boxes""".split()),
+    *(f"models.{name}" for name in """adapt.mix classifiers.normalised_values classifiers.Classifier classifiers.conv3x3 classifiers.PostActivation classifiers.PreActivation classifiers.stage classifiers.resnet
       classifiers.wide_resnet classifiers.plain_stage classifiers.vgg classifiers.smallconv classifiers.narrow classifiers.GroupedUnit classifiers.SplitUnit
       classifiers.shufflenet classifiers.torchvision_resnet classifiers.count_multiply_adds convnets.norm convnets.convnet convnets.Residual convnets.stem
       convnets.resnet10 convnets.Dense convnets.densenet121 embedders.ImprovedResidual embedders.drawn embedders.iresnet embedders.face_resnet
