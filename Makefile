@@ -58,4 +58,4 @@ hooks: install
 	$(BIN)/nbdev_install_hooks
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .benchmarks

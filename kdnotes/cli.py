@@ -3,8 +3,9 @@
 # %% auto #0
 __all__ = ['NAMED', 'DATA_ROOT', 'Parser', 'options', 'meant', 'refusals', 'given_parameters', 'data_environment', 'plan_runs',
            'open_pool', 'run', 'say', 'terminable', 'show_papers', 'count_runs', 'show_paper', 'expected_times', 'why',
-           'verify', 'remove_empty', 'show_data', 'add_data', 'get_data', 'report', 'results', 'bench', 'add_run',
-           'add_machines', 'number', 'add_folders', 'add_data_commands', 'add_others', 'build_parser', 'main']
+           'verify', 'remove_empty', 'show_data', 'add_data', 'check_data', 'get_data', 'report', 'results', 'bench',
+           'add_run', 'add_machines', 'number', 'add_folders', 'add_data_commands', 'add_split_options', 'share',
+           'add_others', 'build_parser', 'main']
 
 # %% ../nbs/cli.ipynb #c9eb7efe
 import argparse
@@ -256,12 +257,27 @@ def show_data(args: argparse.Namespace) -> int:
 
 # %% ../nbs/cli.ipynb #31906a09
 def add_data(args: argparse.Namespace) -> int:
-    """Check a prepared image set and install it below the data folder."""
+    """Check an image set, split it where nobody has, and install it below the data folder."""
     from kdnotes.data.catalogue import add
 
     with refusals("kdnotes data add"):
-        say(f"{args.name} installed in {add(args.name, args.train, args.test, args.data_root)}")
+        options = {"overwrite": args.overwrite, "size": args.size, "test_share": args.test_share, "seed": args.seed}
+        say(f"{args.name} installed in {add(args.name, args.train, args.test, args.data_root, **options)}")
     return 0
+
+
+def check_data(args: argparse.Namespace) -> int:
+    """Look at every picture in a folder and tell on one page what is there: classes, sizes, modes, orientation,
+    transparency, duplicates, strays, files that cannot be read.
+
+    Exit status 0 if nothing has to be mended, else 1.
+    """
+    from kdnotes.data.survey import survey
+
+    with refusals("kdnotes data check"):
+        found = survey(args.folder)
+    say(str(found))
+    return int(bool(found.to_mend()))
 
 
 def get_data(args: argparse.Namespace) -> int:
@@ -353,21 +369,43 @@ def add_folders(parser: argparse.ArgumentParser, runs: bool = False) -> None:
 
 # %% ../nbs/cli.ipynb #c9a7bec5
 def add_data_commands(commands: Any) -> None:
-    """The parser of `kdnotes data`, `data add` and `data get`."""
-    parser = commands.add_parser("data", help="list, add and download data sets", description=show_data.__doc__)
+    """The parser of `kdnotes data`, `data add`, `data check` and `data get`."""
+    parser = commands.add_parser("data", help="list, add, check and download data sets", description=show_data.__doc__)
     parser.set_defaults(command=show_data)
     parser.add_argument("--data-root", **DATA_ROOT)
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
-    add = actions.add_parser("add", help="install a prepared set", description=add_data.__doc__)
+    add = actions.add_parser("add", help="install a set of your own", description=add_data.__doc__)
     add.set_defaults(command=add_data)
-    arguments = {"name": "its name", "train": "npz with images (uint8) and labels", "test": "the same to test on"}
-    for name, text in arguments.items():
+    train = "a folder with a folder of pictures for each class, or an npz with images (uint8) and labels"
+    for name, text in {"name": "its name", "train": train}.items():
         add.add_argument(name, help=text)
+    test = "the same to test on (default: train and test in the folder TRAIN, else a share of every class)"
+    add.add_argument("test", nargs="?", help=test)
+    add_split_options(add)
+    check = actions.add_parser("check", help="look at a folder of pictures", description=check_data.__doc__)
+    check.set_defaults(command=check_data)
+    check.add_argument("folder", help="class folders, with train and test above them or without, or npz files")
     get = actions.add_parser("get", help="download a set", description=get_data.__doc__)
     get.set_defaults(command=get_data)
     get.add_argument("name", help="its name, see `kdnotes data`")
-    for action in (add, get):
+    for action in (add, check, get):
         action.add_argument("--data-root", default=argparse.SUPPRESS, **DATA_ROOT)    # one given before it stays
+
+
+def add_split_options(add: argparse.ArgumentParser) -> None:
+    """Options of `kdnotes data add` on how a set is made of what is given."""
+    add.add_argument("--size", type=number(1), metavar="PIXELS", help="bring all images to this height and width")
+    add.add_argument("--test-share", type=share, default=0.2, help="share of every class to test on (default: 0.2)")
+    add.add_argument("--seed", type=number(0), default=0, help="which images these are (default: 0)")
+    add.add_argument("--overwrite", action="store_true", help="replace the set of this name")
+
+
+def share(text: str) -> float:
+    """A converter for numbers between 0 and 1, both excluded."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
 
 # %% ../nbs/cli.ipynb #59b32096
 def add_others(commands: Any) -> None:

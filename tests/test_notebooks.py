@@ -11,12 +11,13 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 PAPERS = [p for p in NOTEBOOKS if p.parent.name == "papers"]
-ROOMS = [p for p in NOTEBOOKS if p not in PAPERS and p.name != "index.ipynb"]
+ROOMS = [p for p in NOTEBOOKS if p not in PAPERS and p.name != "index.ipynb" and p.parent.name != "examples"]
 IN_A_FORK = "the cells of a room"                        # the name of this module where it runs them
 SECTIONS = ["The problem", "Method", "Configuration", "The experiment", "Parameters", "Run", "Tables", "Figures",
             "Claims"]
@@ -81,6 +82,14 @@ def test_one_complete_parameters_cell(path):
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_papermill_explains_the_parameters(path):
+    """`papermill --help-notebook`: every parameter has a type and a comment that says what it takes."""
+    found = papermill.inspect_notebook(path)
+    assert {n: p["inferred_type_name"] for n, p in found.items()} == {n: type(v).__name__ for n, v in PARAMETERS.items()}
+    assert all(len(p["help"]) >= 10 and ast.literal_eval(p["default"]) == PARAMETERS[n] for n, p in found.items())
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
 def test_papers_do_not_import_each_other(path):
     others = {p.stem for p in PAPERS} - {path.stem}
     imports = re.findall(r"kdnotes\.papers\.(\w+)|from kdnotes\.papers import (\w+)", "\n".join(code(read(path))))
@@ -101,7 +110,7 @@ def test_reported_numbers_come_from_the_csv_alone(path):
 
 
 LOADED = ["IPython", "joblib", "lightning.fabric", "matplotlib.pyplot", "nbdev.test", "nbformat", "pandas", "pytest",
-          "scipy.stats", "sklearn", "torch", "torchvision", "torch.utils.flop_counter"]
+          "scipy.stats", "sklearn", "torch", "torch._dynamo", "torchvision", "torch.utils.flop_counter"]
 
 
 @pytest.fixture(scope="session")

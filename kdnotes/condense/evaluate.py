@@ -6,9 +6,10 @@ __all__ = ['DM_PROTOCOL', 'DIGITS', 'Protocol', 'protocol_for', 'member_batch', 
 
 # %% ../../nbs/condense/evaluate.ipynb #1318134b
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from ..models import convnets  # noqa: F401  makes its names known to build
 from ..models.classifiers import build
 from ..parallel import parallel_map
 from ..runtime import derive_seed, make_fabric, make_generator
-from ..train import fit, multistep
+from ..train import History, fit, multistep
 
 # %% ../../nbs/condense/evaluate.ipynb #be9249e4
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def members(model: nn.Module, nets: Sequence[nn.Module]) -> Sequence[nn.Module]:
     return nets
 
 
-def fresh(network: str, classes: int, shape: Sequence[int], seed: int, **options) -> nn.Module:
+def fresh(network: str, classes: int, shape: Sequence[int], seed: int, **options: object) -> nn.Module:
     """The network called `network`, initialised from `seed`; the global generator stays as it is."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -199,8 +200,9 @@ class Looks:
 
 # %% ../../nbs/condense/evaluate.ipynb #1dfc82ef
 def train_networks(
-    nets: Sequence[nn.Module], rounds: Rounds, fabric, callbacks=(), together: bool = False, desc: str = "train"
-):
+    nets: Sequence[nn.Module], rounds: Rounds, fabric: Any, callbacks: Iterable[Callable] = (), together: bool = False,
+    desc: str = "train",
+) -> History:
     """Train `nets` in place by the protocol of `rounds`, a network per seed, and return the history.
 
     `together` stacks them (no batch normalisation).

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,7 +58,7 @@ RECIPES = {
 CHOSEN = ("random", "herding", "k_center", "mosaic")
 
 # %% ../../nbs/condense/learn.ipynb #482b398f
-def settings_for(method: str, ipc: int, side: int, name: str = "", **changes) -> Settings:
+def settings_for(method: str, ipc: int, side: int, name: str = "", **changes: object) -> Settings:
     """The `Settings` of `method` for `ipc` images a class of `side` pixels of the data set `name` (digits are not
     mirrored), with `changes`.
     """
@@ -116,11 +117,11 @@ def condense(
     pool: Pool | None = None,
     experts: int = 5,
     kernel: str = "gaussian",
-    fabric=None,
+    fabric: Any = None,
     checkpoint: str | Path | None = None,
     inner: Inner | None = None,
     root: str | Path | None = None,
-    **changes,
+    **changes: object,
 ) -> SyntheticSet:
     """A set of `ipc` images of each class of `real`, by `method` (see the table above).
 
@@ -158,7 +159,7 @@ def learn(
     seed: int = 0,
     pool: Pool | None = None,
     kernel: str = "gaussian",
-    fabric=None,
+    fabric: Any = None,
     checkpoint: str | Path | None = None,
     inner: Inner | None = None,
 ) -> SyntheticSet:

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -222,7 +223,7 @@ class Matching:
         passes: Sequence[Pass],
         settings: Settings,
         seed: int = 0,
-        fabric=None,
+        fabric: Any = None,
     ):
         check_match(synthetic, real)
         self.device = fabric.device if fabric else real.images.device
@@ -342,7 +343,7 @@ def match(
     settings: Settings,
     *,
     seed: int = 0,
-    fabric=None,
+    fabric: Any = None,
     watch: Watch | None = None,
     watch_every: int = 100,
     checkpoint: str | Path | None = None,

@@ -6,7 +6,8 @@ __all__ = ['ALIGNED', 'METHODS', 'DATASET_NAMES', 'METHOD_NAMES', 'MARKS', 'Imag
            'CondensedSet', 'DrawnSet', 'SelectedSet', 'Monitor', 'LearnedSet', 'MatchedSet', 'DMSet', 'M3DSet',
            'IDMSet', 'DANCESet', 'GradientSet', 'condensed_set', 'published_settings', 'own_factor', 'Score',
            'score_of', 'on_held_out', 'rated', 'tune', 'best_rates', 'dataset_name', 'method_name', 'mean_accuracy',
-           'accuracy_of', 'score_rows', 'sheets', 'LiveBytes', 'tensors_in', 'Operations', 'is_view', 'Cost', 'costs']
+           'accuracy_of', 'score_rows', 'sheets', 'Watching', 'LiveBytes', 'tensors_in', 'Operations', 'is_view',
+           'Cost', 'costs']
 
 # %% ../../nbs/condense/study.ipynb #24d7a254
 import weakref
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils import flop_counter
 
 # %% ../../nbs/condense/study.ipynb #0987161f
 from .evaluate import Protocol, evaluate, protocol_for
@@ -546,7 +547,15 @@ def sheets(sets: dict[str, SyntheticSet], columns: int = 5, size: float = 0.45):
     return fig
 
 # %% ../../nbs/condense/study.ipynb #6a5a5568
-class LiveBytes(TorchDispatchMode):
+class Watching(TorchDispatchMode):
+    """What looks at every operation while it is entered. Nothing is compiled meanwhile: no compiler need be loaded."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class LiveBytes(Watching):
     """Counts, while it is entered, the bytes of all tensors made inside that are alive: `now`, and at most, `peak`."""
 
     def __init__(self):
@@ -574,7 +583,7 @@ def tensors_in(out: object) -> list[Tensor]:
     return [out] if isinstance(out, Tensor) else [each for each in tree_leaves(out) if isinstance(each, Tensor)]
 
 # %% ../../nbs/condense/study.ipynb #34e01c66
-class Operations(TorchDispatchMode):
+class Operations(Watching):
     """Counts, while it is entered, what is computed: `count` operations; a view of a tensor is none."""
 
     def __init__(self):
@@ -583,7 +592,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if products := flop_registry.get(func._overloadpacket):
+        if products := flop_counter.flop_registry.get(func._overloadpacket):
             self.count += products(*args, **(kwargs or {}), out_val=out)
         elif not is_view(func):
             self.count += sum(tensor.numel() for tensor in tensors_in(out))

@@ -2,10 +2,11 @@
 
 # %% auto #0
 __all__ = ['check_factor', 'decode', 'mosaic', 'draw_per_class', 'SyntheticSet', 'check_pixels', 'from_real', 'join',
-           'contact_sheet', 'save', 'load_set', 'check_labels_of']
+           'contact_sheet', 'write_pictures', 'save', 'load_set', 'check_labels_of']
 
 # %% ../../nbs/condense/synthetic.ipynb #676ef79a
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,12 @@ class SyntheticSet:
         """The stored pixels as `(classes, ipc, C, H, H)`, a view."""
         return self.pixels.view(len(self.classes), self.ipc, *self.pixels.shape[1:])
 
+    def __repr__(self) -> str:
+        shape, shown = "×".join(map(str, self.pixels.shape[1:])), len(self.pixels) * self.factor**2
+        tiles = f", each cut into {self.factor}×{self.factor}: {shown} are shown to a network"
+        stored = f"{len(self.pixels)} stored images {shape}, {self.ipc} for each of {len(self.classes)} classes"
+        return f"SyntheticSet({self.name or 'unnamed'}: {stored}{tiles if self.factor > 1 else ''})"
+
 # %% ../../nbs/condense/synthetic.ipynb #db30ed68
 def check_pixels(pixels: Tensor, classes: int) -> None:
     """ValueError unless `pixels` are finite float images `(classes * ipc, C, H, H)`."""
@@ -170,6 +177,24 @@ def contact_sheet(synthetic: SyntheticSet, columns: int = 10, zoom: int = 2) -> 
     rows = synthetic.by_class()[:, :columns].detach().clamp(0, 1).cpu()
     grid = make_grid(rows.flatten(0, 1), nrow=rows.shape[1], padding=1, pad_value=1.0)
     return (grid * 255).round().byte().repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+
+
+def write_pictures(synthetic: SyntheticSet, folder: str | Path) -> list[Path]:
+    """Write each stored image, one or three channels, as `<number>-<class>.png` in `folder`, class after class.
+
+    As many files as there are stored images, whatever their factor. ValueError for another number of channels.
+    """
+    from torchvision.io import write_png
+
+    if synthetic.pixels.shape[1] not in (1, 3):
+        raise ValueError(f"images of {synthetic.pixels.shape[1]} channels; a PNG of ours has 1 or 3")
+    pixels = (synthetic.pixels.detach().clamp(0, 1).cpu() * 255).round().byte()
+    names = [re.sub(r"[^\w.-]+", "_", synthetic.classes[c]) for c in synthetic.labels.tolist()]
+    paths = [Path(folder, f"{i:0{len(str(len(names) - 1))}}-{name}.png") for i, name in enumerate(names)]
+    for path, image in zip(paths, pixels, strict=True):
+        with atomic_write(path) as temporary:
+            write_png(image, str(temporary))
+    return paths
 
 # %% ../../nbs/condense/synthetic.ipynb #cc995c07
 def save(synthetic: SyntheticSet, path: str | Path) -> None:

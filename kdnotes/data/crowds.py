@@ -19,7 +19,7 @@ from ..config import listed, shorten
 from .imageset import rows_of
 from .source import composed
 from .tables import as_texts, read_table, write_table
-from ..inputs import as_labels, require_share, require_whole
+from ..inputs import as_labels, require_share, require_table, require_whole
 from ..runtime import encode
 
 # %% auto #0
@@ -120,12 +120,12 @@ class Annotations(NamedTuple):
     label: Tensor
 
 # %% ../../nbs/data/crowds.ipynb #54a85a98
-def _check_indices(name: str, values: Tensor, size: int) -> None:
+def _check_indices(name: str, values: Tensor, size: int, of: str = "annotation") -> None:
     """Refuse indices outside `0..size-1`, naming the first offender."""
     bad = ((values < 0) | (values >= size)).nonzero()
     if len(bad):
         raise ValueError(
-            f"unknown {name} {int(values[bad[0, 0]])} in annotation {int(bad[0, 0])}: expected 0..{size - 1}"
+            f"unknown {name} {int(values[bad[0, 0]])} in {of} {int(bad[0, 0])}: expected 0..{size - 1}"
         )
 
 
@@ -151,13 +151,15 @@ def _check_pairs(item: Tensor, annotator: Tensor) -> None:
 # %% ../../nbs/data/crowds.ipynb #ffd07671
 def _triples(item, annotator, label) -> tuple[Tensor, Tensor, Tensor]:
     """Three integer vectors of one length, sorted by item, then annotator."""
-    vectors = [v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)) for v in (item, annotator, label)]
+    vectors = [v if isinstance(v, Tensor) else np.asarray(v) for v in (item, annotator, label)]
     for name, v in zip(("item", "annotator", "label"), vectors):
-        if v.is_floating_point() or v.is_complex() or v.dtype == torch.bool or v.ndim != 1:
-            raise ValueError(f"{name} must be a vector of integers, not {v.dtype} of shape {tuple(v.shape)}")
+        whole = str(v.dtype).removeprefix("torch.")[:3] in ("int", "uin")
+        if v.ndim != 1 or len(v) and not whole:
+            raise ValueError(f"{name} must be a vector of integers, not {v.dtype} of shape {tuple(v.shape)}; "
+                             "Crowd.from_table takes names")
     if len({len(v) for v in vectors}) > 1 or not len(vectors[0]):
         raise ValueError(f"item, annotator and label need one length > 0, not {[len(v) for v in vectors]}")
-    item, annotator, label = (v.long() for v in vectors)
+    item, annotator, label = (torch.as_tensor(v).long() for v in vectors)
     order = torch.from_numpy(np.lexsort((annotator.cpu().numpy(), item.cpu().numpy()))).to(item.device)
     return item[order], annotator[order], label[order]
 
@@ -193,7 +195,10 @@ class Triples:
         triples = _triples(self.item, self.annotator, self.label)
         for name, values in zip(("item", "annotator", "label"), triples):
             object.__setattr__(self, name, values)
-        object.__setattr__(self, "classes", _names("classes", self.classes, len(self.classes)))
+        if not isinstance(self.classes, Iterable):
+            raise ValueError(f"classes={shorten(self.classes)}; expected their names")
+        classes = tuple(self.classes)
+        object.__setattr__(self, "classes", _names("classes", classes, len(classes)))
         object.__setattr__(self, "allow", tuple(sorted(set(self.allow))))  # one order in every process
         _check_triples(self)
         counts = torch.bincount(self.item, minlength=self.items)
@@ -210,6 +215,8 @@ def _check_triples(t: Triples) -> None:
     for name in ("items", "annotators"):
         if not isinstance(getattr(t, name), (int, np.integer)) or getattr(t, name) < 1:
             raise ValueError(f"{name}={shorten(getattr(t, name))}; expected how many there are, at least 1")
+        if getattr(t, name) > len(t.item):
+            require_table("a crowd", **{name: int(getattr(t, name))})
     _check_indices("item", t.item, t.items)
     _check_indices("annotator", t.annotator, t.annotators)
     _check_indices("label", t.label, len(t.classes))
@@ -244,12 +251,14 @@ class Crowd(Triples):
             object.__setattr__(self, f"{kind}_names", names)
         if self.truth is not None and not isinstance(self.truth, Truth):
             object.__setattr__(self, "truth", Truth(self.truth))
+        if self.features is not None and not isinstance(self.features, Tensor):
+            object.__setattr__(self, "features", _array(self.features))
         for name in ("features", "truth"):
             given = getattr(self, name)
             if given is not None and len(given) != self.items:
                 raise ValueError(f"{name} has {len(given)} rows for {self.items} items: one row an item is needed")
         if self.truth is not None:
-            _check_indices("class of the truth", self.truth._labels.clamp_min(0), len(self.classes))
+            _check_indices("true class", self.truth._labels.clamp_min(0), len(self.classes), "item")
 
     def __len__(self) -> int:
         return self.items
@@ -318,7 +327,7 @@ def hold_out(crowd: Crowd, fraction: float, seed: int = 0) -> tuple[Crowd, Crowd
     return take(crowd, order[held:].sort().values), take(crowd, order[:held].sort().values)
 
 # %% ../../nbs/data/crowds.ipynb #bbda95f4
-def to(crowd: Crowd, device) -> Crowd:
+def to(crowd: Crowd, device: torch.device | str) -> Crowd:
     """The crowd with its triples and features on `device`."""
     names = ("item", "annotator", "label", "features")
     return replace(
@@ -326,7 +335,7 @@ def to(crowd: Crowd, device) -> Crowd:
     )
 
 # %% ../../nbs/data/crowds.ipynb #86e248b4
-def from_dense(answers, classes: tuple[str, ...], **rest) -> Crowd:
+def from_dense(answers: Tensor | np.ndarray | Sequence, classes: Sequence[str], **rest: object) -> Crowd:
     """A crowd from an `(N, R)` integer matrix with -1 where there is no label; `rest` as of `Crowd`."""
     answers = np.asarray(answers.detach().cpu() if isinstance(answers, Tensor) else answers)
     if answers.ndim != 2 or not answers.size or answers.dtype.kind not in "iu" or answers.min() < -1:
@@ -341,6 +350,7 @@ def from_dense(answers, classes: tuple[str, ...], **rest) -> Crowd:
 
 def dense(crowd: Triples) -> Tensor:
     """The `(N, R)` int64 matrix of labels, -1 where missing (the last label where there are repeats)."""
+    require_table("dense", items=crowd.items, annotators=crowd.annotators)
     answers = torch.full((crowd.items, crowd.annotators), -1)
     answers[crowd.item.cpu(), crowd.annotator.cpu()] = crowd.label.cpu()
     return answers
@@ -433,6 +443,7 @@ def empirical_confusions(crowd: Crowd) -> Tensor:
     Counted over the items whose class is known.
     """
     c = len(crowd.classes)
+    require_table("empirical_confusions", annotators=crowd.annotators, classes=c, labels=c)
     judged, truth = _judged(crowd)
     cell = (crowd.annotator[judged] * c + truth) * c + crowd.label[judged]
     return torch.bincount(cell, minlength=crowd.annotators * c * c).view(-1, c, c)

@@ -147,7 +147,7 @@ def decoded(path: str | os.PathLike, box: tuple[int, int, int, int] | None = Non
 
 # %% ../../nbs/data/decode.ipynb #70ff9122
 class Facts(NamedTuple):
-    """What a picture file is: its `mode` as Pillow calls it, `bits` a channel, `(width, height)` as stored, the
+    """What a picture file is: its `mode` as Pillow calls it, `bits` a channel, `(width, height)` as shown, the
     `orientation` 1 to 8 that it notes, whether some of it is `transparent`.
     """
 
@@ -167,4 +167,5 @@ def facts_of(path: str | os.PathLike) -> Facts:
         holes = picture.mode in TRANSPARENT or "transparency" in picture.info
         if picture.mode in TRANSPARENT:  # an alpha channel that is opaque everywhere hides nothing
             holes = picture.getchannel("A" if picture.mode.endswith("A") else "a").getextrema()[0] < 255
-        return Facts(picture.mode, int(tags(picture).get(258, (bits,))[0]), picture.size, turn, holes)
+        size = picture.size[::-1] if turn > 4 and picture.format != "TIFF" else picture.size  # Pillow turns TIFF itself
+        return Facts(picture.mode, int(tags(picture).get(258, (bits,))[0]), size, turn, holes)

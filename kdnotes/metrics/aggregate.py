@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config import unknown_name
 from ..data.crowds import Crowd, Truth, labels_per_annotator, labels_per_item, truth_by_name
 from ..data.crowds import votes as count_votes
+from ..inputs import as_labels, as_rows, require_table, require_width
 
 # %% auto #0
 __all__ = ['WAYS', 'majority_vote', 'DawidSkene', 'dawid_skene', 'Confusions', 'Aggregated', 'answers_by_item', 'aggregate']
@@ -69,6 +70,7 @@ class DawidSkene:
     @property
     def confusions(self) -> Tensor:
         """All of them `(R, C, C)`, made anew each time: R C C numbers of eight bytes."""
+        require_table("confusions", annotators=len(self.other), classes=self.given.shape[1], labels=self.given.shape[1])
         return torch.stack([self.confusion(r) for r in range(len(self.other))])
 
 # %% ../../nbs/metrics/aggregate.ipynb #d70ed2e0
@@ -94,6 +96,8 @@ def _size(vectors: list[np.ndarray], given: tuple[int | None, ...]) -> tuple[int
                              f"from 0; give {kind}= if some do not occur, or Crowd.from_table the names")
         shape.append(largest + 1 if count is None else int(count))
     n, r, c = shape
+    require_table("dawid_skene", items=n, classes=c)
+    require_table("dawid_skene", annotators=r, classes=c)
     if min(int(v.min()) for v in vectors) < 0 or any(int(v.max()) >= count for v, count in zip(vectors, shape)):
         raise ValueError(f"annotations outside {n} items, {r} annotators, {c} classes")
     return n, r, c
@@ -230,8 +234,14 @@ def answers_by_item(crowd: Crowd, beliefs: Tensor, chosen: Tensor,
                     truth: Truth | None) -> tuple[pd.DataFrame, float | None]:
     """The table of `chosen` classes `(N,)` (-1: none) and `beliefs` `(N, C)` by item, and the accuracy.
 
-    Reveals the truth, where one is given.
+    Reveals the truth, where one is given. ValueError for beliefs or classes that are not the crowd's.
     """
+    (beliefs,) = as_rows("answers_by_item", dims=2, beliefs=beliefs)
+    require_width("answers_by_item", len(crowd.classes), beliefs=beliefs)
+    beliefs = beliefs.detach().cpu()
+    chosen = as_labels("answers_by_item", chosen, crowd.items, len(crowd.classes), "chosen", at_least=-1).cpu()
+    if len(beliefs) != crowd.items:
+        raise ValueError(f"answers_by_item: beliefs have {len(beliefs)} rows for {crowd.items} items; expected as many")
     classes = np.array([*crowd.classes, None], object)
     table = pd.DataFrame({"label": classes[chosen.numpy()]}, pd.Index(crowd.item_names, name="item"))
     table["belief"] = beliefs.gather(1, chosen.clamp_min(0)[:, None])[:, 0].numpy()
@@ -273,7 +283,7 @@ def _of_smooth_em(crowd: Crowd, smoothing: float = 0.01, iterations: int = 200,
 WAYS: dict[str, Callable] = {"majority": _of_votes, "dawid-skene": _of_em, "smoothed dawid-skene": _of_smooth_em}
 
 # %% ../../nbs/metrics/aggregate.ipynb #f24ca942
-def aggregate(crowd: Crowd, method: str = "dawid-skene", truth: object = None, **options) -> Aggregated:
+def aggregate(crowd: Crowd, method: str = "dawid-skene", truth: object = None, **options: object) -> Aggregated:
     """One label an item from the labels of a crowd alone, by name.
 
     `method` is "majority" (`ties` "lowest" or "random" with a `seed`), "dawid-skene" or "smoothed dawid-skene"

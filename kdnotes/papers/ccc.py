@@ -22,10 +22,10 @@ from torch.nn import functional as F
 __all__ = ['METHODS', 'REAL', 'LABELME', 'MUSIC', 'SENTIMENT', 'SYNTHETIC', 'CODE', 'CIFAR10N', 'QUICK', 'SMALL', 'DISPLAY',
            'MAIN', 'SHORT', 'ALONE', 'group_annotators', 'distil', 'lookahead', 'forward_with', 'naive_gradient',
            'ending_of', 'mixed_derivative', 'head_gradient', 'normalise_correction', 'meta_batch', 'Correction',
-           'advice', 'fit', 'fine_tune', 'Answering', 'Learnt', 'two_starts', 'suited_correction', 'fit_ccc', 'learnt',
-           'Labelling', 'Schedule', 'Tables', 'Config', 'CoupledPair', 'task_of', 'stage_of', 'main_rows',
-           'display_name', 'ablation_rows', 'several', 'finding_rows', 'found_out', 'right_labels', 'Lead', 'lead_of',
-           'lead_rows', 'check_fit', 'run', 'claims', 'ablation_claims']
+           'advice', 'fit', 'check_meta_size', 'fine_tune', 'Answering', 'Learnt', 'two_starts', 'suited_correction',
+           'fit_ccc', 'learnt', 'Labelling', 'Schedule', 'Tables', 'Config', 'CoupledPair', 'task_of', 'stage_of',
+           'main_rows', 'display_name', 'ablation_rows', 'several', 'finding_rows', 'found_out', 'right_labels', 'Lead',
+           'lead_of', 'lead_rows', 'check_fit', 'run', 'claims', 'ablation_claims']
 
 # %% ../../nbs/papers/ccc.ipynb #2820842e
 from ..config import Settings, conform, leaves, section, setting
@@ -246,6 +246,7 @@ def fit(committee: Committee, crowd: Crowd, *, optimizer, epochs: int, correctio
     `options` (batch_size, schedule, checkpoint, every, clip, desc) go to `kdnotes.crowdlearn.committee.fit`: with a
     checkpoint the training continues exactly after a kill. The true classes are sealed meanwhile.
     """
+    check_meta_size(correction.meta_size, crowd)
     fabric = fabric or make_fabric("auto", "fp32")
     crowd = suited(crowd, committee, fabric.device)
     advise = advice(committee.to(fabric.device), crowd, optimizer, correction, seed, fabric)
@@ -258,6 +259,12 @@ def fit(committee: Committee, crowd: Crowd, *, optimizer, epochs: int, correctio
         next_lessons(committee, 0)
         return fit_committee(committee, crowd, optimizer=optimizer, epochs=warmup + epochs, seed=seed, fabric=fabric,
                              advise=advise, callbacks=(*callbacks, next_lessons), plan={"warmup": warmup}, **options)
+
+
+def check_meta_size(size: int, crowd: Crowd) -> None:
+    """ValueError for a meta set with fewer items than there are classes."""
+    if size < len(crowd.classes):
+        raise ValueError(f"meta_size={size} has no item for each of the {len(crowd.classes)} classes; give more")
 
 # %% ../../nbs/papers/ccc.ipynb #e5b0d8ce
 def fine_tune(committee: Committee, crowd: Crowd, epochs: int, lr: float = 1e-4, batch_size: int = 128, seed: int = 0,
@@ -324,8 +331,9 @@ def two_starts(network: nn.Module | Callable[[], nn.Module], sample: Tensor, see
             if not isinstance(made[-1], nn.Module):
                 kind = type(made[-1]).__name__
                 raise TypeError(f"the network is a {kind}; expected an nn.Module, or a function that makes one")
+            weights = next(made[-1].parameters())
             with torch.no_grad(), evaluating(made[-1]):
-                made[-1](sample)
+                made[-1](sample.to(weights.device, weights.dtype))
             for part in made[-1].modules() if isinstance(network, nn.Module) and m == 2 else ():
                 draw = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
                 if draw is not None and all(p.requires_grad for p in part.parameters(recurse=False)):
@@ -359,7 +367,7 @@ def fit_ccc(crowd: Crowd, network: nn.Module | Callable[[], nn.Module], *, epoch
     if len(crowd.classes) < 2:
         raise ValueError(f"the crowd knows the class {crowd.classes[0]!r} only; expected at least two to tell apart")
     c, lesson = len(crowd.classes), crowds.take(crowd, crowds.labels_per_item(crowd) > 0)
-    networks = [as_predictor(made, layer) for made in two_starts(network, crowd.features[:2].cpu(), seed)]
+    networks = [as_predictor(made, layer) for made in two_starts(network, crowd.features[:2], seed)]
     committee = Committee([Expert(made, CrowdLayer(crowd.annotators, c)) for made in networks])
     found = outputs(committee, crowd.features[:2], lambda expert, prediction: prediction.logits).shape[2]
     if found != c:
@@ -675,8 +683,7 @@ def check_fit(config: Config, here: Here) -> None:
     """ValueError where network, meta sets or validation do not suit the data: before anything is trained."""
     crowd = task_of(config, config.seeds[0]).material(here).crowd
     for size in (config.correction.meta_size, *config.tables.meta_sweep):
-        if size < len(crowd.classes):
-            raise ValueError(f"meta_size={size} has no item for each of the {len(crowd.classes)} classes; give more")
+        check_meta_size(size, crowd)
     with torch.device("meta"):
         new_network(config.training.network, crowd.features[0], len(crowd.classes))
 

@@ -81,7 +81,7 @@ def test_evaluation_uses_what_is_known():
     for ask in (C.raw_accuracy, C.majority_accuracy, C.empirical_confusions, C.known_truth):
         assert "none of the 1 items is known" in refused(ask, part)
     assert "raw_accuracy" not in C.statistics(part) and "none of the" in refused(C.raw_accuracy, C.Crowd([0], [0], [0], 1, 1, "a"))
-    assert "unknown class of the truth 3" in refused(C.Crowd, [0], [0], [0], 1, 1, "abc", truth=[3])
+    assert "unknown true class 3 in item 0: expected 0..2" in refused(C.Crowd, [0], [0], [0], 1, 1, "abc", truth=[3])
 
 
 # ---------------------------------------------------------------- the sparse form
@@ -151,19 +151,23 @@ def test_take_reads_masks_numbers_and_slices_alike():
 def test_names_are_kept_and_looked_at():
     crowd = C.Crowd([0, 1], [0, 0], [0, 1], 2, 1, ("cat", "dog"), item_names=["b", "a"], annotator_names=["007"])
     assert (crowd.item_names, crowd.annotator_names, crowd.classes) == (("b", "a"), ("007",), ("cat", "dog"))
+    assert C.Crowd([0, 1], [0, 0], [0, 1], 2, 1, "ab", features=np.eye(2)).features.dtype == torch.float32
     assert C.Crowd([0, 1], [0, 0], [0, 1], 2, 1, "ab").item_names == ("0", "1") and len(repr(random_crowd())) < 200
     for wrong, words in (({"item_names": ["a"]}, "1 names of items for 2 items"), ({"item_names": ["a", "a"]}, "hold 'a' twice"),
                          ({"annotator_names": "xy"}, "2 names of annotators for 1"), ({"classes": ("cat", "cat")}, "hold 'cat' twice"),
                          ({"allow": ("repeat",)}, "'repeat'; known: copies, repeats"), ({"items": 2.0}, "items=2.0; expected how many"),
-                         ({"annotators": 0}, "annotators=0")):
+                         ({"annotators": 0}, "annotators=0"), ({"classes": 2}, "classes=2; expected their names"), ({"item": ["a", "b"]}, "Crowd.from_table takes names"),
+                         ({"item": [True, False]}, "vector of integers"), ({"label": [[0], [1]]}, "of shape (2, 1)"), ({"features": ["a", "b"]}, "expected numbers")):
         assert words in refused(C.Crowd, **{"item": [0, 1], "annotator": [0, 0], "label": [0, 1], "items": 2, "annotators": 1, "classes": "ab"} | wrong)
 
 
 def test_a_huge_number_is_refused_and_not_allocated():
     """Four annotations, and room for no more: by the largest number it would be terabytes."""
     few = {"item": [0, 1, 1], "annotator": [0, 0, 1], "label": [0, 1, 1], "items": 2, "annotators": 2, "classes": ("a", "b")}
-    assert "of 1000000000000 items have no annotation (first: 2)" in refused(C.Crowd, **few | {"items": 10**12})
-    assert "annotators gave no label (first: 2)" in refused(C.Crowd, **few | {"annotators": 10**12})
+    assert "of 100000000 items have no annotation (first: 2)" in refused(C.Crowd, **few | {"items": 10**8})
+    assert "annotators gave no label (first: 2)" in refused(C.Crowd, **few | {"annotators": 10**8})
+    assert "a table of 1000000000000 items" in refused(C.Crowd, **few | {"items": 10**12, "allow": ("unlabelled",)})
+    assert "a table of 1000000000000 annotators" in refused(C.Crowd, **few | {"annotators": 10**12, "allow": ("silent",)})
     assert "unknown item 1000000000000" in refused(C.Crowd, **few | {"item": [0, 1, 10**12]})
 
 

@@ -89,6 +89,8 @@ def test_what_are_no_annotations(given, words):
 
 
 def test_settings_of_em_are_checked():
+    assert "1000000000000 items" in refused(dawid_skene, [0, 1], [0, 0], [0, 1], items=10**12)
+    assert "1000000000000 annotators" in refused(dawid_skene, [0, 1], [0, 0], [0, 1], annotators=10**12)
     for wrong in ({"iterations": 0}, {"tolerance": -1}, {"smoothing": -0.1}, {"smoothing": float("nan")}, {"smoothing": float("inf")}):
         assert "expected at least 1, 0 and 0" in refused(dawid_skene, [0, 1], [0, 0], [0, 1], **wrong)
     for wrong in ([[1.0, float("nan")]], [[1.0, float("inf")]], [[-1, 2]]):

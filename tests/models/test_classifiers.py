@@ -1,6 +1,8 @@
 """Classifiers: published parameter counts, slow references of the forward pass, shapes, options and bad input."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -425,3 +427,11 @@ def test_torchvision_is_imported_by_the_nets_that_need_it_only():
     owners = {getattr(value, "__module__", None) or getattr(value, "__name__", "")
               for value in vars(classifiers).values()}
     assert not any(str(owner).startswith("torchvision") for owner in owners)
+
+
+def test_a_description_of_a_network_is_checked_without_pytorchs_compiler():
+    """It would take four seconds to load, in every run."""
+    code = ("import sys, torch; from kdnotes.condense.study import check_network; import kdnotes.models.convnets; "
+            "[check_network(text, 32) for text in ('resnet10', 'convnet3', 'densenet121')]; print('torch._dynamo.symbolic_convert' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -508,6 +508,7 @@ def test_fit_ccc_refuses_in_a_line():
     assert "gives 4 scores, the crowd has 2 classes" in refused(fit_ccc, Crowd.from_table(table, features=torch.zeros(2, 6)), Own(), **QUICK)
     assert "the class 'cat' only" in refused(fit_ccc, Crowd.from_table(table | {"label": ["cat", "cat"]}, features=torch.zeros(2, 6)), Own(), **QUICK)
     assert "scale them" in refused(fit_ccc, Crowd.from_table(table, features=torch.zeros(2, 6, dtype=torch.uint8)), Own(), **QUICK)
+    assert "meta_size=3 has no item for each of the 4 classes" in refused(fit_ccc, crowd, Own, correction=Correction(meta_size=3), **QUICK)
     network = Own()
     assert "start from the same weights" in refused(fit_ccc, crowd, lambda: network, **QUICK) and "expected an nn.Module" in refused(fit_ccc, crowd, lambda: 3, **QUICK)
 

@@ -46,7 +46,7 @@ def read_svhn(files: list[Path]) -> tuple:
     """SVHN's MATLAB file: `X` `(32, 32, 3, N)`, `y` with 10 for the digit 0."""
     from scipy.io import loadmat
 
-    content = loadmat(files[0])
+    content = loadmat(verified(files[0], "", "expected a MATLAB file with X and y"))
     return content["X"].transpose(3, 2, 0, 1), content["y"].reshape(-1) % 10, None
 
 
