@@ -100,7 +100,8 @@ def fresh(network: Network, classes: int, shape: Sequence[int], seed: int, **opt
         if any(map(nn.parameter.is_lazy, (*net.parameters(), *net.buffers()))):
             raise ValueError(f"{called(network)} has layers that wait for their first images; show it some")
         if own:
-            drawn = {id(p) for m in net.modules() if hasattr(m, "reset_parameters") for p in m.parameters(recurse=False)}
+            own = [m for m in net.modules() if hasattr(m, "reset_parameters")]
+            drawn = {id(p) for m in own for p in m.parameters(recurse=False)}
             if lost := [name for name, p in net.named_parameters() if id(p) not in drawn]:
                 raise ValueError(f"no layer of {called(network)} can draw {lost[0]} anew; give a function without "
                                  "arguments that makes the network")
