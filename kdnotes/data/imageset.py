@@ -168,7 +168,11 @@ class ImageSet(LabelledImages):
     """
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """The same set on another device."""
+        """The same set on another device. ValueError for what is no device."""
+        try:
+            device = torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"{device!r} is no device; expected such as 'cpu', 'cuda' or 'cuda:1'") from None
         return replace(self, **{name: tensor.to(device) for name, tensor in aligned(self).items()})
 
     def take(self, indices: Tensor | Sequence[int] | slice) -> "ImageSet":
@@ -242,6 +246,8 @@ def unseen_classes(
     parts = [
         part for part in ((train, test) if searched == "all" else (test,)) if set(part.labels.tolist()) & set(unseen)
     ]
+    if not parts:
+        raise ValueError(f"no image of {test.name or 'the test set'} has a class outside seen={seen}; expected some")
     return train.select(seen, relabel=True), join(*(part.select(unseen) for part in parts))
 
 # %% ../../nbs/data/imageset.ipynb #d13fa881
@@ -278,6 +284,8 @@ def as_image_set(images: np.ndarray, labels: np.ndarray, classes: Sequence[str] 
 
 def numbered(labels: np.ndarray) -> list[str]:
     """Names "0", "1", ... up to the largest label; ValueError where most of them would be of no image."""
+    if not len(labels):
+        raise ValueError("there are no labels; expected at least one")
     most, different = int(labels.max()), len(np.unique(labels))
     if most + 1 > different + max(1000, len(labels)):
         raise ValueError(f"labels run to {most}, of {different} classes; expected labels 0..{different - 1}, or names")

@@ -19,6 +19,7 @@ from torch import Tensor
 from .imageset import ImageSet
 from .pictures import Pictures
 from .source import below, reading, verified
+from ..inputs import as_labels, require_whole
 from ..runtime import log, make_generator
 
 # %% ../../nbs/data/protocols.ipynb #29831d16
@@ -73,6 +74,7 @@ def triangle(k: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
 # %% ../../nbs/data/protocols.ipynb #c677c9a9
 def distinct(total: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` different numbers out of 0..total-1 in random order, int64 `(count,)`."""
+    require_whole("distinct", at_least=0, total=total, count=count)
     if total <= max(2**20, 4 * count):
         return torch.randperm(total, generator=generator)[:count]
     drawn = torch.randint(total, (count + count // 2 + 64,), generator=generator)  # repetitions are rare among so many
@@ -85,6 +87,9 @@ def distinct(total: int, count: int, generator: torch.Generator) -> Tensor:
 def genuine_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Generator) -> Tensor | None:
     """`count` different pairs `(2, count)` of `rows` with one label, all equally likely; None where there are too few.
     """
+    labels, rows = as_labels("genuine_pairs", labels, at_least=None), as_labels("genuine_pairs", rows, name="rows")
+    if not len(rows):
+        return None
     rows = rows[labels[rows].argsort(stable=True)]
     n = labels[rows].unique_consecutive(return_counts=True)[1]
     ends = (n * (n - 1) // 2).cumsum(0)
@@ -101,6 +106,7 @@ def impostor_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Ge
     """`count` different pairs `(2, count)` of `rows` with two labels, all equally likely; None where there are too
     few.
     """
+    labels, rows = as_labels("impostor_pairs", labels, at_least=None), as_labels("impostor_pairs", rows, name="rows")
     n = labels[rows].unique(return_counts=True)[1]
     total = len(rows) * (len(rows) - 1) // 2
     there = total - int((n * (n - 1) // 2).sum())
@@ -117,6 +123,7 @@ def impostor_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Ge
 # %% ../../nbs/data/protocols.ipynb #de78f370
 def people_in_folds(labels: Tensor, folds: int, generator: torch.Generator) -> list[Tensor]:
     """The rows of each fold: every person in one of them, the pictures spread evenly."""
+    require_whole("people_in_folds", folds=folds)
     people, which, n = labels.unique(return_inverse=True, return_counts=True)
     shuffle = torch.randperm(len(people), generator=generator)
     order = shuffle[n[shuffle].argsort(descending=True, stable=True)]
@@ -138,13 +145,13 @@ def verification_pairs(labels: Tensor, pairs: int = 6000, folds: int = 10, seed:
     """`pairs` different pairs of pictures, half of each fold genuine and half impostors, fold after fold, genuine
     first.
 
-    `labels` int64 `(N,)`. People do not appear in two folds where each fold's people suffice; else pairs are drawn
+    `labels` integers `(N,)`. People do not appear in two folds where each fold's people suffice; else pairs are drawn
     from all people, and a warning says so. ValueError where there are too few pictures for so many pairs.
     """
     if folds < 2 or pairs < 2 * folds or pairs % (2 * folds):
         expected = "at least 2 folds, and as many genuine as impostor pairs in each"
         raise ValueError(f"{pairs} pairs in {folds} folds; expected {expected}")
-    y, share = labels.cpu(), pairs // (2 * folds)
+    y, share = as_labels("verification_pairs", labels, at_least=None).cpu(), pairs // (2 * folds)
     groups = people_in_folds(y, folds, make_generator(seed, "folds"))
     drawn = pairs_of(y, groups, share, make_generator(seed, "pairs"))
     if drawn is None:

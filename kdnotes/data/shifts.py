@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import unknown_name
-from .degrade import check_pixels
+from ..inputs import as_pixels, wide_dtype
 
 # %% ../../nbs/data/shifts.ipynb #71917c0a
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ def shifted(x: Tensor, shift: str | Shift, generator: torch.Generator | None = N
     The result has the dtype of `x` (bytes are rounded) and lies in its range. `generator`, on the CPU, draws the
     noise. ValueError for an unknown name, for noise without a generator, and for images that are already normalised.
     """
-    check_pixels(x)
+    as_pixels("shifted", x, least=1)
     if isinstance(shift, str) and shift not in SHIFTS:
         raise unknown_name("shift", shift, SHIFTS)
     s = SHIFTS[shift] if isinstance(shift, str) else shift
     if s.noise and generator is None:
         raise ValueError(f"{s} draws noise, but there is no generator; pass kdnotes.runtime.make_generator(seed)")
-    y = s.gain * (x.float() / 255 if x.dtype == torch.uint8 else x) + s.offset
+    y = s.gain * (x.float() / 255 if x.dtype == torch.uint8 else x.to(wide_dtype(x))) + s.offset
     y = _blurred(y) if s.blur else y
     y = _noisy(y, s.noise, generator) if s.noise else y
-    return (y * 255).round_().to(torch.uint8) if x.dtype == torch.uint8 else y
+    return (y * 255).round_().to(torch.uint8) if x.dtype == torch.uint8 else y.to(x.dtype).to(x.dtype)

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'ALWAYS', 'tint', 'shift', 'warp', 'scale', 'rotate', 'cut_out', 'mirror', 'Operation', 'parse', 'fires',
-           'spread', 'count', 'siamese', 'boxes', 'cutmix']
+           'spread', 'count', 'dense', 'siamese', 'boxes', 'cutmix']
 
 # %% ../../nbs/data/siamese.ipynb #f32c886d
 import math
@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .augment import check_batch
+from ..inputs import as_images, as_labels, require_number, require_whole, wide_dtype
 
 # %% ../../nbs/data/siamese.ipynb #e600736a
 def tint(x: Tensor, u: Tensor) -> Tensor:
     """Brightness, saturation and contrast of images `x` `(N, C, H, W)` by `u` `(N, 3)` in [0, 1], in this order."""
+    if u.shape != (len(x), 3):
+        raise ValueError(f"tint: numbers are {tuple(u.shape)} for {len(x)} images; expected ({len(x)}, 3)")
     brightness, saturation, contrast = (part[:, None, None, None] for part in u.to(x.dtype).unbind(1))
     x = x + (brightness - 0.5)
     grey = x.mean(1, keepdim=True)
@@ -31,6 +33,8 @@ def shift(x: Tensor, t: Tensor) -> Tensor:
     with zeros behind.
     """
 
+    t = t.long()  # bytes would wrap around
+
     def mover(side: int, steps: Tensor) -> Tensor:
         i = torch.arange(side, device=x.device)
         return (i[None, None, :] == i[None, :, None] - steps[:, None, None]).to(x.dtype)[:, None]
@@ -40,9 +44,15 @@ def shift(x: Tensor, t: Tensor) -> Tensor:
 
 # %% ../../nbs/data/siamese.ipynb #5c141066
 def warp(x: Tensor, A: Tensor) -> Tensor:
-    """Read images `x` `(N, C, H, W)` at the places `A q`, `A` `(N, 2, 2)`, bilinearly, with zeros outside."""
-    places = F.affine_grid(F.pad(A, (0, 1)).to(x.dtype), list(x.shape), align_corners=False)
-    return F.grid_sample(x, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+    """Read images `x` `(N, C, H, W)` at the places `A q`, `A` `(N, 2, 2)`, bilinearly, with zeros outside.
+
+    Places and pixels are computed in float32 or better; the result has the type of `x`.
+    """
+    if not len(x):
+        return x
+    y = x.to(wide_dtype(x))
+    places = F.affine_grid(F.pad(A, (0, 1)).to(y.dtype), list(y.shape), align_corners=False)
+    return F.grid_sample(y, places, mode="bilinear", padding_mode="zeros", align_corners=False).to(x.dtype)
 
 
 def scale(x: Tensor, s: Tensor) -> Tensor:
@@ -52,13 +62,15 @@ def scale(x: Tensor, s: Tensor) -> Tensor:
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
     """Turn by `degrees` `(N,)`."""
-    a = degrees * (math.pi / 180)
+    a = degrees.to(wide_dtype(degrees)) * (math.pi / 180)
     return warp(x, torch.stack([a.cos(), -a.sin(), a.sin(), a.cos()], -1).view(-1, 2, 2))
 
 # %% ../../nbs/data/siamese.ipynb #95b74dc2
 def cut_out(x: Tensor, centre: Tensor, ratio: float = 0.5) -> Tensor:
     """Zero the square of side `floor(ratio H + 1/2)` around `centre` int64 `(N, 2)`, clipped at the border."""
-    hole = torch.ones((), dtype=torch.bool, device=x.device)
+    if centre.shape != (len(x), 2):
+        raise ValueError(f"cut_out: centres are {tuple(centre.shape)} for {len(x)} images; expected ({len(x)}, 2)")
+    hole, centre = torch.ones((), dtype=torch.bool, device=x.device), centre.long()  # bytes would wrap around
     for axis, side in enumerate(x.shape[2:]):
         size, i = math.floor(ratio * side + 0.5), torch.arange(side, device=x.device)
         start = (centre[:, axis] - size // 2)[:, None]
@@ -69,7 +81,9 @@ def cut_out(x: Tensor, centre: Tensor, ratio: float = 0.5) -> Tensor:
 
 def mirror(x: Tensor, flipped: Tensor) -> Tensor:
     """Mirror the images marked in `flipped`, bool `(N,)`."""
-    return torch.where(flipped[:, None, None, None], x.flip(-1), x)
+    if flipped.shape != (len(x),):
+        raise ValueError(f"mirror: marks are {tuple(flipped.shape)} for {len(x)} images; expected ({len(x)},)")
+    return torch.where(flipped[:, None, None, None].bool(), x.flip(-1), x)
 
 # %% ../../nbs/data/siamese.ipynb #7ff22682
 def _crop(u: Tensor, side: int) -> Tensor:
@@ -125,6 +139,7 @@ def fires(names: tuple[str, ...], rule: str, calls: int, generator: torch.Genera
         raise ValueError(
             f"unknown rule {rule!r} of composition; give 'idc' (some always, one of the rest) or 'dsa' (one of all)"
         )
+    require_whole("fires", calls=calls)
     rest = tuple(name for name in names if rule == "dsa" or name not in ALWAYS)
     pick = torch.randint(
         max(1, len(rest)), (calls,), generator=generator, device=generator.device if generator else None
@@ -137,18 +152,21 @@ def fires(names: tuple[str, ...], rule: str, calls: int, generator: torch.Genera
 def spread(rows: Tensor, index: Tensor | None, n: int, device: torch.device) -> Tensor:
     """Row `index[i]` of `rows` for each image i of `n`, on `device`; without an index row i, or the only row."""
     rows = rows.to(device, non_blocking=True)
-    return rows.expand(n, *rows.shape[1:]) if index is None else rows.index_select(0, index.to(device))
+    return rows.expand(n, *rows.shape[1:]) if index is None else rows.index_select(0, index.to(device).long())
 
 
 def count(index: Tensor | None, n: int, otherwise: int) -> int:
-    """How many different draws `index` int64 `(n,)` asks for; `otherwise` without one."""
-    if index is None:
+    """How many different draws `index` `(n,)`, of any integer type, asks for; `otherwise` without one."""
+    if index is None or not n:
         return otherwise
-    if index.shape != (n,) or index.dtype != torch.int64:
-        raise ValueError(
-            f"groups or calls are {index.dtype} {tuple(index.shape)} for {n} images; expected int64 ({n},)"
-        )
-    return int(index.max()) + 1
+    return int(as_labels("siamese", index, n, name="groups or calls").max()) + 1
+
+
+def dense(index: Tensor | None) -> Tensor | None:
+    """`index` without the numbers that no image has, where they are many: memory goes with the images."""
+    if index is None or not len(index) or int(index.max()) < len(index):
+        return index
+    return index.long().unique(return_inverse=True)[1]
 
 # %% ../../nbs/data/siamese.ipynb #5766ccc2
 def siamese(
@@ -162,20 +180,24 @@ def siamese(
 ) -> Tensor:
     """Augment standardised images `x` `(N, C, H, H)` by `strategy`, differentiably; the same shape.
 
-    `groups` int64 `(N,)`: images with one number share one draw; None: each image has its own, and all share the
+    `groups` integers `(N,)`: images with one number share one draw; None: each image has its own, and all share the
     choice among operations, or those with the same number in `calls` do. `draws` is how many groups to draw for (None:
     as many as there are; with it, part of the groups see the same draws as all of them would). `rule`: "idc" or "dsa",
     see above. ValueError for an unknown name or rule, or images that are not square.
     """
-    check_batch(x)
-    names, side = parse(strategy), x.shape[-1]
+    as_images("siamese", x)
+    names, side, n, device = parse(strategy), x.shape[-1], len(x), x.device
     if x.shape[2] != side or not x.is_floating_point():
         raise ValueError(
             f"images are {x.dtype} {tuple(x.shape)}; expected floating point (N, C, H, H): standardised and square"
         )
-    calls = groups if calls is None else calls
-    n, device, together = len(x), x.device, calls is groups
+    together = calls is None or calls is groups
+    groups = None if groups is None else as_labels("siamese", groups, n, draws, "groups")
+    groups = groups if draws else dense(groups)
+    calls = groups if together else dense(as_labels("siamese", calls, n, name="calls"))
     G = draws or count(groups, n, n)
+    if not n:
+        return x
     for name, mask in fires(
         names, rule, G if together and groups is not None else count(calls, n, 1), generator
     ).items():
@@ -191,6 +213,7 @@ def boxes(lam: Tensor, side: int, generator: torch.Generator | None = None) -> T
     """A box of area `1 - lam` of the image for each entry of `lam` `(E,)`, clipped at the border: bool masks
     `(E, side, side)`.
     """
+    require_number("boxes", at_least=0, at_most=1, lam=lam)
     half = (side * (1 - lam).sqrt()).long()[:, None] // 2
     centre = torch.randint(side, (len(lam), 2), generator=generator, device=lam.device)
     i = torch.arange(side, device=lam.device)
@@ -207,6 +230,9 @@ def cutmix(
     The loss of a prediction is `lam CE(labels) + (1 - lam) CE(partners)`; `lam` is 1 for a batch that was left as it
     is.
     """
+    if x.ndim != 5 or x.shape[3] != x.shape[4] or labels.shape != x.shape[:2]:
+        given = f"batches are {tuple(x.shape)}, labels {tuple(labels.shape)}"
+        raise ValueError(f"cutmix: {given}; expected (E, B, C, H, H) and (E, B)")
     E, B, side = x.shape[0], x.shape[1], x.shape[-1]
     place = {"generator": generator, "device": generator.device if generator else None}
     chosen, lam = torch.rand(E, **place) < p, torch.rand(E, **place)

@@ -103,7 +103,7 @@ def test_keys_share_one_geometry():
 def test_bad_input():
     x = pixels()
     for call, message in (
-            (lambda: random_crop(x[0], 2), r"\(3, 9, 7\); expected a tensor \(N, C, H, W\)"), (lambda: random_crop(x, -1), "padding -1"),
+            (lambda: random_crop(x[0], 2), r"\(3, 9, 7\); expected \(N, C, H, W\)"), (lambda: random_crop(x, -1), "padding -1"),
             (lambda: random_crop(x, 0, size=8), r"size 8 do not fit images of \(9, 7\)"), (lambda: crop(x, 1, torch.zeros(5, 2).long()), r"\(5, 2\) for 6 images"),
             (lambda: crop(x, 1, torch.full((6, 2), 3)), r"offsets reach from \[3, 3\] to \[3, 3\]; expected \[0, 0\] to \[2, 2\]"),
             (lambda: random_flip(x, p=1.5), "p is 1.5"), (lambda: normalise(x, (0.5,), (0.5,)), "1 channel statistics for images with 3 channels")):
@@ -111,3 +111,17 @@ def test_bad_input():
             call()
     with pytest.raises(TypeError, match="expected torch.uint8"):
         channel_statistics(x.float())
+
+
+def test_what_users_bring():
+    x = torch.rand(4, 3, 8, 8, generator=make_generator(0))
+    for bad in (255 * x, 2 * x - 1, x * float("nan")):                            # runs to 255, standardised already, broken
+        with pytest.raises(ValueError, match=r"expected uint8, or floats in \[0, 1\] before they are standardised"):
+            normalise(bad, (0.5,) * 3, (0.2,) * 3)
+    learned = (2 * x).requires_grad_()                                            # what is learned may leave the range between two steps
+    assert normalise(learned, (0.5,) * 3, (0.2,) * 3).requires_grad
+    with pytest.raises(ValueError, match="std is a tensor from -0.2"):
+        normalise(x, (0.5,) * 3, (-0.2,) * 3)
+    assert random_crop(x[:0], 2).shape == (0, 3, 8, 8) and random_flip(x[:0]).shape == (0, 3, 8, 8) and random_crop(x[:0], 0, size=4).shape == (0, 3, 4, 4)
+    with pytest.raises(ValueError, match="N >= 1"):
+        channel_statistics(torch.zeros(0, 3, 4, 4, dtype=torch.uint8))

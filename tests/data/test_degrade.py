@@ -101,8 +101,16 @@ def test_bad_input():
             (lambda: low_resolution(x), "factor is None, size is None; expected exactly one"), (lambda: low_resolution(x, 2, 4), "expected exactly one"),
             (lambda: low_resolution(x, 0.5), "factor is 0.5; expected a number >= 1"), (lambda: low_resolution(x, size=9), "size is 9 for images of 8 x 8"),
             (lambda: low_resolution(x, size=0), "size is 0"), (lambda: low_resolution(x, 2, mode="cubic"), "mode is 'cubic'; expected one of bicubic"),
-            (lambda: low_resolution(x[0], 2), r"\(1, 8, 8\); expected a tensor \(N, C, H, W\)"), (lambda: low_resolution(x.numpy(), 2), "ndarray"),
-            (lambda: low_resolution(2 * x - 1, 2), "before they are normalised"), (lambda: low_resolution(x * float("nan"), 2), "from nan to nan"),
+            (lambda: low_resolution(x[0], 2), r"\(1, 8, 8\); expected \(N, C, H, W\)"), (lambda: low_resolution(x.numpy(), 2), "ndarray"),
+            (lambda: low_resolution(2 * x - 1, 2), "before they are standardised"), (lambda: low_resolution(x * float("nan"), 2), "from nan to nan"),
             (lambda: low_resolution(x.long(), 2), "torch.int64"), (lambda: high_low_pair(x), "exactly one")):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             call()
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear", "area", "nearest"])
+@pytest.mark.parametrize("dtype, near", [(torch.float16, 2e-3), (torch.bfloat16, 1e-2), (torch.float64, 1e-6)])
+def test_every_type_of_numbers(mode, dtype, near):
+    x = torch.rand(2, 3, 8, 8).to(dtype)
+    low = low_resolution(x, 2, mode=mode, restore=True)
+    assert low.dtype == dtype and (low.double() - low_resolution(x.float(), 2, mode=mode, restore=True).double()).abs().max() < near

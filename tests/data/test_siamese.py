@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnotes.data.siamese import OPERATIONS, cut_out, cutmix, fires, parse, rotate, scale, shift, siamese, tint
+from kdnotes.data.siamese import OPERATIONS, boxes, cut_out, cutmix, fires, mirror, parse, rotate, scale, shift, siamese, tint
 
 quick = settings(max_examples=15, deadline=None)
 FULL = "color_crop_cutout_flip_scale_rotate"
@@ -166,9 +166,32 @@ def test_cutmix_areas_are_uniform_before_clipping_and_half_of_the_batches_are_mi
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: siamese(images(), "color_blur"), "unknown augmentation 'blur'"), (lambda: siamese(images(), "crop_crop"), "repeated augmentation 'crop'"),
     (lambda: siamese(images(), "crop", rule="x"), "unknown rule 'x'"), (lambda: siamese(images()[:, :, :8], "crop"), "square"),
-    (lambda: siamese((images() * 9).byte(), "crop"), "floating point"), (lambda: siamese(images(), "crop", groups=torch.zeros(3, dtype=torch.int64)), "for 4 images"),
+    (lambda: siamese((images() * 9).byte(), "crop"), "floating point"), (lambda: siamese(images(), "crop", groups=torch.zeros(3, dtype=torch.int64)), "expected whole numbers of shape (4,)"),
 ])
 def test_bad_input_is_answered_in_one_line(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_users_bring():
+    """Labels of every integer type, halves, ids of any size, and a batch of none: the same picture, or one line."""
+    x = images().float()
+    one = torch.Generator().manual_seed(0)
+    seen = siamese(x, "crop_rotate_cutout", one, torch.tensor([0, 1, 0, 1]))
+    for groups in (torch.tensor([0, 1, 0, 1], dtype=torch.uint8), torch.tensor([7, 10**12, 7, 10**12])):
+        assert siamese(x, "crop_rotate_cutout", torch.Generator().manual_seed(0), groups).equal(seen)
+    turned = rotate(x, torch.full((4,), 20.0))
+    for dtype, near in ((torch.float16, 0.01), (torch.bfloat16, 0.05)):
+        assert rotate(x.to(dtype), torch.full((4,), 20.0)).dtype == dtype
+        assert (rotate(x.to(dtype), torch.full((4,), 20.0)).float() - turned).abs().max() < near * x.abs().max()
+    back = torch.tensor([[-1, 2]] * 4)
+    assert shift(x, back.to(torch.int8)).equal(shift(x, back)) and cut_out(x, back.abs().to(torch.uint8)).equal(cut_out(x, back.abs()))
+    assert mirror(x, torch.tensor([0, 1, 0, 1])).equal(mirror(x, torch.tensor([False, True, False, True])))
+    for strategy in ("color_crop_cutout_flip_scale_rotate", "scale", ""):
+        assert siamese(x[:0], strategy, torch.Generator().manual_seed(0)).shape == x[:0].shape
+    for call, words in ((lambda: siamese(x, "crop", groups=torch.tensor([0, -1, 0, 0])), "run from -1"), (lambda: siamese(x, "crop", groups=torch.tensor([0, 5, 0, 0]), draws=3), "expected 0..2"),
+                        (lambda: boxes(torch.tensor([float("nan")]), 8), "lam is nan"), (lambda: boxes(torch.tensor([1.5]), 8), "in [0, 1]")):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert words in str(error.value)

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ..imageset import ImageSet, as_image_set, resize
-from ..source import Source, one_line, reading, verified
+from ..source import Source, check_split, one_line, reading, verified
 from ...files import make_folder
+from ...inputs import require_choice
 from ...runtime import log
 
 # %% ../../../nbs/data/sets/torchvision.ipynb #7ea1b890
@@ -46,7 +47,7 @@ def read_svhn(files: list[Path]) -> tuple:
     """SVHN's MATLAB file: `X` `(32, 32, 3, N)`, `y` with 10 for the digit 0."""
     from scipy.io import loadmat
 
-    content = loadmat(files[0])
+    content = loadmat(verified(files[0], "", "expected a MATLAB file with X and y"))
     return content["X"].transpose(3, 2, 0, 1), content["y"].reshape(-1) % 10, None
 
 
@@ -73,6 +74,8 @@ def torchvision_files(kind: str, split: str) -> dict[str, str]:
     """
     from torchvision import datasets
 
+    check_split(split)
+    require_choice("torchvision_files", [row[0] for row in TORCHVISION.values()], kind=kind)
     listed = getattr(datasets, kind)
     if kind in ("MNIST", "FashionMNIST"):
         prefix = {"train": "train", "test": "t10k"}[split]
