@@ -592,6 +592,9 @@ ELSEWHERE: dict[str, str] = {
     "metrics.verify.PairsInFolds": "a protocol: nothing to call",
     "data.source.Source.files": "a field, not a method",
     "condense.matching.compiled": "half a minute of a compiler: tests/condense/test_matching.py",
+    "condense.matching.Remade": "of a function that makes a network: tests/condense/test_own_networks.py",
+    "models.classifiers.check_sight": "of a function that makes a trunk: tests/models/test_sight.py",
+    "models.classifiers.alone": "of any network, whose own refusals it passes on: tests/models/test_sight.py",
     "condense.study": "stages of an experiment, made of names and numbers: tests/condense/test_study.py",
     **{f"data.faces.{name}": "a step of the painter: it takes the head and the canvas that `render` has made"
        for name in """seen head_frame to_pixels spots places windows Canvas Canvas.near Canvas.paint blank ramp colours head_distance ellipse paint_behind paint_head
@@ -647,7 +650,7 @@ NAN_IS_NO_MATTER: set = {
     "data.augment.draw_crop", "data.augment.draw_flip", "data.augment.as_channels",     # only the shape counts
     "data.augment.windows", "data.siamese.cut_out",                                     # it may lie outside
     "models.adapt.values_of", "models.adapt.running_order", "models.testtime.batch_of", ("models.predictor.last_of_each_device", "like"),
-    ("models.predictor.unread", "passages"), ("models.predictor.logits_of", "passages"), ("models.predictor.features_behind", "logits"),
+    ("models.predictor.unread", "passages"), ("models.predictor.unread", "inputs"), ("models.predictor.logits_of", "inputs"), ("models.predictor.logits_of", "passages"), ("models.predictor.features_behind", "logits"),
     ("losses.crowd.whole_batch", "weights"),                      # only their type counts
 }
 
@@ -672,8 +675,7 @@ KNOWN: set[str] = {
       TransformerPrior.forward coarse drawn prior_loss prior_picture sampled to_images to_tokens""".split()),
     *(f"models.reformers.{name}" for name in """Cascade.descriptor Cascade.forward Reformer.forward Unit Unit.forward""".split()),
     *(f"models.recognisers.{name}" for name in """centred enlarged""".split()),
-    *(f"models.{name}" for name in """classifiers.Classifier.forward embedders.Embedder.forward embedders.Recogniser.forward perceptron.Perceptron.forward
-      classifiers.alone predictor.Predictor.forward adapt.Adaptation.run adapt.running_order adapt.Tent.answer adapt.Tent.step testtime.adapted""".split()),
+    *(f"models.{name}" for name in """perceptron.Perceptron.forward testtime.adapted""".split()),
     *(f"condense.{name}" for name in """evaluate.evaluate evaluate.member_batch evaluate.mixed_loss gradients.class_gradient matching.mean_gap matching.calibration matching.shares
       model_queue.train_member selection.herding selection.k_center selection.choose_images evaluate.OneByOne.forward evaluate.Together.forward
       matching.Matching.show model_queue.KnowingGap.__call__""".split()),
@@ -683,12 +685,8 @@ KNOWN: set[str] = {
 KNOWN_WRONG: set[str] = {
     "metrics.aggregate.DawidSkene.confusion",
     "data.crowds.draw_rates",
-    *(f"models.{name}" for name in """adapt.mix classifiers.normalised_values classifiers.Classifier classifiers.conv3x3 classifiers.PostActivation classifiers.PreActivation classifiers.stage classifiers.resnet
-      classifiers.wide_resnet classifiers.plain_stage classifiers.vgg classifiers.smallconv classifiers.narrow classifiers.GroupedUnit classifiers.SplitUnit
-      classifiers.shufflenet classifiers.torchvision_resnet classifiers.count_multiply_adds convnets.norm convnets.convnet convnets.Residual convnets.stem
-      convnets.resnet10 convnets.Dense convnets.densenet121 embedders.ImprovedResidual embedders.drawn embedders.iresnet embedders.face_resnet
-      embedders.smallface embedders.head embedders.Embedder perceptron.Perceptron testtime.Adapting written.recogniser written.printed""".split()),
-    *(f"condense.{name}" for name in """evaluate.Protocol evaluate.accuracies gradients.gradient_gap gradients.Inner gradients.inner_for gradients.one_network learn.learn
+    *(f"models.{name}" for name in """classifiers.torchvision_resnet embedders.face_resnet testtime.Adapting written.recogniser written.printed""".split()),
+    *(f"condense.{name}" for name in """gradients.gradient_gap gradients.Inner gradients.inner_for gradients.one_network learn.learn
       matching.RealBatches model_queue.Member model_queue.KnowingGap model_queue.idm_passes synthetic.mosaic synthetic.draw_per_class
       synthetic.contact_sheet matching.RealBatches.of_class matching.RealBatches.__call__ model_queue.NetworkQueue.__call__""".split()),
 }

@@ -19,6 +19,7 @@ from .matching import Network, Statistics, called, fresh, statistics
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.siamese import cutmix, parse, siamese
+from ..inputs import require_number, require_whole
 from ..parallel import parallel_map
 from ..runtime import derive_seed, make_fabric, make_generator
 from ..train import History, fit, multistep
@@ -45,6 +46,8 @@ class Protocol:
 
     def __post_init__(self):
         parse(self.strategy)
+        require_number("Protocol", at_least=0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
+                       gamma=self.gamma)
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or not 0 <= self.cutmix <= 1 or self.looks < 1:
             raise ValueError(
                 f"{self}; expected at least 1 epoch, image per batch and look, lr > 0 and cutmix in [0, 1]"
@@ -164,6 +167,7 @@ def members(model: nn.Module, nets: Sequence[nn.Module]) -> Sequence[nn.Module]:
 @torch.no_grad()
 def accuracies(model: nn.Module, test: ImageSet, normal: Statistics, batch_size: int = 500) -> list[float]:
     """Share of right answers of each network on `test`, which is standardised and nothing else."""
+    require_whole("accuracies", batch_size=batch_size)
     right = 0
     for images, labels in zip(test.images.split(batch_size), test.labels.split(batch_size)):
         right = right + (model(normalise(images, *normal), shared=True).argmax(-1) == labels).sum(1)

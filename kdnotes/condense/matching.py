@@ -98,10 +98,10 @@ def fresh(network: Network, classes: int, shape: Sequence[int], seed: int, **opt
         own = isinstance(network, nn.Module)
         net = (as_predictor(copy.deepcopy(network)) if own else Remade(network)).train()
         if any(map(nn.parameter.is_lazy, (*net.parameters(), *net.buffers()))):
-            raise ValueError(f"{called(network)} has layers that wait for their first images; show it some")
+            raise ValueError(f"{called(network)} has layers that wait for images; show it some")
         if own:
-            own = [m for m in net.modules() if hasattr(m, "reset_parameters")]
-            drawn = {id(p) for m in own for p in m.parameters(recurse=False)}
+            layers = [layer for layer in net.modules() if hasattr(layer, "reset_parameters")]
+            drawn = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
             if lost := [name for name, p in net.named_parameters() if id(p) not in drawn]:
                 raise ValueError(f"no layer of {called(network)} can draw {lost[0]} anew; give a function without "
                                  "arguments that makes the network")
