@@ -15,9 +15,12 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from .runtime import parse_seeds
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../nbs/config.ipynb #e897a53a
 def unknown_name(kind: str, given: str, known: Iterable) -> ValueError:
@@ -424,7 +427,7 @@ def range_text(leaf: Leaf) -> str:
     return text.removeprefix("one of ") if kind is str else text
 
 
-def table(cls: type):
+def table(cls: type) -> "pd.DataFrame":
     """A frame with a row for each setting of `cls`: setting, one column for each profile, range, source, meaning."""
     import pandas as pd
 

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST_TABLE', 'require_number', 'require_positive', 'require_share', 'require_whole', 'require_choice',
-           'wide_dtype', 'require_finite', 'as_rows', 'require_width', 'as_tensor', 'as_embeddings', 'as_labels',
-           'as_probabilities', 'as_images', 'as_pixels', 'require_table']
+           'wide_dtype', 'require_finite', 'as_rows', 'require_width', 'require_broadcast', 'as_tensor',
+           'as_embeddings', 'as_labels', 'as_probabilities', 'as_images', 'as_pixels', 'require_table']
 
 # %% ../nbs/inputs.ipynb #7ef72409
 import math
@@ -135,6 +135,20 @@ def require_width(where: str, expected: int, **tensors: Tensor) -> None:
     for name, x in tensors.items():
         if x.ndim < 1 or x.shape[-1] != expected:
             raise ValueError(f"{where}: {name} has shape {tuple(x.shape)}; expected {expected} numbers a row")
+
+
+def require_broadcast(where: str, *, to: tuple[int, ...] | None = None, **tensors: Tensor) -> None:
+    """Refuse tensors whose shapes do not broadcast to one, or not to the shape `to`."""
+    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    try:
+        fit = to is None or torch.broadcast_shapes(*shapes.values(), to) == torch.Size(to)
+        torch.broadcast_shapes(*shapes.values())
+    except RuntimeError:
+        fit = False
+    if not fit:
+        given = ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
+        wanted = "shapes that broadcast to one" if to is None else f"one that broadcasts to {tuple(to)}"
+        raise ValueError(f"{where}: {given}; expected {wanted}")
 
 # %% ../nbs/inputs.ipynb #616913d9
 def as_tensor(where: str, given: object, name: str) -> Tensor:

@@ -48,9 +48,12 @@ def counts(module: str) -> bool:
 
 @functools.cache
 def _is_installed(file: str) -> bool:
-    """Whether `file` lies where Python and packages are installed."""
+    """Whether `file` lies where Python and packages are installed, also those of another environment that we borrow."""
+    place = Path(file).resolve()
+    if {"site-packages", "dist-packages"} & {*place.parts, *Path(file).parts}:
+        return True
     paths = (*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages())
-    return any(Path(file).resolve().is_relative_to(Path(path).resolve()) for path in paths if Path(path).name)
+    return any(place.is_relative_to(Path(path).resolve()) for path in paths if Path(path).name)
 
 # %% ../nbs/prints.ipynb #65f79686
 class Steps(tuple):
@@ -75,7 +78,7 @@ class Reading(NamedTuple):
     changed: frozenset[str]             # names of its module that it changes
 
 
-_IDLE = {"CACHE", "EXTENDED_ARG", "NOP", "RESUME"}
+_IDLE = {"CACHE", "EXTENDED_ARG", "NOP", "RESUME", "PUSH_NULL"}
 _readings: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -107,7 +110,8 @@ def _steps(code: types.CodeType, found: list[dis.Instruction]) -> Steps:
         value = place(step.argval) if jumps else _constant(step.argval)
         if step.opname == "IMPORT_NAME" and (steps[-2][1] or step.argval.partition(".")[0] == "kdnotes"):
             steps[-2], value = ("LOAD_CONST", 0), "of the package"   # relative in a module, absolute in its notebook
-        steps.append((step.opname, value))
+        # `torch.exp(x)` is an attribute where the cell imports torch, and a method where another cell does
+        steps.append(("LOAD_ATTR" if step.opname == "LOAD_METHOD" else step.opname, value))
     guarded = [(place(e.start), place(e.end), place(e.target), e.depth) for e in dis.Bytecode(code).exception_entries]
     arguments = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 0x4) + bool(code.co_flags & 0x8)
     head = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & 0x2AF,
@@ -553,8 +557,8 @@ def _called(name: str, own: str) -> tuple | None:
 def _is_there(module: str) -> bool:
     """Whether there is a module of that name."""
     try:
-        return importlib.util.find_spec(module) is not None
-    except ImportError:
+        return module in sys.modules or importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
         return False
 
 # %% ../nbs/prints.ipynb #03ae7e73

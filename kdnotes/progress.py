@@ -9,6 +9,7 @@ import io
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from .runtime import is_first
 
@@ -73,7 +74,7 @@ def shown() -> bool:
 
 def progress(
     iterable: Iterable | None = None, total: int | None = None, desc: str = "", leave: bool = True, initial: int = 0
-):
+) -> Any:
     """A progress bar over `iterable`, or one of `total` steps that is moved by `.update()`.
 
     A `tqdm`, so also a context manager. `initial` steps are already done. `leave=False` removes the bar at its end (a

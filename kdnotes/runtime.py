@@ -18,10 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import singledispatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # %% ../nbs/runtime.ipynb #802ae4da
 log = logging.getLogger("kdnotes")
@@ -237,7 +241,7 @@ def _strategy(device: torch.device, devices: int) -> dict:
     return {"devices": here, "num_nodes": world // here, "strategy": "ddp"}
 
 # %% ../nbs/runtime.ipynb #92f02274
-def make_fabric(device: str | torch.device = "auto", precision: str = "auto", devices: int = 1):
+def make_fabric(device: str | torch.device = "auto", precision: str = "auto", devices: int = 1) -> "Fabric":
     """A launched `lightning_fabric.Fabric` on `device` in `precision`.
 
     `devices` > 1, or `torchrun`, gives one process a device (a process on the CPU), joined by gloo on CPU and NCCL on

@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,9 @@ from kdnotes.runtime import (
     restore_generators,
     world_size,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../nbs/train.ipynb #f4c63deb
 Schedule = Callable[[int, int], float]
@@ -127,7 +130,7 @@ class History:
 
     rows: list[dict] = field(default_factory=list)
 
-    def frame(self):
+    def frame(self) -> "pd.DataFrame":
         """The rows as a `pandas.DataFrame`."""
         import pandas as pd
 
@@ -688,7 +691,7 @@ def batches_plan(batches: Iterable) -> dict[str, object]:
 
 # %% ../nbs/train.ipynb #347cea7c
 @contextmanager
-def borrowed(model: nn.Module, optimizer: torch.optim.Optimizer, fabric, extra: Mapping[str, object]) -> Iterator:
+def borrowed(model: nn.Module, optimizer: torch.optim.Optimizer, fabric: Any, extra: Mapping[str, object]) -> Iterator:
     """The model as Fabric wraps it (precision, processes) and the optimizer, for the time of a training."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for part in extra.values():
@@ -727,7 +730,7 @@ def fit(
     *,
     optimizer: torch.optim.Optimizer,
     epochs: int,
-    fabric,
+    fabric: Any,
     schedule: Schedule | None = None,
     callbacks: Iterable[Callable] = (),
     clip: float | None = None,
@@ -800,7 +803,7 @@ def fit(
 def predict(
     model: nn.Module,
     images: Any,
-    fabric=None,
+    fabric: Any = None,
     batch_size: int = 512,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:

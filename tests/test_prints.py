@@ -365,6 +365,17 @@ def test_methods_of_a_state_count_though_what_it_holds_does_not():
     assert print_of(source.format(1)) != print_of(source.format(2))
 
 
+def test_packages_of_another_environment_are_installed_too(tmp_path, monkeypatch):
+    """A path file, a module system or a distribution may lead to packages that are not below our own prefix."""
+    for i, (place, installed) in enumerate({"env/lib/python3.11/site-packages": True, "usr/lib/python3/dist-packages": True, "home/ann/code": False}.items()):
+        name = f"borrowed_{i}_{tmp_path.name}"
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / f"{name}.py").write_text("def f(): return 1")
+        monkeypatch.syspath_prepend(str(tmp_path / place))
+        importlib.import_module(name)
+        assert counts(name) is not installed
+
+
 def test_the_environment_and_what_is_installed_do_not_count(monkeypatch):
     train = cell("from os import environ\nimport os, torch\ndef train(): return environ, os.environ, torch.nn.Linear, torch.optim.SGD")["train"]
     before = code_print(train)
@@ -391,6 +402,17 @@ def test_what_others_register_counts_only_for_their_own_classes():
 
 
 # --- everywhere the same ---
+
+def test_a_call_in_a_module_has_one_print_wherever_the_module_is_imported():
+    body = "def f(x):\n    y = torch.exp(x) if x else torch.nn.functional.relu(x, inplace=False)\n    return [torch.sum(z) for z in y]\n"
+    whole, apart = {}, {}
+    exec(compile("import torch\n" + body, "module.py", "exec"), whole)
+    exec("import torch", apart)
+    exec(compile(body, "cell.py", "exec"), apart)
+    for space in (whole, apart):
+        space["f"].__module__ = "__main__"
+    assert code_print(whole["f"]) == code_print(apart["f"])
+
 
 def test_what_torch_puts_around_a_method_for_its_compiler_does_not_count():
     import torch

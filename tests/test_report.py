@@ -338,6 +338,23 @@ def test_publishing_copies_the_newest_demo_and_refreshes_the_front_page(place):
     assert publishing.readme_text(place / "nbs" / "index.ipynb") == readme
 
 
+@pytest.mark.parametrize("written", ["../train.ipynb", "../../../nbs/train.ipynb"])
+def test_links_of_published_notebooks_lead_on(place, written):
+    """Written as in the paper's notebook, or as in its executed copy; of what is not published the words are left."""
+    (place / "nbs" / "train.ipynb").touch()
+    (place / "nbs" / "papers").mkdir()
+    executed = book("HORKD: a study")
+    executed.cells[0].source += f"\n\nSee [the loop]({written}#fit), [numbers](results.csv) and [more](gone.ipynb)."
+    run = make_run(place / "runs", "horkd", notebook=executed)
+    moved = place / "elsewhere" / "horkd" / run.name                            # evidence comes from another machine
+    shutil.copytree(run, moved)
+    for path in (run, moved):
+        (folder,) = publishing.publish(place / "runs", place / "results", place / "nbs" / "index.ipynb", place / "README.md", evidence=[path])
+        text = nbformat.read(folder / "notebook.ipynb", 4).cells[0].source
+        assert text.endswith("See [the loop](../../../../nbs/train.ipynb#fit), numbers and more.")
+        assert (folder / "../../../../nbs/train.ipynb").is_file()
+
+
 def test_publishing_refuses_what_it_cannot_do(place):
     with pytest.raises(FileNotFoundError, match="no finished demo run"):
         publish(place)

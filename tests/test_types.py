@@ -14,7 +14,7 @@ import pytest
 import kdnotes
 
 PACKAGE = Path(kdnotes.__file__).parent
-ROOMS = ("data", "models", "losses", "metrics", "config", "results", "runs", "plots", "runtime", "files", "progress", "parallel", "train", "condense")
+ROOMS = ("inputs", "data", "models", "losses", "metrics", "config", "results", "runs", "plots", "runtime", "files", "progress", "parallel", "train", "condense")
 SCRIPT = '''
 from typing import assert_type
 

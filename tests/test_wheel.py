@@ -6,6 +6,7 @@ import shutil
 import site
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "nbs" / "examples").glob("*.ipynb"))
 SOURCES = ("kdnotes", "nbs", "setup.py", "settings.ini", "pyproject.toml", "README.md", "MANIFEST.in")
-BUILD = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
+BUILD = "import sys; from setuptools.build_meta import build_{0}; print(build_{0}(sys.argv[1]))"
 JUNK = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", ".mypy_cache")
 
 
@@ -26,13 +27,18 @@ def run(command: list, folder: Path, environment: dict[str, str] | None = None, 
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel, built from a copy of the sources: nothing is written into the checkout, and nothing of an earlier build gets in."""
-    sources, folder = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
+def sources(tmp_path_factory) -> Path:
+    """A copy of the sources: nothing is written into the checkout, and nothing of an earlier build gets in."""
+    folder = tmp_path_factory.mktemp("sources")
     for name in SOURCES:
-        shutil.copytree(ROOT / name, sources / name, ignore=JUNK) if (ROOT / name).is_dir() else shutil.copy(ROOT / name, sources)
-    name = run([sys.executable, "-c", BUILD, folder], sources, clean()).split()[-1]
-    return folder / name
+        shutil.copytree(ROOT / name, folder / name, ignore=JUNK) if (ROOT / name).is_dir() else shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(sources, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    return folder / run([sys.executable, "-c", BUILD.format("wheel"), folder], sources, clean()).split()[-1]
 
 
 def clean(**more: str) -> dict[str, str]:
@@ -75,8 +81,18 @@ def test_a_wheel_holds_modules_numbers_notebooks_and_types(wheel):
     wanted = {p.relative_to(ROOT).as_posix() for p in tracked if not {".ipynb_checkpoints", "__pycache__"} & set(p.parts)}
     wanted = {f"kdnotes/{name}" if name.startswith("nbs/") else name for name in wanted} | {"kdnotes/py.typed"}
     assert wanted <= names and not {n.split("/")[0] for n in names} - {"kdnotes", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
-    assert not [n for n in names if "test" in n.split("/")[-1] or "checkpoint" in n]
+    assert not [n for n in names if "checkpoint" in n or "__pycache__" in n]
     assert "torch" in requires
+
+
+def test_a_source_distribution_and_an_editable_installation_are_whole_too(sources, tmp_path):
+    name = run([sys.executable, "-c", BUILD.format("sdist"), tmp_path], sources, clean()).split()[-1]
+    with tarfile.open(tmp_path / name) as archive:
+        names = {member.name.partition("/")[2] for member in archive}
+    assert {"settings.ini", "setup.py", "README.md", "nbs/index.ipynb", "nbs/papers/horkd.ipynb", "kdnotes/py.typed"} <= names
+    name = run([sys.executable, "-c", BUILD.format("editable"), tmp_path], sources, clean()).split()[-1]
+    with zipfile.ZipFile(tmp_path / name) as archive:
+        assert not [n for n in archive.namelist() if n.endswith(".ipynb")]               # the checkout has them
 
 
 @pytest.mark.slow
@@ -93,8 +109,8 @@ def test_the_command_line_works_outside_of_a_checkout(installed, tmp_path):
     made = {p.name for p in folder.iterdir()}
     assert {"notebook.ipynb", "notebook.html", "results.csv", "claims.csv", "manifest.json", "figures", "tables", "code.json"} <= made
     text = "".join("".join(cell["source"]) for cell in json.loads((folder / "notebook.ipynb").read_text())["cells"] if cell["cell_type"] == "markdown")
-    for target in re.findall(r"\]\(((?:\.\./)+[^)#\s]+\.ipynb)", text):
-        assert (folder / target).exists(), target
+    targets = re.findall(r"\]\(((?:\.\./)+[^)#\s]+\.ipynb)", text)
+    assert targets and all((folder / target).exists() for target in targets)
     assert "runs/report/index.html" in run([kdnotes, "report"], tmp_path, environment)
     assert "HORKD" in (tmp_path / "runs" / "report" / "index.html").read_text()
     assert "skipped" in run([kdnotes, "run", "horkd", "--profile", "smoke"], tmp_path, environment)

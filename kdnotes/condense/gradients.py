@@ -8,6 +8,7 @@ __all__ = ['ROUNDS', 'gradient_gap', 'class_gradient', 'gradient_step', 'learn_f
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +108,7 @@ def match_gradients(
     inner: Inner | None = None,
     *,
     seed: int = 0,
-    fabric=None,
+    fabric: Any = None,
     checkpoint: str | Path | None = None,
     every: int = 10,
     desc: str = "condense",

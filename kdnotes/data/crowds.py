@@ -335,7 +335,7 @@ def to(crowd: Crowd, device: torch.device | str) -> Crowd:
     )
 
 # %% ../../nbs/data/crowds.ipynb #86e248b4
-def from_dense(answers: Tensor | np.ndarray | Sequence, classes: Sequence[str], **rest) -> Crowd:
+def from_dense(answers: Tensor | np.ndarray | Sequence, classes: Sequence[str], **rest: object) -> Crowd:
     """A crowd from an `(N, R)` integer matrix with -1 where there is no label; `rest` as of `Crowd`."""
     answers = np.asarray(answers.detach().cpu() if isinstance(answers, Tensor) else answers)
     if answers.ndim != 2 or not answers.size or answers.dtype.kind not in "iu" or answers.min() < -1:

@@ -71,7 +71,7 @@ def low_resolution(
 
 # %% ../../nbs/data/degrade.ipynb #5795121e
 def high_low_pair(
-    x: Tensor, generator: torch.Generator | None = None, padding: int = 0, flip: bool = False, **degrade
+    x: Tensor, generator: torch.Generator | None = None, padding: int = 0, flip: bool = False, **degrade: object
 ) -> tuple[Tensor, Tensor]:
     """Each image of `x` `(N, C, H, W)` after a random shift by up to `padding` pixels and, with `flip`, a random
     mirror; and the same at low resolution.

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ..inputs import as_labels, as_rows, require_number, require_positive, require_whole, require_width
 from ..inputs import wide_dtype
 from .crowd import CrowdHead, whole_annotations, whole_batch
+from ..models.predictor import Prediction
 
 # %% auto #0
 __all__ = ['DoctorNet', 'max_mig_loss', 'vote_confusions', 'MaxMIG', 'GatedConfusions', 'CoNAL', 'UnionNet']
@@ -27,20 +28,21 @@ class DoctorNet(CrowdHead):
         self.weight = nn.Parameter(torch.empty(annotators, classes, features).uniform_(-1, 1) / features**0.5)
         self.bias = nn.Parameter(torch.zeros(annotators, classes))
 
-    def read(self, prediction) -> Tensor:
+    def read(self, prediction: Prediction) -> Tensor:
         """The features `(B, D)` in float32 or float64."""
         (h,) = as_rows("DoctorNet", dims=2, features=prediction.features)
         require_width("DoctorNet", self.weight.shape[2], features=h)
         return h.to(wide_dtype(h, self.weight))
 
-    def forward(self, prediction, annotations, inputs=None) -> Tensor:
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor],
+                inputs: Tensor | None = None) -> Tensor:
         h = self.read(prediction)
         row, annotator, label = whole_annotations("DoctorNet", annotations, len(h), *self.bias.shape)
         weight = self.weight.to(h.dtype)
         scores = torch.bmm(weight[annotator], h[row].unsqueeze(2)).squeeze(2) + self.bias[annotator]
         return F.cross_entropy(scores, label)
 
-    def classify(self, prediction) -> Tensor:
+    def classify(self, prediction: Prediction) -> Tensor:
         h = self.read(prediction)
         return (torch.einsum("rcd,bd->brc", self.weight.to(h.dtype), h) + self.bias).softmax(2).mean(1)
 
@@ -94,13 +96,14 @@ class MaxMIG(CrowdHead):
         self.W = nn.Parameter((confusions.detach().to(kind) + 1e-4).log())
         self.register_buffer("prior", prior.detach().to(kind))
 
-    def aggregate(self, annotations, batch: int) -> Tensor:
+    def aggregate(self, annotations: tuple[Tensor, Tensor, Tensor], batch: int) -> Tensor:
         """Forecast `(B, C)` from the labels alone."""
         row, annotator, label = whole_annotations("MaxMIG", annotations, batch, *self.W.shape[:2])
         evidence = self.W.new_zeros(batch, self.W.shape[1]).index_add(0, row, self.W[annotator, :, label])
         return (evidence + self.prior.log()).softmax(1)
 
-    def forward(self, prediction, annotations, inputs=None) -> Tensor:
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor],
+                inputs: Tensor | None = None) -> Tensor:
         z, *triple = whole_batch("MaxMIG", prediction, annotations, *self.W.shape[:2], self.W)
         return max_mig_loss(z.softmax(1), self.aggregate(triple, len(z)), self.prior)
 
@@ -143,7 +146,7 @@ class CoNAL(GatedConfusions):
         """How far each individual matrix is from the common one, Frobenius, `(R,)`."""
         return torch.linalg.vector_norm(self.own - self.common, dim=(1, 2))
 
-    def forward(self, prediction, annotations, inputs) -> Tensor:
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor], inputs: Tensor) -> Tensor:
         z, row, annotator, label = whole_batch("CoNAL", prediction, annotations, *self.own.shape[:2], self.common)
         p, omega = z.softmax(1)[row], self.gate(inputs, row, annotator)[:, None]
         own = torch.bmm(p.unsqueeze(1), self.own[annotator].to(p.dtype)).squeeze(1)
@@ -169,7 +172,8 @@ class UnionNet(CrowdHead):
         """theta `(C, R C)`: each row a distribution over annotators and answers."""
         return self.W.softmax(1)
 
-    def forward(self, prediction, annotations, inputs=None) -> Tensor:
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor],
+                inputs: Tensor | None = None) -> Tensor:
         c = len(self.W)
         z, row, annotator, label = whole_batch("UnionNet", prediction, annotations, self.W.shape[1] // c, c, self.W)
         p, outcome = z.softmax(1), annotator * c + label

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from kdnotes.inputs import (
     as_labels,
     as_rows,
+    require_broadcast,
     require_choice,
     require_number,
     require_positive,
@@ -73,6 +74,7 @@ def log_mean_exp(x: Tensor, valid: Tensor) -> Tensor:
     """Logarithm of the mean of exp(x) over the entries where `valid` (broadcast to `x`); a scalar.
     -inf where none is.
     """
+    require_broadcast("log_mean_exp", to=x.shape, valid=valid)
     x, valid = x.to(wide_dtype(x)), valid.bool().expand_as(x)
     count = valid.sum().clamp_min(1).to(x.dtype)
     return torch.logsumexp(x.masked_fill(~valid, -math.inf).flatten(), 0) - count.log()
@@ -144,6 +146,8 @@ def noise_contrast(critic: Critic, positive: Tensor, negative: Tensor, valid: Te
     shapes = f"{tuple(positive.shape)} and {tuple(negative.shape)}"
     if negative.ndim != positive.ndim + 1 or negative.shape[:-1] != positive.shape or not negative.numel():
         raise ValueError(f"noise_contrast: scores are {shapes}; expected (...) and (..., n), nothing empty")
+    if valid is not None:
+        require_broadcast("noise_contrast", to=negative.shape, valid=valid)
     with torch.autocast(positive.device.type, enabled=False):
         dtype = wide_dtype(positive, negative)
         positive, negative = positive.to(dtype), negative.to(dtype)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..inputs import as_labels, as_rows, require_finite, require_number, require_whole, require_width, wide_dtype
+from ..models.predictor import Prediction
 
 # %% auto #0
 __all__ = ['crowd_scores', 'crowd_nll', 'whole_annotations', 'whole_batch', 'CrowdHead', 'CrowdLayer', 'VectorCrowdLayer']
@@ -64,7 +65,8 @@ def crowd_nll(p: Tensor, T: Tensor, row: Tensor, annotator: Tensor, label: Tenso
     return loss
 
 # %% ../../nbs/losses/crowd.ipynb #fd53320d
-def whole_annotations(where: str, annotations, batch: int, annotators: int, classes: int) -> tuple[Tensor, ...]:
+def whole_annotations(where: str, annotations: tuple[Tensor, Tensor, Tensor], batch: int, annotators: int,
+                      classes: int) -> tuple[Tensor, ...]:
     """`row`, `annotator` and `label` of a batch, each `(L,)`, as int64.
 
     ValueError for no annotation, for unequal lengths and, in host memory, for numbers outside.
@@ -82,7 +84,8 @@ def whole_annotations(where: str, annotations, batch: int, annotators: int, clas
     return tuple(as_labels(where, v, None, size, name) for (name, v), size in zip(given.items(), sizes))
 
 
-def whole_batch(where: str, prediction, annotations, annotators: int, classes: int, weights: Tensor) -> tuple:
+def whole_batch(where: str, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor], annotators: int,
+                classes: int, weights: Tensor) -> tuple:
     """What a head reads: logits `(B, C)` in float32 or float64 (as its `weights`), and `row`, `annotator`, `label`.
 
     ValueError for other shapes, NaN, and numbers outside.
@@ -99,7 +102,7 @@ class CrowdHead(nn.Module):
     each `(L,)`; the probabilities are `(B, C)`.
     """
 
-    def classify(self, prediction) -> Tensor:
+    def classify(self, prediction: Prediction) -> Tensor:
         """What the trained model answers at test time: by default the classifier alone."""
         return prediction.logits.to(wide_dtype(prediction.logits)).softmax(1)
 
@@ -116,8 +119,8 @@ class CrowdLayer(CrowdHead):
         self.stochastic = stochastic
         self.T = nn.Parameter(torch.eye(classes).repeat(annotators, 1, 1))
 
-    def forward(self, prediction, annotations, inputs=None, V: Tensor | None = None,
-                groups: Tensor | None = None) -> Tensor:
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor], inputs: Tensor | None = None,
+                V: Tensor | None = None, groups: Tensor | None = None) -> Tensor:
         z, *triple = whole_batch("CrowdLayer", prediction, annotations, *self.T.shape[:2], self.T)
         return crowd_nll(z.softmax(1), self.T, *triple, V=V, groups=groups, stochastic=self.stochastic)
 
@@ -142,7 +145,8 @@ class VectorCrowdLayer(CrowdHead):
         self.w = None if kind == "VB" else nn.Parameter(torch.ones(annotators, 1 if kind == "SW" else classes))
         self.b = nn.Parameter(torch.zeros(annotators, classes)) if "B" in kind else None
 
-    def forward(self, prediction, annotations, inputs=None) -> Tensor:
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor],
+                inputs: Tensor | None = None) -> Tensor:
         weights = self.b if self.w is None else self.w
         z, row, annotator, label = whole_batch("VectorCrowdLayer", prediction, annotations, self.annotators,
                                                self.classes, weights)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kdnotes.inputs import (
     as_rows,
+    require_broadcast,
     require_choice,
     require_number,
     require_positive,
@@ -22,6 +23,8 @@ from kdnotes.inputs import (
 # %% ../../nbs/losses/distill.ipynb #8c40e7f5
 def through(layers: nn.Module, *inputs: Tensor) -> Tensor:
     """`layers(*inputs)` in the type of their weights, float32 at least; gradients return in the types that came in."""
+    if isinstance(layers, nn.Linear):
+        require_width("linear layer", layers.in_features, features=inputs[0])
     weights = dict(layers.named_parameters())
     dtype = wide_dtype(*(weights.values() or inputs))
     inputs = tuple(x.to(dtype) for x in inputs)
@@ -72,10 +75,7 @@ def hint_loss(student: Tensor, teacher: Tensor, normalize: bool = False, scale: 
         return (s - t).square().mean()
     require_positive("hint_loss", scale=scale)
     if isinstance(scale, Tensor):
-        ends = zip(reversed(scale.shape), reversed(s.shape))
-        if scale.ndim > s.ndim or any(a not in (1, b) for a, b in ends):
-            raise ValueError(f"hint_loss: scale has shape {tuple(scale.shape)} for features {tuple(s.shape)}; expected "
-                             f"a number, or a tensor that broadcasts to them")
+        require_broadcast("hint_loss", to=s.shape, scale=scale)
         scale = scale.to(s)
     return ((s - t) / scale).square().mean()
 

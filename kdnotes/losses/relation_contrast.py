@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..inputs import as_labels, as_rows, require_choice, require_whole, require_width, wide_dtype
+from kdnotes.inputs import (
+    as_labels,
+    as_rows,
+    require_broadcast,
+    require_choice,
+    require_whole,
+    require_width,
+    wide_dtype,
+)
 from .contrastive import Critic, Head, IndexBank, Queue, noise_contrast, shared_negatives, shared_size
 from .distill import through
 
@@ -34,6 +42,7 @@ class FeatureRelation(nn.Module):
     def hidden(self, e_i: Tensor, e_j: Tensor) -> Tensor:
         require_width(type(self).__name__, self.in_i.in_features, e_i=e_i)
         require_width(type(self).__name__, self.in_j.in_features, e_j=e_j)
+        require_broadcast(type(self).__name__, e_i=e_i[..., 0], e_j=e_j[..., 0])
         return F.relu(through(self.in_i, e_i) - through(self.in_j, e_j))
 
     def forward(self, e_i: Tensor, e_j: Tensor) -> Tensor:
@@ -66,6 +75,7 @@ class Difference(nn.Module):
         self.g_i, self.g_j = g_i, g_j
 
     def forward(self, e_i: Tensor, e_j: Tensor) -> Tensor:
+        require_broadcast("Difference", e_i=e_i[..., 0], e_j=e_j[..., 0])
         return F.normalize(self.g_j(e_j) - self.g_i(e_i), dim=-1)
 
 # %% ../../nbs/losses/relation_contrast.ipynb #40c9a2cf
@@ -75,6 +85,7 @@ def relation_pair(kind: str, d_s: int, d_t: int, p: int, tie: bool = False,
     `kind` "module" (CRRCD) or "difference" (CRCD, whose teacher head is always shared).
     """
     require_choice("RelationContrast", ("module", "difference"), relation=kind)
+    require_whole("RelationContrast", d_s=d_s, d_t=d_t, p=p)
     if kind == "difference":
         g_t = Head(d_t, p)
         return Difference(g_t, g_t), Difference(g_t, Head(d_s, p))
@@ -92,6 +103,11 @@ def relation_contrast(critic: Critic, fixed: Tensor, partner: Tensor, chance: Te
     pairs, for each anchor; `valid` `(B, K)`: which of them count for image j; `different` `(A, B)`: true where j is not
     the anchor itself, ValueError where it nowhere is (host memory).
     """
+    shapes = [tuple(v.shape) for v in (fixed, partner, chance, valid, different)]
+    fit = fixed.shape == partner.shape and fixed.ndim == chance.ndim == 3 and valid.ndim == 2
+    fit = fit and chance.shape[::2] == fixed.shape[::2] and different.shape == fixed.shape[:2]
+    if not fit or valid.shape != (fixed.shape[1], chance.shape[1]):
+        raise ValueError(f"relation_contrast: shapes are {shapes}; expected (A, B, p) twice, (A, K, p), (B, K), (A, B)")
     if different.device.type == "cpu" and not different.any():
         raise ValueError(f"relation_contrast: none of {tuple(different.shape)} pairs is of two samples; expected "
                          f"at least 2 samples")
@@ -158,6 +174,7 @@ class Contrasted(nn.Module):
         self.sides[side].bank.push(rows, self.keys, torch.arange(len(rows), device=rows.device))
 
     def draw_anchors(self, B: int, generator: torch.Generator | None) -> Tensor:
+        require_whole("RelationContrast", B=B)
         device = self.keys.device
         if self.anchors is None:
             return torch.arange(B, device=device)

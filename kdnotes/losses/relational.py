@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..inputs import as_labels, as_rows, require_choice, require_positive, require_whole, require_width
+from ..inputs import as_labels, as_rows, require_choice, require_positive, require_whole
 from .distill import hint_loss, through
 
 # %% ../../nbs/losses/relational.ipynb #8d04632f
@@ -59,8 +59,6 @@ def point_loss(student: Tensor, teacher: Tensor, project: nn.Module | None = Non
     """
     if project is not None:
         student, teacher = as_rows("point_loss", student=student, teacher=teacher)
-        if isinstance(project, nn.Linear):
-            require_width("point_loss", project.in_features, student=student)
         student = through(project, student)
     return hint_loss(student, teacher, normalize=normalize, scale=scale)
 

@@ -283,7 +283,7 @@ def _of_smooth_em(crowd: Crowd, smoothing: float = 0.01, iterations: int = 200,
 WAYS: dict[str, Callable] = {"majority": _of_votes, "dawid-skene": _of_em, "smoothed dawid-skene": _of_smooth_em}
 
 # %% ../../nbs/metrics/aggregate.ipynb #f24ca942
-def aggregate(crowd: Crowd, method: str = "dawid-skene", truth: object = None, **options) -> Aggregated:
+def aggregate(crowd: Crowd, method: str = "dawid-skene", truth: object = None, **options: object) -> Aggregated:
     """One label an item from the labels of a crowd alone, by name.
 
     `method` is "majority" (`ties` "lowest" or "random" with a `seed`), "dawid-skene" or "smoothed dawid-skene"

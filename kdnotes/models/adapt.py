@@ -353,7 +353,7 @@ class Tent(Adaptation):
         """The logits `(N, classes)` of a batch."""
         with hearing(linear_layers(self.model)) as passages:
             output = self.run(x)
-        return logits_of(output, passages) if self.logits is None else self.logits(output)
+        return logits_of(output, passages, (x,)) if self.logits is None else self.logits(output)
 
     def step(self, images: Tensor) -> Tensor:
         """Logits of a batch as they are before the scales and shifts take their step (the published order)."""

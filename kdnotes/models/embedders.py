@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from .classifiers import Prediction, as_trunk, conv3x3, look_up, stage, torchvision_resnet
+from .classifiers import Prediction, alone, as_trunk, conv3x3, look_up, stage, torchvision_resnet
 
 # %% ../../nbs/models/embedders.ipynb #8734d96f
 class ImprovedResidual(nn.Module):
@@ -91,7 +91,7 @@ def head(width: int, side: int, dim: int, dropout: float = 0.0) -> nn.Sequential
 
 class Embedder(nn.Module):
     """Trunk and head: `(N, channels, size, size)` float images to embeddings `(N, feature_dim)`, not normalised.
-    ValueError for other images.
+    ValueError for other images, and for a single one in training mode: a batch norm of vectors needs two.
     """
 
     def __init__(self, trunk: nn.Module, maps: tuple[int, int], size: int, dim: int = 512, channels: int = 3,
@@ -105,7 +105,8 @@ class Embedder(nn.Module):
             raise ValueError(f"images are {images.dtype} of shape {tuple(images.shape)}; expected floating point "
                              f"(N, {self.channels}, {self.size}, {self.size}): scale uint8 images to [0, 1], "
                              f"and bring all to this size")
-        return self.head(self.trunk(images))
+        embed = lambda x: self.head(self.trunk(x))
+        return alone(embed, images) if self.training and len(images) == 1 else embed(images)
 
 # %% ../../nbs/models/embedders.ipynb #f2a41e9d
 ARCHITECTURES: dict[str, Callable] = {
@@ -124,7 +125,7 @@ def names() -> tuple[str, ...]:
     return tuple(ARCHITECTURES)
 
 # %% ../../nbs/models/embedders.ipynb #d9e0e627
-def embedder(name: str, dim: int = 512, channels: int = 3, size: int = 112, **options) -> Embedder:
+def embedder(name: str, dim: int = 512, channels: int = 3, size: int = 112, **options: object) -> Embedder:
     """The embedder called `name` (see `names()`) with `dim` features for images `(N, channels, size, size)`.
 
     Options: `dropout` in the head (0); `widths` of `smallface`. ValueError for what a net does not know.

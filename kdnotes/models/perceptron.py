@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from .classifiers import Prediction
+from .classifiers import Prediction, alone
 
 # %% ../../nbs/models/perceptron.ipynb #53d5a4bb
 class Perceptron(nn.Module):
@@ -31,5 +31,5 @@ class Perceptron(nn.Module):
         self.classifier = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Prediction:
-        features = self.body(x)
+        features = alone(self.body, x) if self.training and len(x) == 1 else self.body(x)
         return Prediction(self.classifier(features), features)

@@ -7,7 +7,7 @@ __all__ = ['IMAGES', 'Passage', 'first_tensor', 'hearing', 'unwrapped', 'layer_n
 
 # %% ../../nbs/models/predictor.ipynb #d0d4ef10
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -87,23 +87,27 @@ def linear_layers(module: nn.Module) -> dict[str, nn.Module]:
     """The linear layers of `module` by name."""
     return {name: layer for name, layer in unwrapped(module).named_modules() if isinstance(layer, nn.Linear)}
 
-# %% ../../nbs/models/predictor.ipynb #187f5e87
+# %% ../../nbs/models/predictor.ipynb #50e5ff92
 def field_of(output: Any, name: str) -> Tensor | None:
     """The tensor called `name` in what a module returns, if there is one."""
     value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
     return value if isinstance(value, Tensor) else None
 
 
-def unread(parts: list[Tensor], passages: list[Passage]) -> list[Tensor]:
-    """Those of `parts` that no linear layer reads, if there are any, and of these those that one makes."""
+def unread(parts: list[Tensor], passages: list[Passage], inputs: tuple = ()) -> list[Tensor]:
+    """Those of `parts` that no linear layer reads, if there are any, and of these those that one makes.
+
+    A layer that reads one of the network's `inputs` reads no other tensor of its shape.
+    """
 
     def same(a: Tensor, b: Tensor, exactly: bool) -> bool:
         return a is b if exactly else a.shape == b.shape
 
     def is_read(part: Tensor, exactly: bool) -> bool:
         others = [other for other in parts if other is not part]
-        ends = lambda p: exactly or p.made is not part and any(p.made.shape == other.shape for other in others)
-        return any(same(p.given, part, exactly) and ends(p) for p in passages)
+        inner = [p for p in passages if exactly or p.made is not part and all(p.given is not x for x in inputs)]
+        ends = lambda p: exactly or any(p.made.shape == other.shape for other in others)
+        return any(same(p.given, part, exactly) and ends(p) for p in inner)
 
     found = parts
     for exactly in (True, False):
@@ -113,16 +117,16 @@ def unread(parts: list[Tensor], passages: list[Passage]) -> list[Tensor]:
     return found
 
 
-def logits_of(output: Any, passages: Iterable[Passage] = ()) -> Tensor:
+def logits_of(output: Any, passages: Iterable[Passage] = (), inputs: tuple = ()) -> Tensor:
     """The logits `(N, classes)` in what a module returns: a tensor, a dict or an object with `logits`, or a tuple.
 
-    `passages`: those through its linear layers. ValueError where they cannot be told.
+    `passages`: those through its linear layers; `inputs`: what it was given. ValueError where they cannot be told.
     """
     found = output if isinstance(output, Tensor) else field_of(output, "logits")
     if found is None:
         inside = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
         parts = [part for part in inside if isinstance(part, Tensor) and part.ndim == 2]
-        likely = unread(parts, list(passages))
+        likely = unread(parts, list(passages), inputs)
         if len({part.shape for part in likely}) != 1:
             shapes = ", ".join(str(tuple(part.shape)) for part in parts) or "none"
             keys = f" with the keys {listed(map(str, output))}" if isinstance(output, Mapping) else ""
@@ -141,7 +145,7 @@ def is_compiled(module: nn.Module) -> bool:
     return any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in module.modules())
 
 
-def as_written(module: nn.Module):
+def as_written(module: nn.Module) -> AbstractContextManager:
     """A context in which what is compiled of `module` runs as it was written."""
     return torch.compiler.set_stance("force_eager") if is_compiled(module) else nullcontext()
 
@@ -162,7 +166,7 @@ def features_behind(logits: Tensor, passages: Iterable[Passage], devices: Iterab
     found = last_of_each_device((p.given for p in wide if p.layer == wide[-1].layer), logits, devices)
     return found if found is not None and len(found) == len(logits) else None
 
-# %% ../../nbs/models/predictor.ipynb #3e320ced
+# %% ../../nbs/models/predictor.ipynb #4058b028
 class Predictor(nn.Module):
     """`module` as a network that returns a `Prediction`; made by `as_predictor`, which see.
 
@@ -207,7 +211,7 @@ class Predictor(nn.Module):
         self.given.train(mode)
         return self
 
-    def state_dict(self, *args: Any, **named: Any) -> dict:
+    def state_dict(self, *args: Any, **named: Any) -> Any:
         """The module's own."""
         return self.given.state_dict(*args, **named)
 
@@ -234,7 +238,7 @@ class Predictor(nn.Module):
             hearing(asked, copied=True) as chosen,
         ):
             output = self.given(*inputs, **named)
-        logits = logits_of(output if self._logits is None else self._logits(output), linear)
+        logits = logits_of(output if self._logits is None else self._logits(output), linear, inputs)
         devices = getattr(self.given, "device_ids", None) or ()
         if self._layer is not None:
             features = last_of_each_device((p.made for p in chosen), logits, devices)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from kdnotes.condense.synthetic import SyntheticSet, contact_sheet, decode, draw_per_class, from_real, join, load_set, mosaic, save
+from kdnotes.checks import refused
+from kdnotes.condense.synthetic import SyntheticSet, contact_sheet, decode, draw_per_class, from_real, join, load_set, mosaic, save, write_pictures
 from kdnotes.data.imageset import ImageSet
 
 quick = settings(max_examples=20, deadline=None)
@@ -128,3 +129,22 @@ def test_bad_input_is_answered_in_one_line(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ten_stored_images_are_ten_pictures_whatever_is_shown_of_them(tmp_path, factor, channels):
+    from torchvision.io import read_image
+
+    names = ("a/b", "..", "two words", "ß", *"0123456")[:10]
+    small = SyntheticSet(torch.linspace(-0.2, 1.2, 10 * channels * 81).view(10, channels, 9, 9), names, factor, "mine")
+    files = write_pictures(small, tmp_path / "pictures")
+    assert len(files) == len(set(files)) == len(list((tmp_path / "pictures").iterdir())) == 10 and {f.parent for f in files} == {tmp_path / "pictures"}
+    assert torch.stack([read_image(str(f)) for f in files]).equal((small.pixels.clamp(0, 1) * 255).round().byte())
+    shown = len(small.decoded()[0])
+    assert "10 stored images" in repr(small) and shown == 10 * factor**2 and (f"{shown} are shown" in repr(small)) is (factor > 1)
+    assert [f.name for f in files[:3]] == ["0-a_b.png", "1-...png", "2-two_words.png"]
+
+
+def test_pictures_of_two_channels_are_refused(tmp_path):
+    assert "2 channels" in refused(write_pictures, SyntheticSet(torch.rand(2, 2, 4, 4), ("a", "b")), tmp_path)

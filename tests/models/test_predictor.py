@@ -250,6 +250,19 @@ def test_features_before_their_activation_are_no_logits(width, first, training):
     assert torch.equal(logits, expected) and torch.allclose(net.fc(features), logits)
 
 
+def test_as_many_inputs_as_classes_are_no_logits():
+    class Points(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.classify = nn.Linear(2, 8), nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 2))
+
+        def forward(self, x):
+            return self.classify(self.embed(x)), self.embed(x)
+
+    net, x = Points().eval(), torch.randn(6, 2)
+    assert all(map(torch.equal, as_predictor(net)(x), net(x)))
+
+
 def test_auxiliary_heads_are_no_logits():
     from torchvision.models import GoogLeNet
 
