@@ -128,7 +128,8 @@ def as_channels(values: Statistics, x: Tensor) -> Tensor:
 
 def check_scale(x: Tensor, std: Statistics) -> None:
     """ValueError for deviations below zero, and for floats in host memory that are not in [0, 1] and not learned."""
-    spread = std.tolist() if isinstance(std, Tensor) else list(std)
+    on_host = not isinstance(std, Tensor) or std.device.type == "cpu"  # elsewhere, looking would wait for the device
+    spread = torch.as_tensor(std).flatten().tolist() if on_host else []
     if spread and not min(spread) >= 0:
         raise ValueError(f"normalise: std is {min(spread)}; expected numbers of at least 0")
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.device.type != "cpu" or x.requires_grad:

@@ -163,8 +163,7 @@ def count(index: Tensor | None, n: int, otherwise: int) -> int:
 
 
 def numbers_of(index: Tensor | None, n: int, count: int | None, name: str) -> Tensor | None:
-    """`index` as int64 `(n,)` of 0..count-1; looked at by NumPy in host memory, so that no check counts as a computation.
-    """
+    """`index` as int64 `(n,)` of 0..count-1; looked at in host memory, by NumPy: no check counts as a computation."""
     if isinstance(index, Tensor) and index.dtype == torch.int64 and index.shape == (n,):
         v = index.numpy() if index.device.type == "cpu" else None
         if v is None or not n or (v.min() >= 0 and (count is None or v.max() < count)):
