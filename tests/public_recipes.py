@@ -282,6 +282,7 @@ DATA: dict[str, Callable[[World], object]] = {
     "siamese.degrees": rows(), "siamese.centre": lambda w: torch.arange(2 * w.rows).view(-1, 2) % 8, "siamese.flipped": lambda w: torch.arange(w.rows) % 2 == 0, "siamese.numbers": value(1), "siamese.read": value(lambda u, side: u),
     "siamese.apply": value(lambda x, u: x), "siamese.strategy": value("color_crop_cutout_flip_scale_rotate"), "siamese.names": value(("flip", "crop")), "siamese.rule": value("idc"), "siamese.calls": value(None),
     "siamese.fires.calls": value(3), "siamese.rows": rows(2), "siamese.index": lambda w: torch.arange(w.rows), "siamese.n": lambda w: w.rows, "siamese.device": value(torch.device("cpu")), "siamese.otherwise": value(1),
+    "siamese.numbers_of.count": value(None), "siamese.numbers_of.name": value("groups"),
     "siamese.groups": labels(), "siamese.lam": lambda w: w.unit(), "siamese.side": value(8), "siamese.cutmix.x": lambda w: w.unit(2, 3, 8, 8), "siamese.cutmix.labels": lambda w: torch.stack([w.labels(), w.labels()], 1),
     # imageset
     "imageset.check_images.images": bytes_, "imageset.to_float.images": bytes_, "imageset.LabelledImages.images": bytes_, "imageset.ImageSet.images": bytes_, "imageset.count": lambda w: w.rows, "imageset.check_labels.classes": value(CLASSES),
