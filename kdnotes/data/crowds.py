@@ -164,7 +164,7 @@ class Crowd(Triples):
             object.__setattr__(self, f"{kind}_names", names)
         if self.truth is not None and not isinstance(self.truth, Truth):
             object.__setattr__(self, "truth", Truth(self.truth))
-        if self.features is not None and not isinstance(self.features, Tensor):
+        if self.features is not None:
             object.__setattr__(self, "features", as_features(self.features))
         for name in ("features", "truth"):
             given = getattr(self, name)

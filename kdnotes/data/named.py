@@ -186,7 +186,7 @@ def features_by_name(features: object, items: Sequence[str], item_column: str = 
             features = torch.stack(chosen) if isinstance(chosen[0], Tensor) else np.stack(chosen)
         except (ValueError, TypeError, RuntimeError) as error:
             raise ValueError(f"features of items differ in shape: {shorten(str(error))}; expected one shape") from None
-    values = features if isinstance(features, Tensor) else as_features(features)
+    values = as_features(features)
     if values.ndim < 1 or len(values) != len(items):
         raise ValueError(f"features have shape {tuple(values.shape)} for {len(items)} items; expected a row for each, "
                          "in the order of the crowd's item_names, or with names")
@@ -197,7 +197,9 @@ def features_by_name(features: object, items: Sequence[str], item_column: str = 
 
 
 def as_features(features: object) -> Tensor:
-    """Features `(N, ...)` as a tensor: numbers as float32, bytes as they are; ValueError for anything else."""
+    """Features `(N, ...)` as a tensor: numbers as float32; bytes and tensors as they are; ValueError for all else."""
+    if isinstance(features, Tensor):
+        return features
     array = np.asarray(features)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"features are {shorten(features)}; expected numbers, one row an item")
