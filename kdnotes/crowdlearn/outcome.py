@@ -48,6 +48,7 @@ class Learnt:
     committee: Committee
     history: History
 
+
 def learnt(committee: Committee, crowd: Crowd, history: History) -> Learnt:
     """What a trained committee says of the items and annotators of a crowd, by name (reveals the truth)."""
     p = probabilities(committee, crowd.features).mean(0).cpu()

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['Pictures', 'first_images', 'Answers', 'PublishedCrowd', 'Material', 'Task', 'agreement', 'examiner', 'parse_network',
-           'new_network', 'Training', 'TrainedCommittee', 'scores', 'measured', 'found_out', 'right_labels', 'several',
-           'Lead', 'lead_of', 'lead_rows']
+           'new_network', 'Training', 'TrainedCommittee', 'scores', 'measured', 'found_out', 'right_labels',
+           'recovered_rows', 'several', 'Lead', 'lead_of', 'lead_rows']
 
 # %% ../../nbs/crowdlearn/study.ipynb #be9ad732
 import functools
@@ -273,6 +273,19 @@ def found_out(stage: TrainedCommittee, made: dict, here: Here) -> dict[str, floa
 def right_labels(stage: TrainedCommittee, made: dict, here: Here, method: str) -> dict[str, float]:
     """The share in % of right labels without any network."""
     return {"label_accuracy": SHARES[method](stage.task.material(here).crowd)}
+
+
+def recovered_rows(rows: list[Row], beside: str) -> list[Row]:
+    """The table "labels recovered": what the trainings of `rows` found out, beside the method `beside` labels alone."""
+    found = []
+    for stage, row in {row.stage: row for row in rows}.items():
+        drawn = isinstance(stage.task.crowd, Answers)
+        density = {"labels_per_instance": stage.task.crowd.labels_per_item} if drawn else {}
+        alone = SHARES if row.method == beside else ()
+        measures = {row.method: found_out} | {name: functools.partial(right_labels, method=name) for name in alone}
+        found += [Row("labels recovered", method, stage, measure, {**row.setting, **density}, row.dataset)
+                  for method, measure in measures.items()]
+    return found
 
 # %% ../../nbs/crowdlearn/study.ipynb #1b71ffe7
 def several(sweep: tuple, default: float) -> list:

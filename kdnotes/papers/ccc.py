@@ -22,17 +22,17 @@ __all__ = ['METHODS', 'REAL', 'LABELME', 'MUSIC', 'SENTIMENT', 'SYNTHETIC', 'COD
            'ending_of', 'mixed_derivative', 'head_gradient', 'normalise_correction', 'meta_batch', 'Correction',
            'advice', 'fit', 'check_meta_size', 'fine_tune', 'suited_correction', 'fit_ccc', 'Labelling', 'Schedule',
            'Tables', 'Config', 'CoupledPair', 'task_of', 'stage_of', 'main_rows', 'display_name', 'ablation_rows',
-           'finding_rows', 'check_fit', 'run', 'claims', 'ablation_claims']
+           'check_fit', 'run', 'claims', 'ablation_claims']
 
 # %% ../../nbs/papers/ccc.ipynb #2820842e
 from ..config import Settings, conform, leaves, section, setting
-from ..crowdlearn.baselines import APPROACHES, SHARES, CrowdLayers, approach
+from ..crowdlearn.baselines import APPROACHES, CrowdLayers, approach
 from ..crowdlearn.committee import Advise, Committee, Ending, Expert, all_rows, check_features
 from ..crowdlearn.committee import fit as fit_committee
 from ..crowdlearn.committee import in_float, outputs, seeded, suited, two_starts
 from ..crowdlearn.outcome import Learnt, learnt
 from ..crowdlearn.study import Answers, Pictures, PublishedCrowd, Task, TrainedCommittee, Training
-from ..crowdlearn.study import found_out, lead_rows, measured, new_network, parse_network, right_labels, several
+from ..crowdlearn.study import lead_rows, measured, new_network, parse_network, recovered_rows, several
 from ..data.crowd_statistics import known_truth, labels_per_item
 from ..data.crowds import Crowd, take
 from ..data.sets.crowds import PUBLISHED
@@ -550,20 +550,6 @@ def ablation_rows(seed: int, config: Config) -> list[Row]:
 
 ALONE = 10**6  # groups: more than there are annotators
 
-# %% ../../nbs/papers/ccc.ipynb #24fae201
-def finding_rows(rows: list[Row]) -> list[Row]:
-    """How many labels of the crowd itself were put right in the main table, and how clean the meta sets were."""
-    in_main = [row for row in rows if row.table in MAIN.values() and isinstance(row.stage.approach, CrowdLayers)]
-    found = []
-    for stage, row in {row.stage: row for row in in_main}.items():
-        density = {"labels_per_instance": stage.task.crowd.labels_per_item} if row.setting else {}
-        ours = isinstance(stage, CoupledPair)
-        measures = {"CCC": found_out} if ours else {"CrowdLayer ×2": found_out}
-        measures |= {method: functools.partial(right_labels, method=method) for method in SHARES if ours}
-        found += [Row("labels recovered", method, stage, measure, {**row.setting, **density}, row.dataset)
-                  for method, measure in measures.items()]
-    return found
-
 # %% ../../nbs/papers/ccc.ipynb #851ae2b3
 def check_fit(config: Config, here: Here) -> None:
     """ValueError where network, meta sets or validation do not suit the data: before anything is trained."""
@@ -579,9 +565,10 @@ def run(experiment: Experiment) -> Results:
     config = experiment.config
     check_fit(config, experiment.here)
     rows = [row for seed in config.seeds for row in main_rows(seed, config) + ablation_rows(seed, config)]
+    learners = [row for row in rows if row.table in MAIN.values() and row.method in ("CrowdLayer ×2", "CCC")]
     sparse = [row for row in rows if row.table == "ablation: annotation density"]
     leads = lead_rows(sparse, "CCC", "CrowdLayer ×2", "lead over two crowd layers")
-    return Study([*rows, *finding_rows(rows), *leads]).run(experiment)
+    return Study([*rows, *recovered_rows(learners, beside="CCC"), *leads]).run(experiment)
 
 # %% ../../nbs/papers/ccc.ipynb #8f3bfa64
 def claims(config: Config) -> list[Claim]:
