@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inputs import as_images, as_labels, require_number, wide_dtype
+from ..inputs import as_images, as_labels, require_number, require_whole, wide_dtype
 
 # %% ../../nbs/data/siamese.ipynb #e600736a
 def tint(x: Tensor, u: Tensor) -> Tensor:
     """Brightness, saturation and contrast of images `x` `(N, C, H, W)` by `u` `(N, 3)` in [0, 1], in this order."""
+    if u.shape != (len(x), 3):
+        raise ValueError(f"tint: numbers are {tuple(u.shape)} for {len(x)} images; expected ({len(x)}, 3)")
     brightness, saturation, contrast = (part[:, None, None, None] for part in u.to(x.dtype).unbind(1))
     x = x + (brightness - 0.5)
     grey = x.mean(1, keepdim=True)
@@ -30,7 +32,8 @@ def shift(x: Tensor, t: Tensor) -> Tensor:
     """Move images `x` `(N, C, H, W)` down and to the right by `t` int64 `(N, 2)` pixels (up and left if negative),
     with zeros behind.
     """
-
+    if t.shape != (len(x), 2):
+        raise ValueError(f"shift: steps are {tuple(t.shape)} for {len(x)} images; expected ({len(x)}, 2)")
     t = t.long()  # bytes would wrap around
 
     def mover(side: int, steps: Tensor) -> Tensor:
@@ -46,6 +49,8 @@ def warp(x: Tensor, A: Tensor) -> Tensor:
 
     Places and pixels are computed in float32 or better; the result has the type of `x`.
     """
+    if A.shape != (len(x), 2, 2):
+        raise ValueError(f"warp: matrices are {tuple(A.shape)} for {len(x)} images; expected ({len(x)}, 2, 2)")
     if not len(x):
         return x
     y = x.to(wide_dtype(x))
@@ -55,17 +60,24 @@ def warp(x: Tensor, A: Tensor) -> Tensor:
 
 def scale(x: Tensor, s: Tensor) -> Tensor:
     """Zoom by 1/s along each axis; `s` `(N, 2)` for (x, y)."""
+    if s.shape != (len(x), 2):
+        raise ValueError(f"scale: factors are {tuple(s.shape)} for {len(x)} images; expected ({len(x)}, 2)")
     return warp(x, torch.diag_embed(s))
 
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
     """Turn by `degrees` `(N,)`."""
+    if degrees.shape != (len(x),):
+        raise ValueError(f"rotate: angles are {tuple(degrees.shape)} for {len(x)} images; expected ({len(x)},)")
     a = degrees.to(wide_dtype(degrees)) * (math.pi / 180)
     return warp(x, torch.stack([a.cos(), -a.sin(), a.sin(), a.cos()], -1).view(-1, 2, 2))
 
 # %% ../../nbs/data/siamese.ipynb #95b74dc2
 def cut_out(x: Tensor, centre: Tensor, ratio: float = 0.5) -> Tensor:
     """Zero the square of side `floor(ratio H + 1/2)` around `centre` int64 `(N, 2)`, clipped at the border."""
+    if centre.shape != (len(x), 2):
+        raise ValueError(f"cut_out: centres are {tuple(centre.shape)} for {len(x)} images; expected ({len(x)}, 2)")
+    require_number("cut_out", at_least=0, ratio=ratio)
     hole, centre = torch.ones((), dtype=torch.bool, device=x.device), centre.long()  # bytes would wrap around
     for axis, side in enumerate(x.shape[2:]):
         size, i = math.floor(ratio * side + 0.5), torch.arange(side, device=x.device)
@@ -77,6 +89,8 @@ def cut_out(x: Tensor, centre: Tensor, ratio: float = 0.5) -> Tensor:
 
 def mirror(x: Tensor, flipped: Tensor) -> Tensor:
     """Mirror the images marked in `flipped`, bool `(N,)`."""
+    if flipped.shape != (len(x),):
+        raise ValueError(f"mirror: marks are {tuple(flipped.shape)} for {len(x)} images; expected ({len(x)},)")
     return torch.where(flipped[:, None, None, None].bool(), x.flip(-1), x)
 
 # %% ../../nbs/data/siamese.ipynb #7ff22682
@@ -133,6 +147,7 @@ def fires(names: tuple[str, ...], rule: str, calls: int, generator: torch.Genera
         raise ValueError(
             f"unknown rule {rule!r} of composition; give 'idc' (some always, one of the rest) or 'dsa' (one of all)"
         )
+    require_whole("fires", calls=calls)
     rest = tuple(name for name in names if rule == "dsa" or name not in ALWAYS)
     pick = torch.randint(
         max(1, len(rest)), (calls,), generator=generator, device=generator.device if generator else None
@@ -145,7 +160,9 @@ def fires(names: tuple[str, ...], rule: str, calls: int, generator: torch.Genera
 def spread(rows: Tensor, index: Tensor | None, n: int, device: torch.device) -> Tensor:
     """Row `index[i]` of `rows` for each image i of `n`, on `device`; without an index row i, or the only row."""
     rows = rows.to(device, non_blocking=True)
-    return rows.expand(n, *rows.shape[1:]) if index is None else rows.index_select(0, index.to(device).long())
+    if index is not None:
+        index = as_labels("siamese", index, n, len(rows), "groups or calls").to(device)
+    return rows.expand(n, *rows.shape[1:]) if index is None else rows.index_select(0, index)
 
 
 def count(index: Tensor | None, n: int, otherwise: int) -> int:
@@ -207,6 +224,7 @@ def boxes(lam: Tensor, side: int, generator: torch.Generator | None = None) -> T
     `(E, side, side)`.
     """
     require_number("boxes", at_least=0, at_most=1, lam=lam)
+    require_whole("boxes", side=side)
     half = (side * (1 - lam).sqrt()).long()[:, None] // 2
     centre = torch.randint(side, (len(lam), 2), generator=generator, device=lam.device)
     i = torch.arange(side, device=lam.device)
@@ -223,6 +241,9 @@ def cutmix(
     The loss of a prediction is `lam CE(labels) + (1 - lam) CE(partners)`; `lam` is 1 for a batch that was left as it
     is.
     """
+    if x.ndim != 5 or x.shape[3] != x.shape[4] or labels.shape != x.shape[:2]:
+        given = f"batches are {tuple(x.shape)}, labels {tuple(labels.shape)}"
+        raise ValueError(f"cutmix: {given}; expected (E, B, C, H, H) and (E, B)")
     E, B, side = x.shape[0], x.shape[1], x.shape[-1]
     place = {"generator": generator, "device": generator.device if generator else None}
     chosen, lam = torch.rand(E, **place) < p, torch.rand(E, **place)

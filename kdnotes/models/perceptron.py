@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ..inputs import require_whole
 from .classifiers import Prediction, alone
 
 # %% ../../nbs/models/perceptron.ipynb #53d5a4bb
@@ -21,6 +22,7 @@ class Perceptron(nn.Module):
 
     def __init__(self, inputs: int, classes: int, widths: Sequence[int], dropout: bool = False, norm: bool = False):
         super().__init__()
+        require_whole("Perceptron", inputs=inputs, classes=classes)
         if not widths:
             raise ValueError("a perceptron without a layer has no features; give widths, such as (512, 256)")
         layers: list[nn.Module] = [nn.Flatten()] + ([nn.BatchNorm1d(inputs, affine=False)] if norm else [])
@@ -31,5 +33,6 @@ class Perceptron(nn.Module):
         self.classifier = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Prediction:
+        x = x.to(self.classifier.weight.dtype)
         features = alone(self.body, x) if self.training and len(x) == 1 else self.body(x)
         return Prediction(self.classifier(features), features)
