@@ -79,7 +79,8 @@ def crowd_labels(w: World) -> tuple[Tensor, Tensor, Tensor]:
 
 def crowd(w: World):
     """Four annotators; each item has two labels, and a truth."""
-    from kdnotes.data.crowds import Truth, from_dense
+    from kdnotes.data.crowds import from_dense
+    from kdnotes.data.truth import Truth
     answers = torch.full((w.rows, 4), -1)
     for r in (0, 1):
         answers[torch.arange(w.rows), (torch.arange(w.rows) + r) % 4] = w.labels()
@@ -330,13 +331,17 @@ DATA: dict[str, Callable[[World], object]] = {
     "faces.side": value(8), "faces.device": value(torch.device("cpu")), "faces.t": lambda w: w.unit(1, 1), "faces.stops": value(((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))), "faces.rx": value(0.5), "faces.ry": value(0.4), "faces.x": rows(4, 4), "faces.y": rows(4, 4),
     # crowds
     "crowds.labels": labels(), "crowds.row": lambda w: torch.arange(w.rows), "crowds.annotator": lambda w: torch.arange(w.rows) % 4, "crowds.label": labels(), "crowds.item": lambda w: torch.arange(w.rows), "crowds.items": lambda w: w.rows, "crowds.annotators": value(4), "crowds.allow": value(("silent",)),
-    "crowds.crowd": crowd, "crowds.index": lambda w: torch.arange(w.rows).flip(0), "crowds.fraction": value(0.5), "crowds.device": value("cpu"), "crowds.from_dense.answers": lambda w: torch.stack([w.labels(), w.labels()], 1), "crowds.labels_per_item": value(2.0), "crowds.alpha": value(0.5),
-    "crowds.rng": lambda w: __import__("numpy").random.default_rng(0), "crowds.rates": lambda w: torch.full((4,), 0.5).double().numpy(), "crowds.tau": value(0.2), "crowds.symmetric.classes": value(CLASSES), "crowds.pair_flip.classes": value(CLASSES), "crowds.asymmetric.classes": value(CLASSES), "crowds.spammer.classes": value(CLASSES),
-    "crowds.confusion.classes": value(CLASSES), "crowds.mixture.classes": value(CLASSES), "crowds.kind": value("symmetric"), "crowds.mixture.name": value("A"), "crowds.share": value(0.5), "crowds.truth": lambda w: w.labels().numpy(), "crowds.answers.item": lambda w: torch.arange(w.rows).numpy(), "crowds.answers.annotator": lambda w: (torch.arange(w.rows) % 4).numpy(),
-    "crowds.theta": lambda w: torch.eye(CLASSES).repeat(4, 1, 1).double().numpy(), "crowds.Synthetic.confusions": fixed(4, 3, 3), "crowds.leader": value(None), "crowds.Synthetic.leader": lambda w: torch.arange(4), "crowds.Synthetic.rates": fixed(4), "crowds.features": rows(4), "crowds.synthetic.truth": labels(), "crowds.max_mig_crowd.truth": labels(),
-    "crowds.max_mig_crowd.classes": value(tuple("abcdefghij")), "crowds.synthetic.labels_per_item": value(2.0), "crowds.synthetic.alpha": value(1.0), "crowds.data": lambda w: _module("data.crowds").CrowdData(crowd(w)), "crowds.Named.items": lambda w: tuple(f"i{i}" for i in range(w.rows)), "crowds.Named.annotators": value(tuple("wxyz")),
-    "crowds.names": lambda w: [f"i{i}" for i in range(w.rows)], "crowds.truth_by_name.items": lambda w: [f"i{i}" for i in range(w.rows)], "crowds.features_by_name.items": lambda w: [f"i{i}" for i in range(w.rows)], "crowds.read_annotations.path": table_file, "crowds.read_annotations.classes": value(None), "crowds.read_annotations.items": value(None),
-    "crowds.read_annotations.annotators": value(None), "crowds.read_annotations.features": value(None), "crowds.read_annotations.truth": value(None), "crowds.write_annotations.path": lambda w: Path("written.csv").absolute(), "crowds.item_column": value("item"), "crowds.Crowd.truth": lambda w: crowd(w).truth, "crowds.Truth.labels": labels(), "crowds.Crowd.self": crowd,
+    "crowds.crowd": crowd, "crowds.index": lambda w: torch.arange(w.rows).flip(0), "crowds.fraction": value(0.5), "crowds.device": value("cpu"), "crowds.from_dense.answers": lambda w: torch.stack([w.labels(), w.labels()], 1), "synthetic_crowds.labels_per_item": value(2.0), "synthetic_crowds.alpha": value(0.5),
+    "synthetic_crowds.rng": lambda w: __import__("numpy").random.default_rng(0), "synthetic_crowds.rates": lambda w: torch.full((4,), 0.5).double().numpy(), "synthetic_crowds.tau": value(0.2), "synthetic_crowds.symmetric.classes": value(CLASSES), "synthetic_crowds.pair_flip.classes": value(CLASSES), "synthetic_crowds.asymmetric.classes": value(CLASSES), "synthetic_crowds.spammer.classes": value(CLASSES),
+    "synthetic_crowds.confusion.classes": value(CLASSES), "synthetic_crowds.mixture.classes": value(CLASSES), "synthetic_crowds.kind": value("symmetric"), "synthetic_crowds.mixture.name": value("A"), "synthetic_crowds.share": value(0.5), "crowds.truth": lambda w: w.labels().numpy(), "synthetic_crowds.answers.item": lambda w: torch.arange(w.rows).numpy(), "synthetic_crowds.answers.annotator": lambda w: (torch.arange(w.rows) % 4).numpy(),
+    "synthetic_crowds.theta": lambda w: torch.eye(CLASSES).repeat(4, 1, 1).double().numpy(), "synthetic_crowds.Synthetic.confusions": fixed(4, 3, 3), "synthetic_crowds.leader": value(None), "synthetic_crowds.Synthetic.leader": lambda w: torch.arange(4), "synthetic_crowds.Synthetic.rates": fixed(4), "crowds.features": rows(4), "synthetic_crowds.synthetic.truth": labels(), "synthetic_crowds.max_mig_crowd.truth": labels(),
+    "synthetic_crowds.max_mig_crowd.classes": value(tuple("abcdefghij")), "synthetic_crowds.synthetic.labels_per_item": value(2.0), "synthetic_crowds.synthetic.alpha": value(1.0), "crowds.data": lambda w: _module("data.crowds").CrowdData(crowd(w)), "crowds.Named.items": lambda w: tuple(f"i{i}" for i in range(w.rows)), "crowds.Named.annotators": value(tuple("wxyz")),
+    "named.names": lambda w: [f"i{i}" for i in range(w.rows)], "named.truth_by_name.items": lambda w: [f"i{i}" for i in range(w.rows)], "named.features_by_name.items": lambda w: [f"i{i}" for i in range(w.rows)], "crowds.read_annotations.path": table_file, "crowds.read_annotations.classes": value(None), "crowds.read_annotations.items": value(None),
+    "crowds.read_annotations.annotators": value(None), "crowds.read_annotations.features": value(None), "crowds.read_annotations.truth": value(None), "crowds.write_annotations.path": lambda w: Path("written.csv").absolute(), "named.item_column": value("item"), "crowds.Crowd.truth": lambda w: crowd(w).truth, "truth.labels": labels(), "crowds.Crowd.self": crowd,
+    "truth.index": lambda w: torch.arange(w.rows).flip(0), "truth.classes": value(CLASSES),
+    "named.truth": lambda w: w.labels().numpy(), "named.features": rows(4), "named.values": lambda w: [f"i{i}" for i in range(w.rows)], "named.known": value(None), "named.what": value("item"),
+    "crowd_statistics.crowd": crowd, "synthetic_crowds.crowd": crowd, "synthetic_crowds.features": rows(4), "synthetic_crowds.annotators": value(4), "synthetic_crowds.items": lambda w: w.rows,
+    "synthetic_crowds.truth": lambda w: w.labels().numpy(),
     # sets
     "sets.path": value(Path("none.mat")), "sets.name": value("digits"), "sets.folder": value(Path("nowhere")), "sets.size": value(8), "sets.subset": value("imagenette"), "sets.wnids": value(("n01440764", "n02102040")), "sets.phase": value(None), "sets.text": value("1 2 3 4"), "sets.pattern": value(r"(\d+)_.*"), "sets.files": value([Path("none")]), "sets.distance": value(1),
     "sets.train": value(True), "sets.cars.file": value(Path("a.jpg")), "sets.label": value(0), "sets.box": value((0, 0, 4, 4)), "sets.CarRow.train": value(True), "sets.kind": value("mnist"), "sets.faces": pictures, "sets.torchvision.name": value("mnist"), "sets.torchvision.kind": value("CIFAR10"), "sets.line": value("Ann_Lee\t1\t2"), "sets.index": value({"Ann_Lee_0001": 0, "Ann_Lee_0002": 1}), "sets.crowds.name": value("labelme"), "sets.people": value(None), "sets.lfw.train": pictures, "sets.lfw.test": pictures, "sets.lfw.pairs": pairs,
@@ -685,7 +690,7 @@ KNOWN: set[str] = {
 # the same, of wrong arguments
 KNOWN_WRONG: set[str] = {
     "metrics.aggregate.DawidSkene.confusion",
-    "data.crowds.draw_rates",
+    "data.synthetic_crowds.draw_rates",
     *(f"models.{name}" for name in """classifiers.torchvision_resnet embedders.face_resnet testtime.Adapting written.recogniser written.printed""".split()),
     *(f"condense.{name}" for name in """gradients.gradient_gap gradients.Inner gradients.inner_for gradients.one_network learn.learn
       matching.RealBatches model_queue.Member model_queue.KnowingGap model_queue.idm_passes synthetic.mosaic synthetic.draw_per_class
