@@ -24,7 +24,6 @@ def class_batches(labels: Tensor, batches: int, per_class: int, batch_size: int,
     """Indices of images, `(batches, batch_size)`: in each row `per_class` different images of as many classes as fit.
     """
     labels = as_labels("class_batches", labels, at_least=None)
-    labels = as_labels("class_batches", labels, at_least=None)
     check_order(len(labels), batch_size, False, labels, per_class)
     require_whole("class_batches", batches=batches)
     present, y, counts = labels.unique(return_inverse=True, return_counts=True)
