@@ -557,6 +557,18 @@ MASKS: dict[str, Callable[[World], object]] = {
     "texture": images,
 }
 
+def denoiser(w: World):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return _module("models.diffusion").DenoisingMLP(classes=CLASSES, width=8)
+
+
+def unet(w: World):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return _module("models.diffusion").UNet(8, 1, CLASSES, 8, (1, 2), 1, (4,))
+
+
 PAINTERS: dict[str, Callable[[World], object]] = {
     "inpaint.width": value(4), "inpaint.DilatedResidual.forward.x": rows(4, 8, 8), "inpaint.widths": value((4, 4, 8)), "inpaint.inputs": value(3), "inpaint.blocks": value(1), "inpaint.channels": value(3), "inpaint.f": rows(8, 3, 3), "inpaint.colours": value(5), "inpaint.steps": value(2), "inpaint.pixels": value(500),
     "inpaint.GenerativeEncoder.forward.x": lambda w: w.unit(3, 12, 12), "inpaint.GenerativeEncoder.self": generative_encoder, "inpaint.PatchDiscriminator.forward.x": lambda w: w.unit(3, 32, 32), "inpaint.PatchDiscriminator.self": lambda w: _module("models.inpaint").PatchDiscriminator(3, 4).eval(), "inpaint.images": lambda w: w.unit(3, 4, 4),
@@ -565,6 +577,15 @@ PAINTERS: dict[str, Callable[[World], object]] = {
     "recognisers.embeddings": rows(4), "recognisers.landmarks": rows(68, 2), "recognisers.images": lambda w: w.bytes(3, 8, 8), "recognisers.side": value(6), "recognisers.mean": fixed(4), "recognisers.answer": lambda w: told_answer, "recognisers.recipe": value("told"), "recognisers.root": lambda w: Path("kept").absolute(), "recognisers.workers": value(1), "recognisers.block": value(4),
     "reformers.inputs": value(4), "reformers.outputs": value(4), "reformers.Unit.forward.x": rows(4, 4, 4), "reformers.Reformer.inputs": value(8), "reformers.Reformer.side": value(2), "reformers.Reformer.embedding": value(4), "reformers.Reformer.depth": value(10), "reformers.Reformer.widths": value((4, 4)), "reformers.units": value((1, 1)), "reformers.Reformer.self": reformer,
     "reformers.f": rows(8, 3, 3), "reformers.encoder": generative_encoder, "reformers.reformer": reformer, "reformers.x": lambda w: w.unit(3, 12, 12), "reformers.Cascade.self": lambda w: _module("models.reformers").Cascade(generative_encoder(w), reformer(w)).eval(), "reformers.Unit.self": lambda w: _module("models.reformers").Unit(4, 4).eval(),
+    **{f"diffusion.{key}": rows(1, 8, 8) for key in ("x_0", "x_r", "noise", "output", "z", "DenoisingMLP.forward.x", "UNet.forward.x", "Conditional.conditions.x", "Preconditioned.forward.x", "at.x", "guided.x")},
+    **{f"diffusion.{key}": lambda w: 1 + torch.arange(w.rows) for key in ("r", "timestep_embedding.r")}, "diffusion.to": lambda w: torch.arange(w.rows), "diffusion.tensors": lambda w: {"x": w.floats(1, 8, 8)},
+    "diffusion.sigma": lambda w: w.unit(), "diffusion.y": labels(), "diffusion.network": lambda w: denoiser(w), "diffusion.diffusion": lambda w: _module("models.diffusion").Diffusion(),
+    "diffusion.Diffusion.at.x": rows(1, 8, 8), "diffusion.dim": value(4), "diffusion.null": value(3), "diffusion.size": value(8), "diffusion.guided.denoise": lambda w: denoiser(w), "diffusion.guidance": value(0.5),
+    "diffusion.table": lambda w: nn.Embedding(4, 3).requires_grad_(False), "diffusion.index": labels(), "diffusion.look_up.count": lambda w: w.rows, "diffusion.last": value(3), "diffusion.count": value(4),
+    "diffusion.Diffusion.last": value(0.02), "diffusion.alpha_bars.last": value(0.02), "diffusion.T": value(100), "diffusion.steps": value(4), "diffusion.channels": value(4), "diffusion.inputs": value(4),
+    "diffusion.outputs": value(4), "diffusion.time": value(8), "diffusion.x": rows(4, 4, 4), "diffusion.e": rows(8), "diffusion.DenoisingMLP.self": lambda w: denoiser(w), "diffusion.UNet.self": lambda w: unet(w),
+    "diffusion.Conditional.conditions.self": lambda w: denoiser(w), "diffusion.Conditional.null": value(True), "diffusion.DenoisingMLP.null": value(True), "diffusion.UNet.null": value(True),
+    "diffusion.UNet.channels": value(1), "diffusion.DenoisingMLP.time": value(64), "diffusion.UNet.classes": value(CLASSES), "diffusion.denoiser": lambda w: _module("models.diffusion").Preconditioned(denoiser(w)),
     "inpaint.fit_palette.images": lambda w: w.unit(3, 4, 4), "inpaint.Decoder.self": lambda w: _module("models.inpaint").Decoder(3, (4, 4, 8)).eval(),
 }
 
@@ -614,7 +635,7 @@ ELSEWHERE: dict[str, str] = {
 }
 
 ELSEWHERE |= {f"models.{name}.forward": "a block inside of a network, which has looked at what comes in" for name in """classifiers.PostActivation
-    classifiers.PreActivation classifiers.GroupedUnit classifiers.SplitUnit convnets.Residual convnets.Dense embedders.ImprovedResidual""".split()}
+    classifiers.PreActivation classifiers.GroupedUnit classifiers.SplitUnit convnets.Residual convnets.Dense embedders.ImprovedResidual diffusion.Attention diffusion.DenoisingBlock""".split()}
 ELSEWHERE |= {f"models.predictor.Predictor.{name}": "as of torch's modules" for name in ("train", "state_dict", "load_state_dict", "extra_repr")}
 
 # what may change: "arguments", "self", "generator"
@@ -662,6 +683,7 @@ NAN_IS_NO_MATTER: set = {
     "data.augment.windows", "data.siamese.cut_out",                                     # it may lie outside
     "models.adapt.values_of", "models.adapt.running_order", "models.testtime.batch_of", ("models.predictor.last_of_each_device", "like"),
     ("models.predictor.unread", "passages"), ("models.predictor.unread", "inputs"), ("models.predictor.logits_of", "inputs"), ("models.predictor.logits_of", "passages"), ("models.predictor.features_behind", "logits"),
+    "models.diffusion.Diffusion.at", ("models.diffusion.Diffusion.target", "noise"), ("models.diffusion.Diffusion.clean", "x_r"),   # of a network that predicts x0
     ("losses.crowd.whole_batch", "weights"),                      # only their type counts
 }
 
