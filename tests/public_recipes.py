@@ -147,6 +147,13 @@ LOSSES: dict[str, Callable[[World], object]] = {
     "mmd.radial.b": value(0.7), "mmd.widths": value((0.5, 1.0)), "mmd.make_kernel.name": value("gaussian"),
     "mmd.K": lambda w: w.floats(w.rows).square(), "mmd.biased": value(False),
     "mmd.combine.k": lambda w: lambda u, v: u @ v.mT,
+    # consistency
+    "consistency.batch": lambda w: w.rows, "consistency.tokens": value(4), "consistency.hidden": value(2), "consistency.share": value(0.5), "consistency.frames": value(4), "consistency.kind": value("mixed"),
+    "consistency.features": rows(4, 5), "consistency.predicted": rows(4, 5), "consistency.target": rows(4, 5), "consistency.order": lambda w: torch.tensor([1, 0, 3, 2]).expand(w.rows, 4).contiguous(),
+    "consistency.mask": lambda w: (torch.arange(4 * w.rows).view(-1, 4) % 2).bool(), "consistency.network": lambda w: nn.Linear(4, 5), "consistency.u": rows(4), "consistency.other": rows(4), "consistency.positive": rows(4), "consistency.negative": rows(4),
+    "consistency.x": rows(4), "consistency.d": value(5), "consistency.modules": value(("spm", "tcm")), "consistency.NaturalConsistency.light": value(1), "consistency.encode": lambda w: lambda f: (f.mean(1), f), "consistency.view": value(None), "consistency.NaturalConsistency.forward.target": value(None),
+    "consistency.NaturalConsistency.self": lambda w: _module("losses.consistency").NaturalConsistency(5, 4, light=1).eval(), "consistency.NaturalConsistency.shuffle": value("full"),
+    **{f"consistency.Consistency.{name}": rows() for name in "loss spm tcm near far order spread_f spread_u".split()},
     # annotators and crowd
     "annotators.features": value(4), "annotators.annotators": value(4), "annotators.classes": value(CLASSES), "annotators.inputs": value(4),
     "annotators.forward.inputs": rows(4), "annotators.prediction": prediction, "annotators.annotations": crowd_labels,
@@ -269,6 +276,8 @@ DATA: dict[str, Callable[[World], object]] = {
     # clips
     "clips.clips": lambda w: w.bytes(4, 3, 8, 8), "clips.temporal_energy.clips": rows(4, 3, 8, 8), "clips.labels": lambda w: torch.zeros(w.rows, dtype=torch.int64), "clips.ClipSet.kinds": lambda w: ("real",) * w.rows, "clips.ClipSet.of.kinds": value(("real",)), "clips.ClipSet.without.kind": value("DF"),
     "clips.identities": lambda w: torch.arange(w.rows), "clips.donors": lambda w: 100 + torch.arange(w.rows), "clips.counts": value({"real": 1, "DF": 1}), "clips.frames": value(2),
+    # sets of videos
+    "sets.videos.faceforensics_root": lambda w: Path("nowhere").absolute(), "sets.videos.kind": value("real"), "sets.videos.label": value(0),
     # perturb
     "perturb.x": lambda w: w.unit(2, 3, 12, 12), "perturb.compress_h264.x": lambda w: w.bytes(2, 3, 16, 16), "perturb.s": value(0.4), "perturb.k": value(0.6), "perturb.variance": value(0.001), "perturb.count": value(2), "perturb.side": value(4), "perturb.sigma": value(1.0),
     "perturb.radius": value(2), "perturb.height": value(6), "perturb.width": value(5), "perturb.n": value(8), "perturb.crf": value(30.0), "perturb.perturb.name": value("block"), "perturb.level": value(2),
@@ -392,6 +401,11 @@ MODELS: dict[str, Callable[[World], object]] = {
     "predictor.output": prediction, "predictor.parts": lambda w: [w.floats(4), w.floats(CLASSES)], "predictor.passages": passages, "predictor.tensors": lambda w: [w.floats(4)], "predictor.like": rows(4), "predictor.devices": value(()), "predictor.logits": value(None), "predictor.features_behind.logits": rows(CLASSES),
     "predictor.Predictor.self": lambda w: _module("models.predictor").Predictor(network(w)), "predictor.inputs": lambda w: (images(w),), "predictor.named": value({}), "predictor.args": value(()), "predictor.mode": value(False), "predictor.batch": lambda w: (images(w), w.labels()), "predictor.batches": lambda w: [images(w)], "predictor.batch_size": value(4),
     "testtime.order": lambda w: torch.arange(w.rows).flip(0), "testtime.arrival.order": value("by identity"), "testtime.Adapting.order": value("shuffled"), "testtime.how": lambda w: _module("models.testtime").Adapting("FaceBN"),
+    # video
+    "video.clips": lambda w: w.unit(3, 3, 16, 16), "video.features": rows(4, 8), "video.tokens": rows(4, 8), "video.d": value(8), "video.heads": value(2), "video.cnn": value("small"), "video.size": value(16), "video.n": value(5), "video.u": rows(4, 8), "video.z": rows(4, 8),
+    "video.seen": lambda w: _module("models.video").Seen(w.floats(8), w.floats(4, 8)), "video.clip": rows(8), "video.inputs": rows(16), "video.frame": lambda w: _module("models.video").FrameEncoder("small", 16, 8), "video.time": lambda w: _module("models.video").OverTime(8, 1, 2), "video.frames": value(6), "video.layers": value(1),
+    "video.FrameEncoder.self": lambda w: _module("models.video").FrameEncoder("small", 16, 8).eval(), "video.OverTime.self": lambda w: _module("models.video").OverTime(8, 1, 2).eval(), "video.VideoNet.self": lambda w: _module("models.video").video_net("small", 16, 8, 1, 2).eval(),
+    "video.ForgeryHead.self": lambda w: _module("models.video").ForgeryHead(8, 4).eval(), "video.Recurrent.self": lambda w: _module("models.video").Recurrent(8).eval(),
     "written.family": lambda w: _module("models.classifiers").ARCHITECTURES["smallconv"], "written.text": value("smallconv:4-4:4"), "written.people": value(CLASSES), "written.head": lambda w: _module("losses.margin").CosFace, "written.recogniser.text": value("smallface:4-4:4"), "written.parse_recogniser.text": value("smallface:4-4:4"),
 }
 
@@ -545,6 +559,7 @@ ELSEWHERE: dict[str, str] = {
 
 ELSEWHERE |= {f"models.{name}.forward": "a block inside of a network, which has looked at what comes in" for name in """classifiers.PostActivation
     classifiers.PreActivation classifiers.GroupedUnit classifiers.SplitUnit convnets.Residual convnets.Dense embedders.ImprovedResidual""".split()}
+ELSEWHERE |= {"models.video.Block": "a layer inside of OverTime, which has looked at what comes in"}
 ELSEWHERE |= {f"models.predictor.Predictor.{name}": "as of torch's modules" for name in ("train", "state_dict", "load_state_dict", "extra_repr")}
 
 # what may change: "arguments", "self", "generator"
@@ -557,6 +572,8 @@ IN_PLACE: dict[str, tuple[str, ...]] = {
     "losses.relation_contrast.RelationContrast.forward": ("self",),
     "losses.relation_contrast.Contrasted.fill": ("self",),
     "data.batches.Epochs.set_epoch": ("self",),
+    "models.video.video_net": ("generator",),                     # draws weights: part of a network is built before the rest is refused
+    "models.video.ForgeryHead.standardise": ("self",),            # its purpose
     "models.classifiers.initialise": ("arguments", "generator"),  # drawn anew in place: its purpose
     "models.embedders.drawn": ("arguments", "generator"),
     "models.adapt.Pooled.add": ("self",),

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..inputs import as_pixels, require_choice, require_number, require_whole, wide_dtype
 
 # %% ../../nbs/data/perturb.ipynb #93769331
-CHUNK = 2**20                                                # numbers of a batch that are worked on at once
+CHUNK = 2**18                                                # numbers of a batch that are worked on at once
 
 
 def _on_frames(where: str, x: Tensor, work: Callable[[Tensor], Tensor], cut: bool = False, dims: int = 3) -> Tensor:
@@ -154,7 +154,7 @@ def compress(x: Tensor, crf: float) -> Tensor:
         H, W = f.shape[-2:]
         if min(H, W) < 8:
             raise ValueError(f"compress: frames of {H} x {W} are smaller than a block; expected at least 8 x 8")
-        C = cosine_transform().to(f)
+        K = torch.kron(cosine_transform(), cosine_transform()).to(f)               # C x C' of a block as a row of 64
         y = _luma(f.flatten(0, 1))
         r, b = (f.flatten(0, 1)[:, k : k + 1] for k in (0, 2))
         planes = torch.cat([y, (b - y) / 1.772, (r - y) / 1.402], 1)
@@ -162,8 +162,8 @@ def compress(x: Tensor, crf: float) -> Tensor:
         decoded, frames = torch.zeros_like(planes[:, 0]), []
         for now in planes.unbind(1):
             blocks = (now - decoded).unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-3, -2)
-            coded = (C @ blocks @ C.T / delta).round() * delta
-            decoded = decoded + (C.T @ coded @ C).transpose(-3, -2).flatten(-4, -3).flatten(-2)
+            coded = (blocks.flatten(-2) @ K.T / delta).round() * delta
+            decoded = decoded + (coded @ K).view_as(blocks).transpose(-3, -2).flatten(-4, -3).flatten(-2)
             frames.append(decoded[..., :H, :W])
         planes = torch.stack(frames, 1).flatten(0, 1)
         return _to_rgb(*planes.split(1, 1)).view_as(f)
