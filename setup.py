@@ -47,7 +47,8 @@ setup(
     package_data={"kdnotes": ["py.typed"], "kdnotes.reported": ["*.csv"]},
     cmdclass={"build_py": BuildWithNotebooks},
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "cluster", "parquet", "faces", "privacy")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split()
+                    for extra in ("dev", "cluster", "parquet", "faces", "privacy")},
     entry_points={
         "console_scripts": [cfg["console_scripts"]],
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],
