@@ -16,17 +16,21 @@ from torch.utils.data import DataLoader
 from .imageset import LabelledImages, rank_in_class
 from .pictures import Pictures
 from .source import note_read
-from ..inputs import require_whole
+from ..inputs import as_labels, require_whole
 from ..runtime import make_generator
 
 # %% ../../nbs/data/batches.ipynb #1fe0c83d
 def class_batches(labels: Tensor, batches: int, per_class: int, batch_size: int, generator: torch.Generator) -> Tensor:
     """Indices of images, `(batches, batch_size)`: in each row `per_class` different images of as many classes as fit.
     """
-    check_order(len(labels), batch_size, False, labels, per_class)
-    require_whole("class_batches", batches=batches)
+    require_whole("class_batches", batches=batches, per_class=per_class, batch_size=batch_size)
+    labels = as_labels("class_batches", labels, at_least=None)
     present, y, counts = labels.unique(return_inverse=True, return_counts=True)
     P, K = batch_size // per_class, per_class
+    if not 0 < P <= len(present) or P * K != batch_size or int(counts.min()) < K:
+        smallest = int(counts.min()) if len(counts) else 0
+        raise ValueError(f"class_batches: batch_size {batch_size} with per_class={K} needs {P} classes of at least {K} "
+                         f"images, and {K} to divide it; there are {len(present)}, the smallest with {smallest}")
     drawn = torch.rand(batches, len(present), generator=generator).argsort(1)[:, :P]  # P distinct classes a batch
     turn = rank_in_class(drawn.flatten()).view(batches, P)  # how often each was drawn before
     shuffle = torch.randperm(len(y), generator=generator)

@@ -32,7 +32,8 @@ def shift(x: Tensor, t: Tensor) -> Tensor:
     """Move images `x` `(N, C, H, W)` down and to the right by `t` int64 `(N, 2)` pixels (up and left if negative),
     with zeros behind.
     """
-
+    if t.shape != (len(x), 2):
+        raise ValueError(f"shift: steps are {tuple(t.shape)} for {len(x)} images; expected ({len(x)}, 2)")
     t = t.long()  # bytes would wrap around
 
     def mover(side: int, steps: Tensor) -> Tensor:
@@ -48,6 +49,8 @@ def warp(x: Tensor, A: Tensor) -> Tensor:
 
     Places and pixels are computed in float32 or better; the result has the type of `x`.
     """
+    if A.shape != (len(x), 2, 2):
+        raise ValueError(f"warp: matrices are {tuple(A.shape)} for {len(x)} images; expected ({len(x)}, 2, 2)")
     if not len(x):
         return x
     y = x.to(wide_dtype(x))
@@ -57,11 +60,15 @@ def warp(x: Tensor, A: Tensor) -> Tensor:
 
 def scale(x: Tensor, s: Tensor) -> Tensor:
     """Zoom by 1/s along each axis; `s` `(N, 2)` for (x, y)."""
+    if s.shape != (len(x), 2):
+        raise ValueError(f"scale: factors are {tuple(s.shape)} for {len(x)} images; expected ({len(x)}, 2)")
     return warp(x, torch.diag_embed(s))
 
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
     """Turn by `degrees` `(N,)`."""
+    if degrees.shape != (len(x),):
+        raise ValueError(f"rotate: angles are {tuple(degrees.shape)} for {len(x)} images; expected ({len(x)},)")
     a = degrees.to(wide_dtype(degrees)) * (math.pi / 180)
     return warp(x, torch.stack([a.cos(), -a.sin(), a.sin(), a.cos()], -1).view(-1, 2, 2))
 
@@ -70,6 +77,7 @@ def cut_out(x: Tensor, centre: Tensor, ratio: float = 0.5) -> Tensor:
     """Zero the square of side `floor(ratio H + 1/2)` around `centre` int64 `(N, 2)`, clipped at the border."""
     if centre.shape != (len(x), 2):
         raise ValueError(f"cut_out: centres are {tuple(centre.shape)} for {len(x)} images; expected ({len(x)}, 2)")
+    require_number("cut_out", at_least=0, ratio=ratio)
     hole, centre = torch.ones((), dtype=torch.bool, device=x.device), centre.long()  # bytes would wrap around
     for axis, side in enumerate(x.shape[2:]):
         size, i = math.floor(ratio * side + 0.5), torch.arange(side, device=x.device)
@@ -152,7 +160,9 @@ def fires(names: tuple[str, ...], rule: str, calls: int, generator: torch.Genera
 def spread(rows: Tensor, index: Tensor | None, n: int, device: torch.device) -> Tensor:
     """Row `index[i]` of `rows` for each image i of `n`, on `device`; without an index row i, or the only row."""
     rows = rows.to(device, non_blocking=True)
-    return rows.expand(n, *rows.shape[1:]) if index is None else rows.index_select(0, index.to(device).long())
+    if index is not None:
+        index = as_labels("siamese", index, n, len(rows), "groups or calls").to(device)
+    return rows.expand(n, *rows.shape[1:]) if index is None else rows.index_select(0, index)
 
 
 def count(index: Tensor | None, n: int, otherwise: int) -> int:
@@ -214,6 +224,7 @@ def boxes(lam: Tensor, side: int, generator: torch.Generator | None = None) -> T
     `(E, side, side)`.
     """
     require_number("boxes", at_least=0, at_most=1, lam=lam)
+    require_whole("boxes", side=side)
     half = (side * (1 - lam).sqrt()).long()[:, None] // 2
     centre = torch.randint(side, (len(lam), 2), generator=generator, device=lam.device)
     i = torch.arange(side, device=lam.device)
