@@ -721,18 +721,14 @@ KNOWN: set[str] = {
       inpaint.TransformerPrior.forward reformers.Unit.forward reformers.Reformer.forward reformers.Cascade.descriptor
       reformers.Cascade.forward""".split()),
     *(f"metrics.{name}" for name in """verify.ErrorRates""".split()),
-    *(f"models.{name}" for name in """perceptron.Perceptron.forward testtime.adapted""".split()),
-    *(f"condense.{name}" for name in """evaluate.evaluate evaluate.member_batch evaluate.mixed_loss gradients.class_gradient matching.mean_gap matching.calibration matching.shares
-      model_queue.train_member selection.herding selection.k_center selection.choose_images evaluate.OneByOne.forward evaluate.Together.forward
-      matching.Matching.show model_queue.KnowingGap.__call__""".split()),
+    *(f"models.{name}" for name in """testtime.adapted""".split()),
+    *(f"condense.{name}" for name in """model_queue.train_member evaluate.OneByOne.forward evaluate.Together.forward""".split()),
 }
 
 # the same, of wrong arguments
 KNOWN_WRONG: set[str] = {
     "metrics.aggregate.DawidSkene.confusion",
     "data.synthetic_crowds.draw_rates",
-    *(f"models.{name}" for name in """classifiers.torchvision_resnet embedders.face_resnet testtime.Adapting written.recogniser written.printed""".split()),
-    *(f"condense.{name}" for name in """gradients.gradient_gap gradients.Inner gradients.inner_for gradients.one_network learn.learn
-      matching.RealBatches model_queue.Member model_queue.KnowingGap model_queue.idm_passes synthetic.mosaic synthetic.draw_per_class
-      synthetic.contact_sheet matching.RealBatches.of_class matching.RealBatches.__call__ model_queue.NetworkQueue.__call__""".split()),
+    "models.testtime.Adapting",
+    "condense.model_queue.Member",
 }
