@@ -19,6 +19,7 @@ from .matching import Network, Statistics, called, fresh, statistics
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.siamese import cutmix, parse, siamese
+from ..inputs import as_labels, require_number, require_whole
 from ..parallel import parallel_map
 from ..runtime import derive_seed, make_fabric, make_generator
 from ..train import History, fit, multistep
@@ -45,6 +46,8 @@ class Protocol:
 
     def __post_init__(self):
         parse(self.strategy)
+        require_number("Protocol", at_least=0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
+                       gamma=self.gamma)
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or not 0 <= self.cutmix <= 1 or self.looks < 1:
             raise ValueError(
                 f"{self}; expected at least 1 epoch, image per batch and look, lr > 0 and cutmix in [0, 1]"
@@ -71,6 +74,7 @@ def protocol_for(name: str, protocol: Protocol = Protocol()) -> Protocol:
 # %% ../../nbs/condense/evaluate.ipynb #37e1ab45
 def member_batch(rounds: "Rounds", seed: int, rows: Tensor, step: int) -> tuple[Tensor, ...]:
     """The batch `rows` of one network: images `(1, B, C, H, H)`, labels, partners' labels `(1, B)`, lam `(1,)`."""
+    rows = as_labels("member_batch", rows, classes=len(rounds.images), name="rows")
     p, generator = rounds.protocol, make_generator(seed, "augment", rounds.epoch, step)
     x = siamese(normalise(rounds.images[rows], *rounds.normal), p.strategy, generator, rule=p.rule)
     mixed, partners, lam = cutmix(x[None], rounds.labels[rows][None], generator, p.cutmix)
@@ -114,8 +118,12 @@ class Rounds:
 # %% ../../nbs/condense/evaluate.ipynb #8af5b3bd
 def mixed_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """Cross-entropy of `logits` `(E, B, K)`, mixed by `lam`, mean over the batch, summed over the networks."""
+    if logits.ndim != 3 or not logits.numel():
+        raise ValueError(f"mixed_loss: logits are {tuple(logits.shape)}; expected (E, B, K), no side 0")
+
     def entropy(labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
+        y = as_labels("mixed_loss", labels.flatten(), logits.shape[0] * logits.shape[1], logits.shape[2])
+        return F.cross_entropy(logits.float().flatten(0, 1), y, reduction="none").view(logits.shape[:2]).mean(1)
 
     return (batch["lam"] * entropy(batch["labels"]) + (1 - batch["lam"]) * entropy(batch["partners"])).sum()
 
@@ -164,6 +172,7 @@ def members(model: nn.Module, nets: Sequence[nn.Module]) -> Sequence[nn.Module]:
 @torch.no_grad()
 def accuracies(model: nn.Module, test: ImageSet, normal: Statistics, batch_size: int = 500) -> list[float]:
     """Share of right answers of each network on `test`, which is standardised and nothing else."""
+    require_whole("accuracies", batch_size=batch_size)
     right = 0
     for images, labels in zip(test.images.split(batch_size), test.labels.split(batch_size)):
         right = right + (model(normalise(images, *normal), shared=True).argmax(-1) == labels).sum(1)
@@ -292,8 +301,8 @@ def evaluate(
             f"expected images {test.shape} of {len(test.classes)} classes"
         )
     contest = Contest(
-        images,
-        labels,
+        images.detach(),
+        as_labels("evaluate", labels, len(images), len(test.classes)),
         test.to(images.device),
         protocol or protocol_for(test.name),
         network,

@@ -87,7 +87,8 @@ def distinct(total: int, count: int, generator: torch.Generator) -> Tensor:
 def genuine_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Generator) -> Tensor | None:
     """`count` different pairs `(2, count)` of `rows` with one label, all equally likely; None where there are too few.
     """
-    labels, rows = as_labels("genuine_pairs", labels, at_least=None), as_labels("genuine_pairs", rows, name="rows")
+    labels = as_labels("genuine_pairs", labels, at_least=None)
+    rows = as_labels("genuine_pairs", rows, classes=len(labels), name="rows")
     if not len(rows):
         return None
     rows = rows[labels[rows].argsort(stable=True)]
@@ -106,7 +107,8 @@ def impostor_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Ge
     """`count` different pairs `(2, count)` of `rows` with two labels, all equally likely; None where there are too
     few.
     """
-    labels, rows = as_labels("impostor_pairs", labels, at_least=None), as_labels("impostor_pairs", rows, name="rows")
+    labels = as_labels("impostor_pairs", labels, at_least=None)
+    rows = as_labels("impostor_pairs", rows, classes=len(labels), name="rows")
     n = labels[rows].unique(return_counts=True)[1]
     total = len(rows) * (len(rows) - 1) // 2
     there = total - int((n * (n - 1) // 2).sum())

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from ..config import unknown_name
-from ..data.crowds import Crowd, Truth, labels_per_annotator, labels_per_item, truth_by_name
-from ..data.crowds import votes as count_votes
+from ..data.crowd_statistics import labels_per_annotator, labels_per_item
+from ..data.crowd_statistics import votes as count_votes
+from ..data.crowds import Crowd
+from ..data.named import truth_by_name
+from ..data.truth import Truth
 from ..inputs import as_labels, as_rows, require_table, require_width
 
 # %% auto #0
