@@ -727,8 +727,6 @@ KNOWN: set[str] = {
 
 # the same, of wrong arguments
 KNOWN_WRONG: set[str] = {
-    "metrics.aggregate.DawidSkene.confusion",
-    "data.synthetic_crowds.draw_rates",
     "models.testtime.Adapting",
     "condense.model_queue.Member",
 }
