@@ -689,7 +689,6 @@ KNOWN: set[str] = {
 # the same, of wrong arguments
 KNOWN_WRONG: set[str] = {
     "metrics.aggregate.DawidSkene.confusion",
-    "data.synthetic_crowds.draw_rates",
     *(f"models.{name}" for name in """classifiers.torchvision_resnet embedders.face_resnet testtime.Adapting written.recogniser written.printed""".split()),
     *(f"condense.{name}" for name in """gradients.gradient_gap gradients.Inner gradients.inner_for gradients.one_network learn.learn
       matching.RealBatches model_queue.Member model_queue.KnowingGap model_queue.idm_passes synthetic.mosaic synthetic.draw_per_class
