@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Statistics', 'draw_crop', 'windows', 'crop', 'random_crop', 'draw_flip', 'flip', 'random_flip', 'channel_statistics',
-           'as_channels', 'normalise', 'denormalise', 'Augment']
+           'as_channels', 'check_scale', 'normalise', 'denormalise', 'Augment']
 
 # %% ../../nbs/data/augment.ipynb #75f10017
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inputs import as_images, as_pixels, require_choice, require_number, require_whole
+from ..inputs import as_images, as_pixels, require_choice, require_whole
 
 # %% ../../nbs/data/augment.ipynb #aea1bd49
 def draw_crop(x: Tensor, padding: int, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
@@ -130,15 +130,26 @@ def as_channels(values: Statistics, x: Tensor) -> Tensor:
     return column
 
 
+def check_scale(x: Tensor, std: Statistics) -> None:
+    """ValueError for deviations below zero, and for floats in host memory that are not in [0, 1] and not learned."""
+    on_host = not isinstance(std, Tensor) or std.device.type == "cpu"  # elsewhere, looking would wait for the device
+    spread = torch.as_tensor(std).flatten().tolist() if on_host else []
+    if spread and not min(spread) >= 0:
+        raise ValueError(f"normalise: std is {min(spread)}; expected numbers of at least 0")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.device.type != "cpu" or x.requires_grad:
+        return
+    v = x.numpy() if x.dtype != torch.bfloat16 else x.float().numpy()  # NumPy, so that no check counts as a computation
+    if v.size and not (v.min() >= -1e-4 and v.max() <= 1 + 1e-4):
+        as_pixels("normalise", x)
+
+
 def normalise(x: Tensor, mean: Statistics, std: Statistics) -> Tensor:
     """`(x - mean) / std` in each channel, float32, for floats in [0, 1] or bytes (taken as x / 255).
 
     A channel with std 0 is only centred. ValueError, for images in host memory, for floats outside [0, 1], which are
     standardised already or run to 255; images that are being learned, and so ask for a gradient, may leave the range.
     """
-    require_number("normalise", at_least=0, std=torch.as_tensor(std))
-    if isinstance(x, Tensor) and x.is_floating_point() and x.device.type == "cpu" and not x.requires_grad:
-        as_pixels("normalise", x)
+    check_scale(x, std)
     scale = 255 if x.dtype == torch.uint8 else 1
     centre, width = as_channels(mean, x) * scale, as_channels(std, x) * scale
     return (x - centre).div_(torch.where(width == 0, float(scale), width))

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'ALWAYS', 'tint', 'shift', 'warp', 'scale', 'rotate', 'cut_out', 'mirror', 'Operation', 'parse', 'fires',
-           'spread', 'count', 'dense', 'siamese', 'boxes', 'cutmix']
+           'spread', 'count', 'numbers_of', 'dense', 'siamese', 'boxes', 'cutmix']
 
 # %% ../../nbs/data/siamese.ipynb #f32c886d
 import math
@@ -172,6 +172,15 @@ def count(index: Tensor | None, n: int, otherwise: int) -> int:
     return int(as_labels("siamese", index, n, name="groups or calls").max()) + 1
 
 
+def numbers_of(index: Tensor | None, n: int, count: int | None, name: str) -> Tensor | None:
+    """`index` as int64 `(n,)` of 0..count-1; looked at in host memory, by NumPy: no check counts as a computation."""
+    if isinstance(index, Tensor) and index.dtype == torch.int64 and index.shape == (n,):
+        v = index.numpy() if index.device.type == "cpu" else None
+        if v is None or not n or (v.min() >= 0 and (count is None or v.max() < count)):
+            return index
+    return None if index is None else as_labels("siamese", index, n, count, name)
+
+
 def dense(index: Tensor | None) -> Tensor | None:
     """`index` without the numbers that no image has, where they are many: memory goes with the images."""
     if index is None or not len(index) or int(index.max()) < len(index):
@@ -202,9 +211,9 @@ def siamese(
             f"images are {x.dtype} {tuple(x.shape)}; expected floating point (N, C, H, H): standardised and square"
         )
     together = calls is None or calls is groups
-    groups = None if groups is None else as_labels("siamese", groups, n, draws, "groups")
+    groups = numbers_of(groups, n, draws, "groups")
     groups = groups if draws else dense(groups)
-    calls = groups if together else dense(as_labels("siamese", calls, n, name="calls"))
+    calls = groups if together else dense(numbers_of(calls, n, None, "calls"))
     G = draws or count(groups, n, n)
     if not n:
         return x

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ..config import unknown_name
 from ..inputs import require_whole
 
 # %% ../../nbs/models/classifiers.ipynb #d047e55d
@@ -319,8 +320,11 @@ def torchvision_resnet(channels: int, size: int, architecture: str,
     needs `size` > 64 and 3 channels.
     """
     require_whole("torchvision_resnet", channels=channels, size=size)
-    from torchvision.models import get_model
+    import torchvision
+    from torchvision.models import get_model, list_models
 
+    if architecture not in (known := list_models(module=torchvision.models, include="*resnet*")):
+        raise unknown_name("architecture", architecture, known)
     if pretrained and (size <= 64 or channels != 3):
         raise ValueError(f"ImageNet weights belong to RGB images larger than 64 pixels; got "
                          f"channels={channels}, size={size}")
