@@ -289,6 +289,8 @@ class Trial:
             if "\n" in str(error) or not from_here(error) and not isinstance(error, FileNotFoundError):
                 self.note(kind, f"{type(error).__name__} that is not ours: {str(error)[:200]!r}")
             value = Refused(error)
+        except ImportError as error:                              # an extra that is not installed
+            pytest.skip(str(error))
         except Exception as error:
             self.note(kind, f"{type(error).__name__}: {str(error)[:200]!r}")
             value = None

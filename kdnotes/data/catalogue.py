@@ -114,7 +114,10 @@ def find_source(
         sources = known(root) if sources is None else sources
         near = difflib.get_close_matches(name.lower(), sources, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sources)};"
-        own = f"your own images go to {folder} with `kdnotes data add NAME TRAIN TEST`, a folder of class folders too"
+        own = f"your own images go to {folder} with `kdnotes data add NAME TRAIN TEST`"
+        if NAME.fullmatch(name) and os.path.isdir(folder / name):
+            hint = f"{folder / name} has no train and test;"
+            own = f"split and install it with `kdnotes data add NAME {folder / name}`"
         raise ValueError(f"unknown data set {name!r}; {hint} {own}")
     if found.kind == "ambiguous":
         raise ValueError(found.remedy)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..config import listed
 from ..data.imageset import LabelledImages
-from .classifiers import Prediction
+from .classifiers import Prediction, in_type_of
 
 # %% ../../nbs/models/predictor.ipynb #f38c3a2c
 class Passage(NamedTuple):
@@ -231,6 +231,7 @@ class Predictor(nn.Module):
 
     @torch.compiler.disable
     def forward(self, *inputs: Any, **named: Any) -> Prediction:
+        inputs = tuple(in_type_of(self.given, x) if isinstance(x, Tensor) else x for x in inputs)
         asked = {} if self._layer is None else {self._layer: layer_of(self.given, self._layer)}
         with (
             as_written(self.given),
