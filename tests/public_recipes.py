@@ -291,6 +291,12 @@ DATA: dict[str, Callable[[World], object]] = {
     "root": lambda w: Path("empty").absolute(), "folder": lambda w: Path("nowhere").absolute(), "path": lambda w: written("one.png", w), "remedy": value("get it"), "split": value("train"),
     "size": value(8), "least": value(1), "classes": value(tuple("abc")), "labels": labels(), "images": image_set,
     "x": images, "generator": lambda w: w.generator(),
+    # clips
+    "clips.clips": lambda w: w.bytes(4, 3, 8, 8), "clips.temporal_energy.clips": rows(4, 3, 8, 8), "clips.labels": lambda w: torch.zeros(w.rows, dtype=torch.int64), "clips.ClipSet.kinds": lambda w: ("real",) * w.rows, "clips.ClipSet.of.kinds": value(("real",)), "clips.ClipSet.without.kind": value("DF"),
+    "clips.identities": lambda w: torch.arange(w.rows), "clips.donors": lambda w: 100 + torch.arange(w.rows), "clips.counts": value({"real": 1, "DF": 1}), "clips.frames": value(2),
+    # perturb
+    "perturb.x": lambda w: w.unit(2, 3, 12, 12), "perturb.compress_h264.x": lambda w: w.bytes(2, 3, 16, 16), "perturb.s": value(0.4), "perturb.k": value(0.6), "perturb.variance": value(0.001), "perturb.count": value(2), "perturb.side": value(4), "perturb.sigma": value(1.0),
+    "perturb.radius": value(2), "perturb.height": value(6), "perturb.width": value(5), "perturb.n": value(8), "perturb.crf": value(30.0), "perturb.perturb.name": value("block"), "perturb.level": value(2),
     # augment, degrade, shifts, siamese
     "augment.padding": value(1), "augment.size": value(None), "augment.offsets": lambda w: torch.arange(2 * w.rows).view(-1, 2) % 3, "augment.windows.offsets": lambda w: torch.arange(2 * w.rows).view(-1, 2) % 2,
     "augment.h": value(6), "augment.w": value(6), "augment.flipped": lambda w: torch.arange(w.rows) % 2 == 0, "augment.channel_statistics.images": bytes_, "augment.values": value((0.1, 0.2, 0.3)),
@@ -639,6 +645,7 @@ ELSEWHERE: dict[str, str] = {
     "condense.matching.Remade": "of a function that makes a network: tests/condense/test_own_networks.py",
     "models.classifiers.check_sight": "of a function that makes a trunk: tests/models/test_sight.py",
     "models.classifiers.alone": "of any network, whose own refusals it passes on: tests/models/test_sight.py",
+    "data.perturb.compress_h264": "needs an encoder: tests/data/test_perturb.py",
     "condense.study": "stages of an experiment, made of names and numbers: tests/condense/test_study.py",
     **{f"data.faces.{name}": "a step of the painter: it takes the head and the canvas that `render` has made"
        for name in """seen head_frame to_pixels spots places windows Canvas Canvas.near Canvas.paint blank ramp colours head_distance ellipse paint_behind paint_head
@@ -727,8 +734,6 @@ KNOWN: set[str] = {
 
 # the same, of wrong arguments
 KNOWN_WRONG: set[str] = {
-    "metrics.aggregate.DawidSkene.confusion",
-    "data.synthetic_crowds.draw_rates",
     "models.testtime.Adapting",
     "condense.model_queue.Member",
 }
