@@ -73,6 +73,10 @@ def critic(w: World) -> nn.Module:
     return Critic(10, 0.5, norm="none")
 
 
+def critic_with_memory(w: World) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, CLASSES)).eval()
+
+
 def crowd_labels(w: World) -> tuple[Tensor, Tensor, Tensor]:
     return torch.arange(w.rows), torch.arange(w.rows) % 4, w.labels()
 
@@ -146,6 +150,9 @@ LOSSES: dict[str, Callable[[World], object]] = {
     # inpaint
     "inpaint.painted": lambda w: w.unit(3, 8, 8), "inpaint.real": lambda w: w.unit(3, 8, 8), "inpaint.hole_loss.m": lambda w: (w.unit(1, 8, 8) > 0.5).float(),
     "inpaint.discriminator_loss.real": rows(1, 3, 3), "inpaint.discriminator_loss.painted": rows(1, 3, 3), "inpaint.generator_loss.painted": rows(1, 3, 3),
+    # datafree
+    "datafree.logits": rows(CLASSES), "datafree.features": rows(4), "datafree.network": lambda w: critic_with_memory(w), "datafree.layer": value("norm"), "datafree.given": rows(4),
+    "datafree.mean": fixed(4), "datafree.variance": lambda w: torch.rand(4, generator=w.generator()), "datafree.heard": lambda w: [_module("losses.datafree").Heard("norm", w.floats(4), torch.zeros(4), torch.ones(4))],
     # mmd
     "mmd.x": rows(4), "mmd.y": rows(4), "mmd.a": rows(4), "mmd.b": rows(4), "mmd.D": lambda w: w.floats(max(w.rows, 1)).square() if w.rows else torch.zeros(0, 0),
     "mmd.radial.b": value(0.7), "mmd.widths": value((0.5, 1.0)), "mmd.make_kernel.name": value("gaussian"),
@@ -291,6 +298,12 @@ DATA: dict[str, Callable[[World], object]] = {
     "root": lambda w: Path("empty").absolute(), "folder": lambda w: Path("nowhere").absolute(), "path": lambda w: written("one.png", w), "remedy": value("get it"), "split": value("train"),
     "size": value(8), "least": value(1), "classes": value(tuple("abc")), "labels": labels(), "images": image_set,
     "x": images, "generator": lambda w: w.generator(),
+    # clips
+    "clips.clips": lambda w: w.bytes(4, 3, 8, 8), "clips.temporal_energy.clips": rows(4, 3, 8, 8), "clips.labels": lambda w: torch.zeros(w.rows, dtype=torch.int64), "clips.ClipSet.kinds": lambda w: ("real",) * w.rows, "clips.ClipSet.of.kinds": value(("real",)), "clips.ClipSet.without.kind": value("DF"),
+    "clips.identities": lambda w: torch.arange(w.rows), "clips.donors": lambda w: 100 + torch.arange(w.rows), "clips.counts": value({"real": 1, "DF": 1}), "clips.frames": value(2),
+    # perturb
+    "perturb.x": lambda w: w.unit(2, 3, 12, 12), "perturb.compress_h264.x": lambda w: w.bytes(2, 3, 16, 16), "perturb.s": value(0.4), "perturb.k": value(0.6), "perturb.variance": value(0.001), "perturb.count": value(2), "perturb.side": value(4), "perturb.sigma": value(1.0),
+    "perturb.radius": value(2), "perturb.height": value(6), "perturb.width": value(5), "perturb.n": value(8), "perturb.crf": value(30.0), "perturb.perturb.name": value("block"), "perturb.level": value(2),
     # augment, degrade, shifts, siamese
     "augment.padding": value(1), "augment.size": value(None), "augment.offsets": lambda w: torch.arange(2 * w.rows).view(-1, 2) % 3, "augment.windows.offsets": lambda w: torch.arange(2 * w.rows).view(-1, 2) % 2,
     "augment.h": value(6), "augment.w": value(6), "augment.flipped": lambda w: torch.arange(w.rows) % 2 == 0, "augment.channel_statistics.images": bytes_, "augment.values": value((0.1, 0.2, 0.3)),
@@ -639,6 +652,7 @@ ELSEWHERE: dict[str, str] = {
     "condense.matching.Remade": "of a function that makes a network: tests/condense/test_own_networks.py",
     "models.classifiers.check_sight": "of a function that makes a trunk: tests/models/test_sight.py",
     "models.classifiers.alone": "of any network, whose own refusals it passes on: tests/models/test_sight.py",
+    "data.perturb.compress_h264": "needs an encoder: tests/data/test_perturb.py",
     "condense.study": "stages of an experiment, made of names and numbers: tests/condense/test_study.py",
     **{f"data.faces.{name}": "a step of the painter: it takes the head and the canvas that `render` has made"
        for name in """seen head_frame to_pixels spots places windows Canvas Canvas.near Canvas.paint blank ramp colours head_distance ellipse paint_behind paint_head
@@ -727,8 +741,6 @@ KNOWN: set[str] = {
 
 # the same, of wrong arguments
 KNOWN_WRONG: set[str] = {
-    "metrics.aggregate.DawidSkene.confusion",
-    "data.synthetic_crowds.draw_rates",
     "models.testtime.Adapting",
     "condense.model_queue.Member",
 }

@@ -257,6 +257,8 @@ def compiled(net: nn.Module, example: Tensor) -> Callable:
 
     `net` itself, with one log line, where that fails.
     """
+    if isinstance(net, Predictor):                    # it listens to layers, and compiled code does not tell
+        return net
     try:
         fast = torch.compile(net, dynamic=False)
         with torch.enable_grad():  # the first caller may be the real side, which asks for no gradient

@@ -43,24 +43,24 @@ def normalised_values(network: nn.Module, channels: int, size: int, count: int =
     require_whole("normalised_values", channels=channels, size=size, count=count)
     counts: dict[str, int] = {}
 
-    def note(name: str, layer: nn.Module, inputs: tuple) -> None:
-        N, C, *places = inputs[0].shape
+    def note(name: str, layer: nn.Module, x: Tensor) -> Tensor:
+        N, C, *places = x.shape
         batch = isinstance(layer, _BatchNorm)
         each = N if batch else C // layer.num_groups if isinstance(layer, nn.GroupNorm) else 1
         counts[name] = min(counts.get(name, each * math.prod(places)), each * math.prod(places))
+        return x                                               # as it is: only its shape matters
 
     kinds = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, kinds)}
-    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
     state = (*network.named_parameters(), *network.named_buffers())
     ghosts = {name: value.detach().to("meta") for name, value in state}
     try:
+        for name, layer in layers.items():
+            layer.forward = partial(note, name, layer)
         torch.func.functional_call(network, ghosts, torch.empty(count, channels, size, size, device="meta"))
-    except ValueError:                                         # PyTorch refuses to normalise one value by a batch
-        pass
     finally:
-        for hook in hooks:
-            hook.remove()
+        for layer in layers.values():
+            layer.__dict__.pop("forward", None)
     return counts
 
 
