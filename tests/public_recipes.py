@@ -5,6 +5,7 @@ A recipe makes its argument for a `World`: how many rows there are, whether they
 recipe keeps its default.
 """
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -626,9 +627,58 @@ def _bytwo(w: World, width: int) -> Tensor:
     return nn.functional.normalize(torch.stack([w.floats(width), w.floats(width)]), dim=-1)
 
 
+def line_and_rows(w: World) -> tuple:
+    """A small network, its loss by row, and a batch."""
+    torch.manual_seed(0)
+    return nn.Linear(4, CLASSES), lambda network, x, y: nn.functional.cross_entropy(network(x), y, reduction="none"), (w.floats(4), w.labels())
+
+
+def votes(w: World) -> Tensor:
+    """Of ten teachers."""
+    counts = torch.stack([torch.arange(w.rows) % 4, torch.arange(w.rows) % 3], 1)
+    return torch.cat([counts, 10 - counts.sum(1, keepdim=True)], 1)
+
+
+def sanitizer(w: World):
+    from kdnotes.privacy.sanitize import Budget, Sanitizer
+    return Sanitizer(Budget(20, 5, 3, 1e-5, noise_multiplier=1.0), 0.5)
+
+
+def release(w: World):
+    from kdnotes.privacy.accounting import gaussian
+    return gaussian(1.0)
+
+
+ORDERS = (2.0, 4.0)
+PRIVACY: dict[str, Callable[[World], object]] = {
+    "delta": value(1e-5), "records": value(1000), "orders": value(ORDERS), "rdp": value((0.1, 0.2)), "mu": value(0.5), "epsilon": value(1.0), "sample_rate": value(0.1),
+    "noise_multiplier": value(1.0), "steps": value(5), "mechanism": value("some"), "times": value(1), "ax": lambda w: _axes(), "noise_multipliers": value((1.0, 2.0)),
+    "accounting.epsilon_by_step.steps": value((1, 5)), "accounting.prv_epsilon.history": value(((1.0, 0.1, 5),)), "parameters": value({"a": 1.0}), "release": release, "shards": value(10), "rows": value(2), "what": value("some"), "why": value("because"),
+    "changes": value({"why": "because"}), "accounting.state": lambda w: _module("privacy.accounting").Ledger().state_dict(), "accounting.Spent.order": value(2.0),
+    # pate
+    "pate.records": value(20), "pate.teachers": value(3), "predictions": lambda w: w.labels()[None].repeat(4, 1), "classes": value(CLASSES), "votes": votes, "gamma": value(0.5), "sigma": value(2.0), "pate.log_q": value(__import__("numpy").array([-3.0, -0.5])),
+    "order": value(4.0), "epsilon0": value(0.1), "queries": value(5), "noise": lambda w: (w.floats(CLASSES),), "top": lambda w: votes(w).amax(1).numpy(), "threshold": value(5.0), "sigma1": value(2.0), "sigma2": value(2.0), "answered": value(None), "asked": value(3),
+    "pate.Answers.labels": labels(), "pate.Answers.answered": labels(2), "pate.gnmax_local_sensitivity.votes": value(torch.tensor([7, 2, 1])), "pate.threshold_local_sensitivity.top": value(2),
+    "pate.local": value(__import__("numpy").array([0.1, 0.3])), "beta": value(0.02), "sigma_ss": value(5.0), "pate.sanitised_epsilon.mechanism": lambda w: _module("privacy.pate").GNMax(5.0),
+    # sanitize
+    "norms": lambda w: w.floats().abs(), "clip": value(0.5), "sanitize.clip_rows.rows": rows(4), "sanitize.noisy_rows.rows": rows(4), "model": lambda w: line_and_rows(w)[0], "loss": lambda w: line_and_rows(w)[1], "batch": lambda w: line_and_rows(w)[2],
+    "accounting.calibrate.orders": value((2.0, 8.0, 32.0)), "check_votes.teachers": value(10), "pate.check_votes.teachers": value(10), "sanitize.Budget.epsilon": value(math.inf), "losses": rows(), "sanitize.check_losses.rows": lambda w: w.rows, "sanitize.x": rows(4), "std": value(0.5), "sanitize.poisson_batch.records": value(50), "sanitize.Budget.batch": value(20),
+    # audit
+    "successes": value(3), "trials": value(10), "p": value(0.05), "true_positives": value(9), "positives": value(10), "false_positives": value(1), "negatives": value(10), "canaries": value(10), "guesses": value(8), "right": value(7),
+    "scores": rows(), "included": labels(2), "highest": value(1), "lowest": value(1), "claimed": value(1.0), "with_canary": rows(), "without": rows(), "thresholds": value(0.1), "audit.lower": value(0.5), "how": value("one run"), "made": value(3),
+    "sanitizer": sanitizer, "audits": lambda w: {"a": _module("privacy.audit").Audit(0.5, 1.0, 1e-5, 0.05, "one run")}, "audit.numbers": lambda w: torch.arange(w.rows), "audit.Pad.canaries": value(N),
+}
+
+
+def _axes():
+    from matplotlib.figure import Figure
+    return Figure().subplots()
+
+
 TABLE = GENERAL | {f"losses.{key}": made for key, made in LOSSES.items()} | {f"metrics.{key}": made for key, made in METRICS.items()} | {f"data.{key}": made for key, made in DATA.items()} \
     | {f"data.masks.{key}": made for key, made in MASKS.items()} \
-    | {f"models.{key}": made for key, made in (MODELS | PAINTERS).items()} | {f"condense.{key}": made for key, made in CONDENSE.items()}
+    | {f"models.{key}": made for key, made in (MODELS | PAINTERS).items()} | {f"condense.{key}": made for key, made in CONDENSE.items()} \
+    | {f"privacy.{key}": made for key, made in PRIVACY.items()}
 
 
 def recipe(name: str, parameter: str, world: World) -> object:
@@ -653,6 +703,19 @@ ELSEWHERE: dict[str, str] = {
     "models.classifiers.check_sight": "of a function that makes a trunk: tests/models/test_sight.py",
     "models.classifiers.alone": "of any network, whose own refusals it passes on: tests/models/test_sight.py",
     "data.perturb.compress_h264": "needs an encoder: tests/data/test_perturb.py",
+    "privacy.accounting.Ledger": "it counts what the house spends: tests/privacy/test_accounting.py",
+    "privacy.accounting.Entry": "a row of a ledger",
+    **{f"privacy.{name}": "a result: nothing to call" for name in "accounting.Spent audit.Audit pate.Sanitised sanitize.Clipped".split()},
+    **{f"privacy.sanitize.{name}": "of any network, whose own refusals it passes on: tests/privacy/test_sanitize.py"
+       for name in "micro_gradients vmap_gradients ghost_sum clipped_sum count_records".split()},
+    **{f"privacy.pate.{name}": "of the noise that the mechanism itself has drawn: tests/privacy/test_pate.py"
+       for name in "LNMax.decide GNMax.decide ConfidentGNMax.decide ConfidentGNMax.top InteractiveGNMax.decide InteractiveGNMax.top".split()},
+    "privacy.sanitize.Passage": "made by the hooks of ghost norms: tests/privacy/test_sanitize.py",
+    "privacy.sanitize.record_gradients": "the same", "privacy.sanitize.squared_norms": "the same", "privacy.sanitize.weighted_sum": "the same",
+    "privacy.sanitize.unfolded": "the same", "privacy.sanitize.margins": "the same", "privacy.sanitize.padded": "the same",
+    "privacy.sanitize.convolution_gradients": "the same", "privacy.sanitize.OutsideOfLayers": "the same", "privacy.sanitize.passages": "the same",
+    "privacy.sanitize.Sanitizer": "a budget, generators and a ledger of the house: tests/privacy/test_sanitize.py",
+    "privacy.pate.Oracle": "it holds votes and a ledger: tests/privacy/test_pate.py",
     "condense.study": "stages of an experiment, made of names and numbers: tests/condense/test_study.py",
     **{f"data.faces.{name}": "a step of the painter: it takes the head and the canvas that `render` has made"
        for name in """seen head_frame to_pixels spots places windows Canvas Canvas.near Canvas.paint blank ramp colours head_distance ellipse paint_behind paint_head
@@ -666,6 +729,7 @@ ELSEWHERE |= {f"models.predictor.Predictor.{name}": "as of torch's modules" for 
 
 # what may change: "arguments", "self", "generator"
 IN_PLACE: dict[str, tuple[str, ...]] = {
+    "privacy.audit.pad_scores": ("arguments",),                   # the sanitizer takes its steps
     "losses.contrastive.settle": ("arguments",),                  # its purpose
     "losses.contrastive.random_sphere": ("arguments", "generator"),
     "losses.contrastive.Queue.push": ("self",),
@@ -705,6 +769,7 @@ NAN_WITHOUT_NAN: set[str] = {
 
 # the number does not enter
 NAN_IS_NO_MATTER: set = {
+    "privacy.sanitize.noise_like",                                # only the shape counts
     "data.augment.draw_crop", "data.augment.draw_flip", "data.augment.as_channels",     # only the shape counts
     "data.augment.windows", "data.siamese.cut_out",                                     # it may lie outside
     "models.adapt.values_of", "models.adapt.running_order", "models.testtime.batch_of", ("models.predictor.last_of_each_device", "like"),
@@ -714,6 +779,7 @@ NAN_IS_NO_MATTER: set = {
 
 # an infinite number has a finite answer: a limit, or a place in an order
 INFINITY_HAS_AN_ANSWER: set[str] = {
+    "privacy.audit.audit_one_run", "privacy.audit.audit_runs", "privacy.audit.guess",
     "losses.contrastive.noise_contrast", "losses.contrastive.contrast", "losses.mmd.radial", "losses.annotators.max_mig_loss",
     "metrics.classify.accuracy", "metrics.classify.per_class_accuracy", "metrics.retrieve.average_precision", "metrics.verify.tpir_at_fpir",
 }

@@ -202,11 +202,10 @@ class Pad(nn.Module):
     def __init__(self, canaries: int):
         super().__init__()
         require_whole("Pad", canaries=canaries)
-        self.table = nn.Embedding(canaries, 1)
-        nn.init.zeros_(self.table.weight)
+        self.table = nn.Embedding.from_pretrained(torch.zeros(canaries, 1), freeze=False)
 
     def forward(self, numbers: Tensor) -> Tensor:
-        return self.table(numbers)[:, 0]
+        return self.table(as_labels("Pad", numbers, classes=self.table.num_embeddings, name="numbers"))[:, 0]
 
 
 def pad_scores(sanitizer: Sanitizer, included: Tensor) -> Tensor:

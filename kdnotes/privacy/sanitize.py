@@ -436,9 +436,11 @@ def noisy_rows(rows: Tensor, clip: float, noise_multiplier: float, generator: to
 
 
 def noise_like(x: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    """Gaussian noise of the shape of `x` and a standard deviation of `std`, drawn on the generator's device."""
-    drawn = torch.randn(x.shape, generator=generator, device=generator.device, dtype=wide_dtype(x))
-    return (std * drawn).to(x.device)
+    """Gaussian noise of the shape of `x` and a standard deviation of `std`, drawn in float32 on the generator's device.
+    """
+    require_number("noise_like", at_least=0, std=std)
+    drawn = torch.randn(x.shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return std * drawn.to(x.device, wide_dtype(x))
 
 # %% ../../nbs/privacy/sanitize.ipynb #e389b1eb
 def poisson_batch(records: int, sample_rate: float, generator: torch.Generator) -> Tensor:
