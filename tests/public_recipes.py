@@ -723,7 +723,7 @@ WRONG_IS_RIGHT: set[str] = {
 KNOWN: set[str] = {
     *(f"data.{name}" for name in """masks.blanked masks.crossings masks.projected masks.recoloured masks.relit""".split()),
     *(f"models.{name}" for name in """inpaint.drawn inpaint.DilatedResidual inpaint.Decoder inpaint.to_tokens inpaint.coarse inpaint.Block inpaint.prior_loss
-      inpaint.prior_picture recognisers.enlarged recognisers.recognise reformers.Unit inpaint.DilatedResidual.forward
+      inpaint.prior_picture recognisers.enlarged recognisers.recognise inpaint.DilatedResidual.forward
       inpaint.GenerativeEncoder.forward inpaint.Decoder.forward inpaint.PatchDiscriminator.forward inpaint.Block.forward
       inpaint.TransformerPrior.forward reformers.Unit.forward reformers.Reformer.forward reformers.Cascade.descriptor
       reformers.Cascade.forward""".split()),
