@@ -73,6 +73,10 @@ def critic(w: World) -> nn.Module:
     return Critic(10, 0.5, norm="none")
 
 
+def critic_with_memory(w: World) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, CLASSES)).eval()
+
+
 def crowd_labels(w: World) -> tuple[Tensor, Tensor, Tensor]:
     return torch.arange(w.rows), torch.arange(w.rows) % 4, w.labels()
 
@@ -146,6 +150,9 @@ LOSSES: dict[str, Callable[[World], object]] = {
     # inpaint
     "inpaint.painted": lambda w: w.unit(3, 8, 8), "inpaint.real": lambda w: w.unit(3, 8, 8), "inpaint.hole_loss.m": lambda w: (w.unit(1, 8, 8) > 0.5).float(),
     "inpaint.discriminator_loss.real": rows(1, 3, 3), "inpaint.discriminator_loss.painted": rows(1, 3, 3), "inpaint.generator_loss.painted": rows(1, 3, 3),
+    # datafree
+    "datafree.logits": rows(CLASSES), "datafree.features": rows(4), "datafree.network": lambda w: critic_with_memory(w), "datafree.layer": value("norm"), "datafree.given": rows(4),
+    "datafree.mean": fixed(4), "datafree.variance": lambda w: torch.rand(4, generator=w.generator()), "datafree.heard": lambda w: [_module("losses.datafree").Heard("norm", w.floats(4), torch.zeros(4), torch.ones(4))],
     # mmd
     "mmd.x": rows(4), "mmd.y": rows(4), "mmd.a": rows(4), "mmd.b": rows(4), "mmd.D": lambda w: w.floats(max(w.rows, 1)).square() if w.rows else torch.zeros(0, 0),
     "mmd.radial.b": value(0.7), "mmd.widths": value((0.5, 1.0)), "mmd.make_kernel.name": value("gaussian"),
