@@ -200,6 +200,11 @@ METRICS: dict[str, Callable[[World], object]] = {
     "aggregate.DawidSkene.confusion.self": lambda w: _module("metrics.aggregate").dawid_skene(*crowd_labels(World()), 6, 4, 3),
     "verify.fmr_fnmr.threshold": value(0.1), "verify.fmr": value(0.1), "verify.fnmr": value(0.1),
     "verify.histogram_intersection.scores": lambda w: w.floats().tanh(),
+    "generate.covariance": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_x": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_y": lambda w: (lambda x: x.T @ x)(w.floats(4)),
+    "generate.mean_x": fixed(4), "generate.mean_y": fixed(4), "generate.A": rows(4), "generate.B": rows(4), "generate.x_features": rows(4), "generate.y_features": rows(4),
+    "generate.probabilities": lambda w: torch.eye(CLASSES)[w.labels()], "generate.splits": value(1), "generate.points": rows(4), "generate.centres": rows(4), "generate.radii": rows(),
+    "generate.real": rows(4), "generate.generated": rows(4), "generate.validation": rows(), "generate.test": rows(), "generate.k": value(2),
+    "generate.precision": rows(), "generate.recall": rows(), "generate.epoch": labels(), "generate.accuracy": rows(), "generate.forbidden": rows(),
 }
 
 images = lambda w: w.unit(3, 8, 8)
