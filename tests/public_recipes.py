@@ -78,6 +78,18 @@ def critic_with_memory(w: World) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, CLASSES)).eval()
 
 
+def answering(w: World) -> nn.Module:
+    """A smooth student of vectors."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, CLASSES)).eval()
+
+
+def drawing(w: World) -> nn.Module:
+    """A smooth decoder of vectors."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 4)).eval()
+
+
 def crowd_labels(w: World) -> tuple[Tensor, Tensor, Tensor]:
     return torch.arange(w.rows), torch.arange(w.rows) % 4, w.labels()
 
@@ -154,6 +166,11 @@ LOSSES: dict[str, Callable[[World], object]] = {
     # datafree
     "datafree.logits": rows(CLASSES), "datafree.features": rows(4), "datafree.network": lambda w: critic_with_memory(w), "datafree.layer": value("norm"), "datafree.given": rows(4),
     "datafree.mean": fixed(4), "datafree.variance": lambda w: torch.rand(4, generator=w.generator()), "datafree.heard": lambda w: [_module("losses.datafree").Heard("norm", w.floats(4), torch.zeros(4), torch.ones(4))],
+    # tangent
+    "tangent.student": lambda w: answering(w), "tangent.decoder": lambda w: drawing(w), "tangent.x": rows(4), "tangent.r": rows(4), "tangent.tangent": rows(4), "tangent.normal": rows(4),
+    "tangent.normal_perturbation.normal": value("project_all"), "tangent.z": rows(2), "tangent.eta": rows(2), "tangent.v": rows(4), "tangent.product": lambda w: lambda u: u @ torch.tensor([3.0, 2, 1, 1]).diag().to(u),
+    "tangent.conjugate_gradient.steps": value(4), "tangent.cg_steps": value(2), "tangent.epsilon": value(0.5), "tangent.xi": value(0.1), "tangent.logits": rows(CLASSES), "tangent.clean": rows(CLASSES), "tangent.perturbed": rows(CLASSES),
+    "tangent.basis": lambda w: _module("losses.tangent").Basis(torch.linalg.qr(w.floats(4, 2)).Q.contiguous(), w.floats(2, 2) + 3 * torch.eye(2)), "tangent.Q": rows(4, 2), "tangent.R": rows(2, 2),
     # mmd
     "mmd.x": rows(4), "mmd.y": rows(4), "mmd.a": rows(4), "mmd.b": rows(4), "mmd.D": lambda w: w.floats(max(w.rows, 1)).square() if w.rows else torch.zeros(0, 0),
     "mmd.radial.b": value(0.7), "mmd.widths": value((0.5, 1.0)), "mmd.make_kernel.name": value("gaussian"),
@@ -741,6 +758,7 @@ IN_PLACE: dict[str, tuple[str, ...]] = {
     "losses.contrastive.IndexBank.push": ("self",),
     "losses.contrastive.CRDLoss.forward": ("self",),              # memories follow in training mode
     "losses.relation_contrast.RelationContrast.forward": ("self",),
+    "losses.tangent.Steady.__call__": ("self",),                  # the first call notes what it draws
     "losses.relation_contrast.Contrasted.fill": ("self",),
     "data.batches.Epochs.set_epoch": ("self",),
     "models.classifiers.initialise": ("arguments", "generator"),  # drawn anew in place: its purpose
