@@ -191,10 +191,10 @@ class Kind:
         require_number("Kind", at_least=1, shaken=self.shaken)
 
 
-_DF = dict(swap=1, shift_x=0.035, shift_y=0.03, tilt=0.03, scale=0.03, mouth=0.06, feather=0.12)
-_FS = dict(swap=1, shift_x=0.04, shift_y=0.03, tilt=0.06, scale=0.02)
-_F2F = dict(lips=1, upper=1, hold=3, feather=0.12)
-_NT = dict(lips=0.6, opening=0.15, shift_x=0.015, shift_y=0.015, gain=0.04, at_mouth=1, feather=0.06)
+_DF = {"swap": 1, "shift_x": 0.035, "shift_y": 0.03, "tilt": 0.03, "scale": 0.03, "mouth": 0.06, "feather": 0.12}
+_FS = {"swap": 1, "shift_x": 0.04, "shift_y": 0.03, "tilt": 0.06, "scale": 0.02}
+_F2F = {"lips": 1, "upper": 1, "hold": 3, "feather": 0.12}
+_NT = {"lips": 0.6, "opening": 0.15, "shift_x": 0.015, "shift_y": 0.015, "gain": 0.04, "at_mouth": 1, "feather": 0.06}
 TRAINED, HELD_OUT = ("DF", "FS", "F2F", "NT"), ("FSh", "DFo", "CDF", "DFDC")
 WITHOUT_FINGERPRINT = tuple(f"nf{kind}" for kind in TRAINED)
 KINDS: dict[str, Kind] = {
