@@ -49,7 +49,7 @@ results: install
 	$(BIN)/kdnotes results
 
 export: install
-	$(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*.ipynb nbs/*/*.ipynb
+	$(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*.ipynb nbs/*/*.ipynb nbs/*/*/*.ipynb
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python -c 'from kdnotes.report.publish import write_readme; write_readme()'

@@ -33,6 +33,8 @@ class BuildWithNotebooks(build_py):
         return [*super().get_outputs(include_bytecode), *([] if self.editable_mode else self.notebooks().values())]
 
 
+EXTRAS = ("dev", "cluster", "parquet", "faces", "video")
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -47,8 +49,7 @@ setup(
     package_data={"kdnotes": ["py.typed"], "kdnotes.reported": ["*.csv"]},
     cmdclass={"build_py": BuildWithNotebooks},
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split()
-                    for extra in ("dev", "cluster", "parquet", "privacy", "video")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in EXTRAS},
     entry_points={
         "console_scripts": [cfg["console_scripts"]],
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],

@@ -13,7 +13,7 @@ import torch
 
 from kdnotes.condense.study import LiveBytes
 from kdnotes.crowdlearn.committee import couple
-from kdnotes.data import crowds
+from kdnotes.data.synthetic_crowds import answers, draw_assignment, draw_rates, symmetric, synthetic
 from kdnotes.losses.crowd import crowd_nll
 from kdnotes.metrics.aggregate import dawid_skene
 from kdnotes.models.classifiers import build
@@ -46,7 +46,7 @@ def make_crowd(items, seed=0):
     g = torch.Generator().manual_seed(seed)
     truth = torch.randint(C, (items,), generator=g)
     pictures = torch.randint(256, (items, 3, 32, 32), generator=g, dtype=torch.uint8)
-    return crowds.synthetic(pictures, truth, tuple("0123456789"), "IND-D", annotators=R, labels_per_item=3,
+    return synthetic(pictures, truth, tuple("0123456789"), "IND-D", annotators=R, labels_per_item=3,
                             seed=seed).crowd
 
 
@@ -124,10 +124,10 @@ def test_head_only_correction(benchmark):
 def test_dawid_skene_of_150_000_annotations(benchmark):
     rng = np.random.default_rng(0)
     truth = rng.integers(0, C, 50_000)
-    item, annotator = crowds.draw_assignment(crowds.draw_rates(R, 3.1, 0.5, rng), 50_000, rng)
+    item, annotator = draw_assignment(draw_rates(R, 3.1, 0.5, rng), 50_000, rng)
     # 82 % of the labels are right, as in CIFAR-10N
-    theta = np.stack([crowds.symmetric(C, tau) for tau in rng.beta(2, 9, R)])
-    label = crowds.answers(truth, item, annotator, theta, rng)
+    theta = np.stack([symmetric(C, tau) for tau in rng.beta(2, 9, R)])
+    label = answers(truth, item, annotator, theta, rng)
     assert len(item) > 150_000 and abs((label == truth[item]).mean() - 0.82) < 0.03
     merge = lambda: dawid_skene(item, annotator, label)
     found = benchmark.pedantic(merge, rounds=1)

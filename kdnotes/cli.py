@@ -248,7 +248,7 @@ def show_data(args: argparse.Namespace) -> int:
     from kdnotes.data.source import data_root
 
     with refusals("kdnotes data"):
-        rows = status(args.data_root, data_sources(("images", "crowds"), args.data_root))
+        rows = status(args.data_root, data_sources(("images", "crowds", "masks"), args.data_root))
     cells = [(r["name"], r["state"], r["images"], str(r["how"] if r["state"] == "absent" else r["where"]))
              for r in rows]
     say(f"data folder: {data_root(args.data_root)}\n")

@@ -146,8 +146,9 @@ def require_broadcast(where: str, *, to: tuple[int, ...] | None = None, **tensor
     except RuntimeError:
         fit = False
     if not fit:
-        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"{where}: shapes are {given}; expected such as broadcast to {'one' if to is None else to}")
+        given = ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
+        wanted = "shapes that broadcast to one" if to is None else f"one that broadcasts to {tuple(to)}"
+        raise ValueError(f"{where}: {given}; expected {wanted}")
 
 # %% ../nbs/inputs.ipynb #616913d9
 def as_tensor(where: str, given: object, name: str) -> Tensor:

@@ -27,10 +27,18 @@ def stripped(book: Mapping[str, Any]) -> dict[str, Any]:
 
 # %% ../nbs/lab.ipynb #4e2b9acb
 def run_of(book: Mapping[str, Any]) -> str:
-    """The folder of the last run that the notebook has finished, as `experiment.finish` noted it; "" without one."""
-    outputs = [output for cell in book["cells"] for output in cell.get("outputs", ())]
-    noted = [output.get("metadata", {}).get("kdnotes", {}) for output in outputs]
-    return next((note["run"] for note in reversed(noted) if note.get("run")), "")
+    """The folder of the run that the notebook has finished, as `experiment.finish` noted it; "" without one.
+
+    Where a cell above was run again since, what is shown is no longer that run: "" too.
+    """
+    latest, run = 0, ""
+    for cell in book["cells"]:
+        count = cell.get("execution_count") or 0
+        notes = [output.get("metadata", {}).get("kdnotes", {}).get("run") for output in cell.get("outputs", ())]
+        if any(notes):
+            run = next(filter(None, reversed(notes))) if count >= latest else ""
+        latest = max(latest, count)
+    return run
 
 
 def keep_executed(book: Mapping[str, Any], path: Path, root: Path) -> Path | None:

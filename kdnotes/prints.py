@@ -557,8 +557,8 @@ def _called(name: str, own: str) -> tuple | None:
 def _is_there(module: str) -> bool:
     """Whether there is a module of that name."""
     try:
-        return importlib.util.find_spec(module) is not None
-    except ImportError:
+        return module in sys.modules or importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
         return False
 
 # %% ../nbs/prints.ipynb #03ae7e73

@@ -78,6 +78,17 @@ def test_the_executed_notebook_goes_into_the_run_that_it_made(lab, tmp_path):
         assert "71.25" not in written.read_text()
 
 
+def test_a_notebook_that_is_being_run_once_more_does_not_touch_its_last_run():
+    from kdnotes.lab import run_of
+
+    def book(*cells):
+        note = {"output_type": "display_data", "data": {}, "metadata": {"kdnotes": {"run": "runs/a"}}}
+        return {"cells": [{"cell_type": "markdown", "source": ""}, *({"execution_count": count, "outputs": [note] * noted} for count, noted in cells)]}
+
+    assert run_of(book((1, 0), (2, 0), (3, 1))) == run_of(book((1, 0), (3, 1), (2, 0), (9, 0))) == "runs/a"
+    assert run_of(book((4, 0), (2, 0), (3, 1))) == run_of(book((4, 0), (None, 0), (None, 1))) == run_of(book((1, 0))) == run_of(book()) == ""
+
+
 def test_make_lab_opens_at_the_root_with_the_index():
     said = subprocess.run(["make", "-n", "-o", "install", "lab"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "jupyter lab --config jupyter_config.py" in said

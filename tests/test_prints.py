@@ -386,14 +386,14 @@ def test_the_environment_and_what_is_installed_do_not_count(monkeypatch):
 
 
 def test_what_others_register_counts_only_for_their_own_classes():
-    """So a print does not depend on who was imported; `kdnotes.data.crowds` registers a class of its own for fingerprints."""
+    """So a print does not depend on who was imported; `kdnotes.data.truth` registers a class of its own for fingerprints."""
     import functools
 
     from kdnotes import runtime
-    from kdnotes.data import crowds
+    from kdnotes.data.truth import Truth
 
     assert not [name for name in code_parts(runtime.fingerprint) if name.startswith("kdnotes.data.")]
-    assert [name for name in code_parts(runtime.fingerprint, crowds.Truth) if name.startswith("kdnotes.data.crowds.")]
+    assert [name for name in code_parts(runtime.fingerprint, Truth) if name.startswith("kdnotes.data.truth.")]
     by = functools.singledispatch(cell("def by(x): return 0")["by"])
     space = cell("class Own: pass\ndef loss(x): return 1\ndef train(x): return by(x)\ndef mine(x): return by(Own())", by=by)
     before = code_print(space["train"]), code_print(space["mine"])
@@ -464,7 +464,7 @@ def _print_in_worker(things: list) -> list[dict]:
 
 
 def test_a_worker_process_has_the_same_print_of_what_a_notebook_defines():
-    import kdnotes.data.crowds  # noqa: F401  it registers a class, and a worker has not imported it
+    import kdnotes.data.truth  # noqa: F401  it registers a class, and a worker has not imported it
 
     space = cell("""
     from dataclasses import dataclass, field

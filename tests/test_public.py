@@ -36,7 +36,7 @@ World, recipe, KNOWN, KNOWN_WRONG = RECIPES.World, RECIPES.recipe, RECIPES.KNOWN
 ELSEWHERE, IN_PLACE, REFUSED_AS_IT_IS = RECIPES.ELSEWHERE, RECIPES.IN_PLACE, RECIPES.REFUSED_AS_IT_IS
 NAN_IS_NO_MATTER, NAN_WITHOUT_NAN, INFINITY = RECIPES.NAN_IS_NO_MATTER, RECIPES.NAN_WITHOUT_NAN, RECIPES.INFINITY_HAS_AN_ANSWER
 WRONG_IS_RIGHT, FREE = RECIPES.WRONG_IS_RIGHT, RECIPES.FREE
-ROOMS = ("data", "models", "losses", "metrics", "condense")
+ROOMS = ("data", "models", "losses", "metrics", "condense", "privacy")
 HALF = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 LABELS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
 
@@ -289,6 +289,8 @@ class Trial:
             if "\n" in str(error) or not from_here(error) and not isinstance(error, FileNotFoundError):
                 self.note(kind, f"{type(error).__name__} that is not ours: {str(error)[:200]!r}")
             value = Refused(error)
+        except ImportError as error:                              # an extra that is not installed
+            pytest.skip(str(error))
         except Exception as error:
             self.note(kind, f"{type(error).__name__}: {str(error)[:200]!r}")
             value = None

@@ -11,7 +11,7 @@ import kdnotes
 PACKAGE = Path(kdnotes.__file__).parent
 FLOORS = (
     {"runtime", "files", "progress", "parallel", "checks", "prints", "inputs"},
-    {"config", "results", "runs", "plots", "data", "models", "losses", "metrics"},
+    {"config", "results", "runs", "plots", "data", "models", "losses", "metrics", "privacy"},
     {"experiment", "train", "recipes", "faces", "crossres", "condense", "crowdlearn"},
     {"papers"},
     {"report", "batch", "lab", "cli"},

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['DM_PROTOCOL', 'DIGITS', 'Protocol', 'protocol_for', 'member_batch', 'Rounds', 'mixed_loss', 'OneByOne', 'Together',
-           'members', 'fresh', 'accuracies', 'Looks', 'train_networks', 'Contest', 'run_alone', 'evaluate']
+           'members', 'accuracies', 'Looks', 'train_networks', 'Contest', 'run_alone', 'evaluate']
 
 # %% ../../nbs/condense/evaluate.ipynb #1318134b
 import copy
@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .matching import Statistics, statistics
+from .matching import Network, Statistics, called, fresh, statistics
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.siamese import cutmix, parse, siamese
-from ..models import convnets  # noqa: F401  makes its names known to build
-from ..models.classifiers import build
+from ..inputs import as_labels, require_number, require_whole
 from ..parallel import parallel_map
 from ..runtime import derive_seed, make_fabric, make_generator
 from ..train import History, fit, multistep
@@ -47,6 +46,8 @@ class Protocol:
 
     def __post_init__(self):
         parse(self.strategy)
+        require_number("Protocol", at_least=0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
+                       gamma=self.gamma)
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or not 0 <= self.cutmix <= 1 or self.looks < 1:
             raise ValueError(
                 f"{self}; expected at least 1 epoch, image per batch and look, lr > 0 and cutmix in [0, 1]"
@@ -73,6 +74,7 @@ def protocol_for(name: str, protocol: Protocol = Protocol()) -> Protocol:
 # %% ../../nbs/condense/evaluate.ipynb #37e1ab45
 def member_batch(rounds: "Rounds", seed: int, rows: Tensor, step: int) -> tuple[Tensor, ...]:
     """The batch `rows` of one network: images `(1, B, C, H, H)`, labels, partners' labels `(1, B)`, lam `(1,)`."""
+    rows = as_labels("member_batch", rows, classes=len(rounds.images), name="rows")
     p, generator = rounds.protocol, make_generator(seed, "augment", rounds.epoch, step)
     x = siamese(normalise(rounds.images[rows], *rounds.normal), p.strategy, generator, rule=p.rule)
     mixed, partners, lam = cutmix(x[None], rounds.labels[rows][None], generator, p.cutmix)
@@ -116,8 +118,12 @@ class Rounds:
 # %% ../../nbs/condense/evaluate.ipynb #8af5b3bd
 def mixed_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """Cross-entropy of `logits` `(E, B, K)`, mixed by `lam`, mean over the batch, summed over the networks."""
+    if logits.ndim != 3 or not logits.numel():
+        raise ValueError(f"mixed_loss: logits are {tuple(logits.shape)}; expected (E, B, K), no side 0")
+
     def entropy(labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
+        y = as_labels("mixed_loss", labels.flatten(), logits.shape[0] * logits.shape[1], logits.shape[2])
+        return F.cross_entropy(logits.float().flatten(0, 1), y, reduction="none").view(logits.shape[:2]).mean(1)
 
     return (batch["lam"] * entropy(batch["labels"]) + (1 - batch["lam"]) * entropy(batch["partners"])).sum()
 
@@ -162,17 +168,11 @@ def members(model: nn.Module, nets: Sequence[nn.Module]) -> Sequence[nn.Module]:
             net.load_state_dict({name: w[e].detach() for name, w in zip(model.names, model.weights)})
     return nets
 
-
-def fresh(network: str, classes: int, shape: Sequence[int], seed: int, **options: object) -> nn.Module:
-    """The network called `network`, initialised from `seed`; the global generator stays as it is."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return build(network, classes, channels=shape[0], size=shape[-1], **options)
-
 # %% ../../nbs/condense/evaluate.ipynb #b7b3d531
 @torch.no_grad()
 def accuracies(model: nn.Module, test: ImageSet, normal: Statistics, batch_size: int = 500) -> list[float]:
     """Share of right answers of each network on `test`, which is standardised and nothing else."""
+    require_whole("accuracies", batch_size=batch_size)
     right = 0
     for images, labels in zip(test.images.split(batch_size), test.labels.split(batch_size)):
         right = right + (model(normalise(images, *normal), shared=True).argmax(-1) == labels).sum(1)
@@ -233,7 +233,7 @@ class Contest:
     labels: Tensor
     test: ImageSet
     protocol: Protocol
-    network: str
+    network: Network
     options: dict
     normal: Statistics
     precision: str = "fp32"
@@ -255,7 +255,7 @@ class Contest:
             fabric,
             [looks],
             together,
-            desc=f"evaluate {self.network}",
+            desc=f"evaluate {called(self.network)}",
         )
         curves = [[(epoch, row[e]) for epoch, row in looks.rows] for e in range(len(seeds))]
         return [{"last": c[-1][1], "best": max(a for _, a in c), "looks": c} for c in curves]
@@ -272,7 +272,7 @@ def evaluate(
     test: ImageSet,
     *,
     protocol: Protocol | None = None,
-    network: str = "convnet3",
+    network: Network = "convnet3",
     options: dict | None = None,
     repeats: int = 3,
     seed: int = 0,
@@ -285,8 +285,11 @@ def evaluate(
 
     `protocol` None: that of M3D and DANCE for the data set's name. `normal`: the channel statistics, None for those of
     `statistics(test)`: pass the training set's. The work is done where the images are: together on a GPU, in `workers`
-    processes on a CPU. ValueError for sets that do not fit.
+    processes on a CPU. `network`: a name (with `options`), a module of one's own, whose layers are drawn anew, or a
+    function that makes one. ValueError for sets that do not fit.
     """
+    if repeats < 1 or not len(images):
+        raise ValueError(f"{repeats} repeats on {len(images)} images; expected at least one of both")
     if (
         tuple(images.shape[1:]) != test.shape
         or len(labels) != len(images)
@@ -298,8 +301,8 @@ def evaluate(
             f"expected images {test.shape} of {len(test.classes)} classes"
         )
     contest = Contest(
-        images,
-        labels,
+        images.detach(),
+        as_labels("evaluate", labels, len(images), len(test.classes)),
         test.to(images.device),
         protocol or protocol_for(test.name),
         network,
@@ -309,6 +312,6 @@ def evaluate(
     )
     seeds = [derive_seed(seed, "evaluate", i) for i in range(repeats)]
     if images.device.type == "cpu":
-        return parallel_map(partial(run_alone, contest), seeds, workers, desc=f"evaluate {network}")
-    plain = not list(fresh(network, 2, test.shape, 0, **contest.options).buffers())
+        return parallel_map(partial(run_alone, contest), seeds, workers, desc=f"evaluate {called(network)}")
+    plain = not list(fresh(network, len(test.classes), test.shape, 0, **contest.options).buffers())
     return contest.run(seeds, together=True) if plain else [run_alone(contest, s) for s in seeds]

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .evaluate import Protocol, Rounds, fresh, protocol_for, train_networks
-from .matching import Pass, calibration, mean_gap, statistics
+from .evaluate import Protocol, Rounds, protocol_for, train_networks
+from .matching import Network, Pass, calibration, fresh, mean_gap, statistics
 from ..data.imageset import ImageSet
 from ..files import cached
 from ..parallel import parallel_map
@@ -53,7 +53,9 @@ class Pool:
         return len(self.starts)
 
 # %% ../../nbs/condense/experts.ipynb #6ef2be61
-def train_pair(real: ImageSet, protocol: Protocol, network: str, options: dict, precision: str, seed: int) -> dict:
+def train_pair(
+    real: ImageSet, protocol: Protocol, network: Network, options: dict, precision: str, seed: int
+) -> dict:
     """Beginning and end of one training on `real`, as tensors on the CPU."""
     net = fresh(network, len(real.classes), real.shape, derive_seed(seed, "network"), **options)
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
@@ -71,7 +73,7 @@ def train_experts(
     count: int,
     *,
     protocol: Protocol | None = None,
-    network: str = "convnet3",
+    network: Network = "convnet3",
     options: dict | None = None,
     seed: int = 0,
     precision: str = "fp32",
@@ -79,7 +81,8 @@ def train_experts(
     root: str | Path | None = None,
 ) -> Pool:
     """A pool of `count` pairs trained on `real`, where its images are; each is trained once and then read from the
-    cache in `root`.
+    cache in `root`. `network`: a name (with `options`), a module or a function of one's own; the latter two are trained
+    in every call, since nobody knows whether their code has changed.
     """
     if count < 1:
         raise ValueError(f"{count} experts; give at least 1")
@@ -91,7 +94,10 @@ def train_experts(
         "options": options,
         "precision": precision,
     }
-    job = partial(cached_pair, real, protocol, network, options, precision, key, root)
+    known = isinstance(network, str)
+    job = partial(cached_pair, real, protocol, network, options, precision, key, root) if known else partial(
+        train_pair, real, protocol, network, options, precision
+    )
     seeds = [derive_seed(seed, "expert", k) for k in range(count)]
     pairs = (
         parallel_map(job, seeds, workers, desc="experts")

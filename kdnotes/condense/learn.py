@@ -14,10 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from .evaluate import DIGITS, fresh
+from .evaluate import DIGITS
 from .experts import Pool, dance_passes, set_middle, train_experts
 from .gradients import Inner, match_gradients
-from .matching import Pass, RandomNetworks, Settings, match, mean_gap, moment_gap, statistics
+from kdnotes.condense.matching import (
+    Network,
+    Pass,
+    RandomNetworks,
+    Settings,
+    fresh,
+    match,
+    mean_gap,
+    moment_gap,
+    statistics,
+)
 from .model_queue import Queueing, idm_passes
 from .selection import choose_images
 from .synthetic import SyntheticSet, from_real
@@ -111,7 +121,7 @@ def condense(
     method: str = "m3d",
     *,
     factor: int | None = None,
-    network: str = "convnet3",
+    network: Network = "convnet3",
     options: dict | None = None,
     seed: int = 0,
     pool: Pool | None = None,
@@ -125,8 +135,10 @@ def condense(
 ) -> SyntheticSet:
     """A set of `ipc` images of each class of `real`, by `method` (see the table above).
 
-    `factor` None is the method's own; `network` and `options` name the network that is looked through; `pool` spares
-    the training of `experts` of them, cached in `root`, where a method needs any. `checkpoint`: a file from which a
+    `factor` None is the method's own. `network` is looked through: a name with `options`, a module of one's own, which
+    is copied and whose layers are drawn anew, or a function without arguments that makes one; any that `as_predictor`
+    takes. `pool` spares the training of `experts` of them, cached in `root`, where a method needs any.
+    `checkpoint`: a file from which a
     killed run goes on. `changes` are those of `Settings`: iterations, lr, real_batch ... ValueError for what does not
     fit, in one line.
     """
@@ -164,6 +176,8 @@ def learn(
     inner: Inner | None = None,
 ) -> SyntheticSet:
     """Let `learned` learn from `real` by `method`, in place, and return it."""
+    if method not in RECIPES:
+        raise unknown_name("method", method, RECIPES)
     if method in ("dc", "dsa"):
         match_gradients(
             learned, real, net, settings, inner, seed=seed, fabric=fabric, checkpoint=checkpoint, desc=method

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from ..config import unknown_name
 from .committee import Committee, Expert, confusions, couple, posterior, seeded
-from ..data import crowds
-from ..data.crowds import Crowd
+from ..data.crowd_statistics import known_truth, majority_accuracy, raw_accuracy, votes
+from ..data.crowds import Crowd, take
 from ..losses.annotators import CoNAL, DoctorNet, MaxMIG, UnionNet, vote_confusions
 from ..losses.crowd import CrowdHead, VectorCrowdLayer
 from ..metrics.aggregate import DawidSkene, dawid_skene, majority_vote
@@ -86,8 +86,8 @@ class CleanLabels(OneLabel):
         return crowd.truth.reveal()
 
     def assemble(self, make_network, crowd, seed):
-        rows, _ = crowds.known_truth(crowd)
-        return super().assemble(make_network, crowd if len(rows) == crowd.items else crowds.take(crowd, rows), seed)
+        rows, _ = known_truth(crowd)
+        return super().assemble(make_network, crowd if len(rows) == crowd.items else take(crowd, rows), seed)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class MajorVote(OneLabel):
     """The label that most annotators gave, ties broken by lot."""
 
     def labels(self, crowd, seed):
-        return majority_vote(crowds.votes(crowd), generator=make_generator(seed, "ties"))
+        return majority_vote(votes(crowd), generator=make_generator(seed, "ties"))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class SharedInformation(OneHead):
     """Max-MIG (Cao et al., ICLR 2019)."""
 
     def head(self, crowd, network):
-        belief = F.one_hot(crowds.votes(crowd).argmax(1), len(crowd.classes)).float()
+        belief = F.one_hot(votes(crowd).argmax(1), len(crowd.classes)).float()
         start = vote_confusions(crowd.item, crowd.annotator, crowd.label, belief, crowd.annotators)
         return MaxMIG(start, belief.mean(0).clamp_min(1e-3))
 
@@ -179,7 +179,7 @@ class UnionLabels(OneHead):
 # %% ../../nbs/crowdlearn/baselines.ipynb #4818f317
 def share_right(belief: Tensor, crowd: Crowd) -> float:
     """Share in % of items whose likeliest class by `belief` `(N, C)` is right, of those whose class is known."""
-    rows, classes = crowds.known_truth(crowd)
+    rows, classes = known_truth(crowd)
     return 100 * accuracy(belief.cpu()[rows.cpu()], classes.cpu())
 
 
@@ -229,7 +229,7 @@ def labels_alone(crowd: Crowd) -> dict[str, float]:
 
 
 SHARES: dict[str, Callable[[Crowd], float]] = {
-    "raw labels": lambda crowd: 100 * crowds.raw_accuracy(crowd),
-    "MajorVote": lambda crowd: 100 * crowds.majority_accuracy(crowd),
+    "raw labels": lambda crowd: 100 * raw_accuracy(crowd),
+    "MajorVote": lambda crowd: 100 * majority_accuracy(crowd),
     "Dawid-Skene": lambda crowd: share_right(dawid_skene_of(crowd).posterior, crowd),
 }

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['Pictures', 'first_images', 'Answers', 'PublishedCrowd', 'Material', 'Task', 'agreement', 'examiner', 'parse_network',
-           'new_network', 'Training', 'TrainedCommittee', 'scores', 'measured']
+           'new_network', 'Training', 'TrainedCommittee', 'scores', 'measured', 'found_out', 'right_labels',
+           'recovered_rows', 'several', 'Lead', 'lead_of', 'lead_rows']
 
 # %% ../../nbs/crowdlearn/study.ipynb #be9ad732
 import functools
@@ -14,14 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .baselines import Approach
+from .baselines import SHARES, Approach
 from .committee import Committee, fit, probabilities
-from ..data import crowds
 from ..data.augment import channel_statistics, normalise
 from ..data.catalogue import load, load_crowd
-from ..data.crowds import Crowd, CrowdData, Labelled, Synthetic
+from ..data.crowds import Crowd, CrowdData, Labelled, hold_out, standardise, take
 from ..data.imageset import ImageSet, to_float
-from ..experiment import Data, Here, Stage
+from ..data.synthetic_crowds import Synthetic, synthetic
+from ..experiment import Data, Here, Row, Stage
 from ..metrics.classify import accuracy
 from ..models.classifiers import build
 from ..models.convnets import ARCHITECTURES
@@ -68,7 +69,7 @@ class Answers(Data):
 
     def load(self) -> Synthetic:
         train = first_images(self.dataset, self.size)
-        return crowds.synthetic(None, train.labels, train.classes, self.case, self.annotators, self.labels_per_item,
+        return synthetic(None, train.labels, train.classes, self.case, self.annotators, self.labels_per_item,
                                 self.alpha, seed=self.seed)
 
 # %% ../../nbs/crowdlearn/study.ipynb #e4d2cedf
@@ -82,9 +83,9 @@ class PublishedCrowd(Data):
     def load(self) -> CrowdData:
         data = load_crowd(self.dataset)
         if self.size:
-            data = data._replace(crowd=crowds.take(data.crowd, torch.arange(min(self.size, data.crowd.items))))
+            data = data._replace(crowd=take(data.crowd, torch.arange(min(self.size, data.crowd.items))))
         if data.crowd.features.dtype != torch.uint8:
-            return crowds.standardise(data)
+            return standardise(data)
         statistics = channel_statistics(data.crowd.features)
         scale = lambda images: normalise(to_float(images), *statistics)
         crowd = replace(data.crowd, features=scale(data.crowd.features))
@@ -124,7 +125,7 @@ class Task:
             raise ValueError(f"{self.crowd.dataset} has no published validation set: give holdout > 0")
         parts = (found.crowd, found.valid)
         if self.holdout:
-            parts = crowds.hold_out(found.crowd, self.holdout, derive_seed(self.seed, "holdout") % 2**31)
+            parts = hold_out(found.crowd, self.holdout, derive_seed(self.seed, "holdout") % 2**31)
         return Material(*parts, found.test, theta)
 
 # %% ../../nbs/crowdlearn/study.ipynb #14f6116c
@@ -262,3 +263,61 @@ def scores(rows: list[dict], expert: int = 0) -> dict[str, float]:
 def measured(stage: TrainedCommittee, made: dict, here: Here, expert: int = 0) -> dict[str, float]:
     """The metrics of a stage."""
     return scores(made["rows"], expert)
+
+# %% ../../nbs/crowdlearn/study.ipynb #b793b88d
+def found_out(stage: TrainedCommittee, made: dict, here: Here) -> dict[str, float]:
+    """What a training found out about the crowd, as far as it did: the shares in % of right labels and meta labels."""
+    return {metric: made[metric] for metric in ("label_accuracy", "meta_accuracy") if metric in made}
+
+
+def right_labels(stage: TrainedCommittee, made: dict, here: Here, method: str) -> dict[str, float]:
+    """The share in % of right labels without any network."""
+    return {"label_accuracy": SHARES[method](stage.task.material(here).crowd)}
+
+
+def recovered_rows(rows: list[Row], beside: str) -> list[Row]:
+    """The table "labels recovered": what the trainings of `rows` found out, beside the method `beside` labels alone."""
+    found = []
+    for stage, row in {row.stage: row for row in rows}.items():
+        drawn = isinstance(stage.task.crowd, Answers)
+        density = {"labels_per_instance": stage.task.crowd.labels_per_item} if drawn else {}
+        alone = SHARES if row.method == beside else ()
+        measures = {row.method: found_out} | {name: functools.partial(right_labels, method=name) for name in alone}
+        found += [Row("labels recovered", method, stage, measure, {**row.setting, **density}, row.dataset)
+                  for method, measure in measures.items()]
+    return found
+
+# %% ../../nbs/crowdlearn/study.ipynb #1b71ffe7
+def several(sweep: tuple, default: float) -> list:
+    """The values of a sweep and the default, each once as it is printed; none without another than the default."""
+    values = {f"{value:g}": value for value in (*sweep, default)}
+    return list(values.values()) if len(values) > 1 else []
+
+
+@dataclass(frozen=True)
+class Lead(Stage):
+    """How far one training is ahead of another in accuracy, in points: best against best, last against last."""
+
+    ours: TrainedCommittee
+    rival: TrainedCommittee
+
+    def needs(self):
+        return {"ours": self.ours, "rival": self.rival}
+
+    def build(self, parents, here: Here, checkpoint: Path) -> dict[str, float]:
+        ours, rival = (scores(parents[name]["rows"]) for name in ("ours", "rival"))
+        return {f"lead_{when}": ours[f"accuracy_{when}"] - rival[f"accuracy_{when}"] for when in ("best", "last")}
+
+
+def lead_of(stage: Lead, made: dict, here: Here) -> dict[str, float]:
+    """The metrics of a lead."""
+    return made
+
+
+def lead_rows(rows: list[Row], ours: str, rival: str, table: str) -> list[Row]:
+    """The rows of `table`: the lead of the method `ours` over `rival` wherever `rows` have both, alike otherwise."""
+    stages = {(row.method, tuple(row.setting.items()), row.repeat): row for row in rows}
+    pairs = [(row, stages[rival, *rest]) for (method, *rest), row in stages.items()
+             if method == ours and (rival, *rest) in stages]
+    return [Row(table, ours, Lead(one.stage, two.stage), lead_of, one.setting, one.dataset, one.repeat)
+            for one, two in pairs]

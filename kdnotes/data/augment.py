@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Statistics', 'draw_crop', 'windows', 'crop', 'random_crop', 'draw_flip', 'flip', 'random_flip', 'channel_statistics',
-           'as_channels', 'normalise', 'denormalise', 'Augment']
+           'as_channels', 'check_scale', 'normalise', 'denormalise', 'Augment']
 
 # %% ../../nbs/data/augment.ipynb #75f10017
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inputs import as_images, as_pixels, require_number
+from ..inputs import as_images, as_pixels, require_choice, require_whole
 
 # %% ../../nbs/data/augment.ipynb #aea1bd49
 def draw_crop(x: Tensor, padding: int, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
@@ -32,11 +32,22 @@ def draw_crop(x: Tensor, padding: int, generator: torch.Generator | None = None,
     )
 
 # %% ../../nbs/data/augment.ipynb #977fc3ac
+def _check_offsets(where: str, offsets: Tensor, count: int, limit: tuple[int, int]) -> None:
+    """Raise unless `offsets` are `(count, 2)` from 0 to `limit`; on a device, looking would wait for it."""
+    if offsets.shape != (count, 2):
+        raise ValueError(f"{where}: offsets are {tuple(offsets.shape)} for {count} images; expected ({count}, 2)")
+    if offsets.device.type == "cpu" and not ((offsets >= 0) & (offsets <= torch.tensor(limit))).all():
+        reach = f"from {offsets.amin(0).tolist()} to {offsets.amax(0).tolist()}"
+        raise ValueError(f"{where}: offsets reach {reach}; expected [0, 0] to {list(limit)}")
+
+
 def windows(x: Tensor, offsets: Tensor, h: int, w: int) -> Tensor:
     """The window of `h` x `w` pixels of each image of `x` `(N, C, H, W)` that starts at its offset `(u, v)`; `offsets`
     `(N, 2)` must lie inside.
     """
-    N, C, H, W = x.shape
+    N, C, H, W = as_images("windows", x).shape
+    require_whole("windows", h=h, w=w)
+    _check_offsets("windows", offsets, N, (H - h, W - w))
     if not N:
         return x.new_empty(0, C, h, w)
     i, plane = torch.arange(h, device=x.device), torch.arange(N * C, device=x.device).view(N, C, 1)
@@ -51,17 +62,10 @@ def crop(x: Tensor, padding: int, offsets: Tensor, size: int | None = None, mode
     None. `mode`: "constant" (0) or "reflect".
     """
     as_images("crop", x)
-    if offsets.shape != (len(x), 2):
-        raise ValueError(f"offsets are {tuple(offsets.shape)} for {len(x)} images; expected ({len(x)}, 2)")
+    require_choice("crop", ("constant", "reflect"), mode=mode)
     h, w = (size, size) if size else x.shape[2:]
     padded = F.pad(x, (padding,) * 4, mode=mode) if padding else x
-    limit = [padded.shape[2] - h, padded.shape[3] - w]
-    if (
-        offsets.device.type == "cpu" and not ((offsets >= 0) & (offsets <= torch.tensor(limit))).all()
-    ):  # elsewhere, looking would wait for the device
-        raise ValueError(
-            f"offsets reach from {offsets.amin(0).tolist()} to {offsets.amax(0).tolist()}; expected [0, 0] to {limit}"
-        )
+    _check_offsets("crop", offsets, len(x), (padded.shape[2] - h, padded.shape[3] - w))
     return windows(padded, offsets.to(x.device), h, w)
 
 
@@ -82,6 +86,8 @@ def draw_flip(x: Tensor, generator: torch.Generator | None = None, p: float = 0.
 def flip(x: Tensor, flipped: Tensor) -> Tensor:
     """Mirror the images marked in `flipped`, bool `(N,)`, left to right."""
     as_images("flip", x)
+    if flipped.shape != (len(x),):
+        raise ValueError(f"flip: marks are {tuple(flipped.shape)} for {len(x)} images; expected ({len(x)},)")
     row = torch.arange(len(x), device=x.device)
     return torch.cat([x, x.flip(-1)]).index_select(
         0, row + len(x) * flipped
@@ -124,15 +130,26 @@ def as_channels(values: Statistics, x: Tensor) -> Tensor:
     return column
 
 
+def check_scale(x: Tensor, std: Statistics) -> None:
+    """ValueError for deviations below zero, and for floats in host memory that are not in [0, 1] and not learned."""
+    on_host = not isinstance(std, Tensor) or std.device.type == "cpu"  # elsewhere, looking would wait for the device
+    spread = torch.as_tensor(std).flatten().tolist() if on_host else []
+    if spread and not min(spread) >= 0:
+        raise ValueError(f"normalise: std is {min(spread)}; expected numbers of at least 0")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.device.type != "cpu" or x.requires_grad:
+        return
+    v = x.numpy() if x.dtype != torch.bfloat16 else x.float().numpy()  # NumPy, so that no check counts as a computation
+    if v.size and not (v.min() >= -1e-4 and v.max() <= 1 + 1e-4):
+        as_pixels("normalise", x)
+
+
 def normalise(x: Tensor, mean: Statistics, std: Statistics) -> Tensor:
     """`(x - mean) / std` in each channel, float32, for floats in [0, 1] or bytes (taken as x / 255).
 
     A channel with std 0 is only centred. ValueError, for images in host memory, for floats outside [0, 1], which are
     standardised already or run to 255; images that are being learned, and so ask for a gradient, may leave the range.
     """
-    require_number("normalise", at_least=0, std=torch.as_tensor(std))
-    if isinstance(x, Tensor) and x.is_floating_point() and x.device.type == "cpu" and not x.requires_grad:
-        as_pixels("normalise", x)
+    check_scale(x, std)
     scale = 255 if x.dtype == torch.uint8 else 1
     centre, width = as_channels(mean, x) * scale, as_channels(std, x) * scale
     return (x - centre).div_(torch.where(width == 0, float(scale), width))

@@ -16,12 +16,16 @@ from torch.utils.data import DataLoader
 from .imageset import LabelledImages, rank_in_class
 from .pictures import Pictures
 from .source import note_read
+from ..inputs import as_labels, require_whole
 from ..runtime import make_generator
 
 # %% ../../nbs/data/batches.ipynb #1fe0c83d
 def class_batches(labels: Tensor, batches: int, per_class: int, batch_size: int, generator: torch.Generator) -> Tensor:
     """Indices of images, `(batches, batch_size)`: in each row `per_class` different images of as many classes as fit.
     """
+    require_whole("class_batches", batches=batches, per_class=per_class, batch_size=batch_size)
+    labels = as_labels("class_batches", labels, at_least=None)
+    check_order(len(labels), batch_size, False, labels, per_class)
     present, y, counts = labels.unique(return_inverse=True, return_counts=True)
     P, K = batch_size // per_class, per_class
     drawn = torch.rand(batches, len(present), generator=generator).argsort(1)[:, :P]  # P distinct classes a batch

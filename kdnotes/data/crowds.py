@@ -3,10 +3,8 @@
 # %% ../../nbs/data/crowds.ipynb #d90e8c78
 from __future__ import annotations
 
-import contextlib
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,99 +15,14 @@ from torch import Tensor
 
 from ..config import listed, shorten
 from .imageset import rows_of
-from .source import composed
-from .tables import as_texts, read_table, write_table
-from ..inputs import as_labels, require_share, require_table, require_whole
-from ..runtime import encode
+from .named import as_features, features_by_name, numbered_names, truth_by_name
+from .tables import read_table, write_table
+from .truth import Truth
+from ..inputs import require_table
 
 # %% auto #0
-__all__ = ['LIFTED', 'MIXTURES', 'CASES', 'TRUTHS', 'sealed', 'Truth', 'Annotations', 'Triples', 'Crowd', 'take', 'hold_out',
-           'to', 'from_dense', 'dense', 'votes', 'labels_per_item', 'labels_per_annotator', 'known_truth',
-           'raw_accuracy', 'majority_accuracy', 'statistics', 'empirical_confusions', 'draw_rates', 'draw_assignment',
-           'symmetric', 'pair_flip', 'asymmetric', 'spammer', 'confusion', 'mixture', 'copycats', 'answers',
-           'Synthetic', 'synthetic', 'max_mig_crowd', 'Labelled', 'CrowdData', 'standardise', 'Named',
-           'in_natural_order', 'truth_by_name', 'features_by_name', 'read_annotations', 'write_annotations']
-
-# %% ../../nbs/data/crowds.ipynb #c8870c31
-_open = [True]
-
-
-@contextlib.contextmanager
-def sealed() -> Iterator[None]:
-    """Within this block no `Truth` can be revealed: what is trained here has not seen the true classes."""
-    before, _open[0] = _open[0], False
-    try:
-        yield
-    finally:
-        _open[0] = before
-
-# %% ../../nbs/data/crowds.ipynb #dfd7f4c1
-class Truth:
-    """Hidden true classes `(N,)`, opened only by `reveal()` or `known()` and never inside `sealed()`.
-
-    `labels` are the numbers of the classes, from 0; -1, None and NaN stand for an item whose class is not known.
-    """
-
-    def __init__(self, labels: Tensor | Sequence[int | None] | np.ndarray):
-        self._labels = _class_numbers(labels)
-
-    def reveal(self) -> Tensor:
-        """The classes of all items `(N,)` int64, for evaluation.
-
-        Raises `RuntimeError` inside `sealed()`, and `ValueError` where some are not known: then there is `known()`.
-        """
-        rows, classes = self.known()
-        if len(rows) < len(self):
-            raise ValueError(f"the true classes of {len(self) - len(rows)} of {len(self)} items are not known; known() "
-                             "gives the others with their rows")
-        return classes
-
-    def known(self) -> tuple[Tensor, Tensor]:
-        """Rows `(K,)` and classes `(K,)` int64 of the items whose class is known. `RuntimeError` inside `sealed()`."""
-        if not _open[0]:
-            raise RuntimeError(
-                "the true classes are sealed while a model is being trained: reveal them outside `with sealed():`, for "
-                "evaluation"
-            )
-        rows = (self._labels >= 0).nonzero()[:, 0]
-        return rows, self._labels[rows]
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __repr__(self) -> str:
-        unknown = int((self._labels < 0).sum())
-        return f"Truth(hidden, n={len(self)}{f', {unknown} of them unknown' if unknown else ''})"
-
-    def __array__(self, *args, **kwargs):
-        raise TypeError("the true classes are hidden: call reveal() where you evaluate")
-
-
-def _class_numbers(labels: object) -> Tensor:
-    """Whole numbers `(N,)` int64 from -1 on, with -1 for None and NaN; ValueError for anything else."""
-    expected = "expected one number of a class, from 0, for each item, and -1, None or NaN where it is not known"
-    if isinstance(labels, Tensor):
-        labels = labels.detach().cpu()
-        values = (labels.double() if labels.is_floating_point() else labels.long()).numpy()
-    else:
-        listed_there = hasattr(labels, "__len__") and not isinstance(labels, (Mapping, str))
-        values = np.asarray(labels if listed_there else None)
-        if values.dtype == object and values.ndim == 1:
-            unknown = lambda value: value is None or str(value) == "<NA>"
-            values = np.array([math.nan if unknown(value) else value for value in values.tolist()])
-    if values.ndim != 1 or values.dtype.kind not in "biuf":
-        raise ValueError(f"the truth is {shorten(labels)}; {expected}")
-    if values.dtype.kind == "f":
-        values = np.where(np.isnan(values), -1, values)
-    wrong = ~(values >= -1) | (values != np.floor(values.astype(np.float64))) | (values.astype(np.float64) >= 2**31)
-    if wrong.any():
-        raise ValueError(f"the truth holds {values[wrong][0]}; {expected}")
-    return torch.from_numpy(values.astype(np.int64))
-
-
-@encode.register
-def _(value: Truth) -> bytes:
-    return encode(("Truth", value._labels))
+__all__ = ['LIFTED', 'Annotations', 'Triples', 'Crowd', 'take', 'hold_out', 'to', 'from_dense', 'dense', 'Labelled', 'CrowdData',
+           'standardise', 'Named', 'read_annotations', 'write_annotations']
 
 # %% ../../nbs/data/crowds.ipynb #22eaee41
 class Annotations(NamedTuple):
@@ -120,12 +33,12 @@ class Annotations(NamedTuple):
     label: Tensor
 
 # %% ../../nbs/data/crowds.ipynb #54a85a98
-def _check_indices(name: str, values: Tensor, size: int, of: str = "annotation") -> None:
+def _check_indices(name: str, values: Tensor, size: int) -> None:
     """Refuse indices outside `0..size-1`, naming the first offender."""
     bad = ((values < 0) | (values >= size)).nonzero()
     if len(bad):
         raise ValueError(
-            f"unknown {name} {int(values[bad[0, 0]])} in {of} {int(bad[0, 0])}: expected 0..{size - 1}"
+            f"unknown {name} {int(values[bad[0, 0]])} in annotation {int(bad[0, 0])}: expected 0..{size - 1}"
         )
 
 
@@ -251,14 +164,14 @@ class Crowd(Triples):
             object.__setattr__(self, f"{kind}_names", names)
         if self.truth is not None and not isinstance(self.truth, Truth):
             object.__setattr__(self, "truth", Truth(self.truth))
-        if self.features is not None and not isinstance(self.features, Tensor):
-            object.__setattr__(self, "features", _array(self.features))
+        if self.features is not None:
+            object.__setattr__(self, "features", as_features(self.features))
         for name in ("features", "truth"):
             given = getattr(self, name)
             if given is not None and len(given) != self.items:
                 raise ValueError(f"{name} has {len(given)} rows for {self.items} items: one row an item is needed")
         if self.truth is not None:
-            _check_indices("true class", self.truth._labels.clamp_min(0), len(self.classes), "item")
+            self.truth.check(len(self.classes))
 
     def __len__(self) -> int:
         return self.items
@@ -309,7 +222,7 @@ def take(crowd: Crowd, index: Tensor | Sequence | slice) -> Crowd:
         label=label,
         items=len(places),
         features=None if crowd.features is None else crowd.features[index.to(crowd.features.device)],
-        truth=None if crowd.truth is None else Truth(crowd.truth._labels[index.to(crowd.truth._labels.device)]),
+        truth=None if crowd.truth is None else crowd.truth.take(index),
         item_names=tuple(crowd.item_names[i] for i in places),
         allow=(*crowd.allow, "silent", *(("copies",) if len(set(places)) < len(places) else ())),
     )
@@ -355,340 +268,6 @@ def dense(crowd: Triples) -> Tensor:
     answers[crowd.item.cpu(), crowd.annotator.cpu()] = crowd.label.cpu()
     return answers
 
-# %% ../../nbs/data/crowds.ipynb #66b65b28
-def votes(crowd: Triples) -> Tensor:
-    """How many annotators chose each class: `(N, C)` int64."""
-    cell = crowd.item * len(crowd.classes) + crowd.label
-    return torch.bincount(cell, minlength=crowd.items * len(crowd.classes)).view(crowd.items, -1)
-
-
-def labels_per_item(crowd: Triples) -> Tensor:
-    """`(N,)` int64."""
-    return crowd.start.diff()
-
-
-def labels_per_annotator(crowd: Triples) -> Tensor:
-    """`(R,)` int64."""
-    return torch.bincount(crowd.annotator, minlength=crowd.annotators)
-
-# %% ../../nbs/data/crowds.ipynb #11cb4081
-def known_truth(crowd: Crowd) -> tuple[Tensor, Tensor]:
-    """Rows `(K,)` and classes `(K,)` of the items whose true class is known, on the crowd's device (reveals the truth).
-
-    ValueError where it is known of no item.
-    """
-    rows, classes = crowd.truth.known() if crowd.truth is not None else (torch.zeros(0), torch.zeros(0))
-    if not len(rows):
-        raise ValueError(f"the true class of none of the {crowd.items} items is known, so that nothing can be judged "
-                         "by it; give truth=, or Crowd.from_table(..., truth=) with names")
-    return rows.to(crowd.item.device), classes.to(crowd.item.device)
-
-
-def _judged(crowd: Crowd) -> tuple[Tensor, Tensor]:
-    """Which annotations `(J,)` are of items whose class is known, and that class (reveals the truth)."""
-    rows, classes = known_truth(crowd)
-    truth = torch.full((crowd.items,), -1, device=crowd.item.device)
-    truth[rows] = classes
-    judged = (truth[crowd.item] >= 0).nonzero()[:, 0]
-    return judged, truth[crowd.item[judged]]
-
-
-def raw_accuracy(crowd: Crowd) -> float:
-    """Share of annotations that name the true class, of the items whose class is known (reveals the truth).
-
-    NaN where none of these items has an annotation.
-    """
-    judged, truth = _judged(crowd)
-    return (crowd.label[judged] == truth).double().mean().item()
-
-
-def majority_accuracy(crowd: Crowd, ties: str = "shared") -> float:
-    """Accuracy of the majority vote over the items whose class is known; reveals the truth.
-
-    `ties` are "shared" equally or go to the "lowest" class. ValueError for another choice.
-    """
-    if ties not in ("shared", "lowest"):
-        raise ValueError(f"ties={shorten(ties)}; expected 'shared' or 'lowest'")
-    rows, truth = known_truth(crowd)
-    count = votes(crowd)[rows]
-    if ties == "lowest":
-        return (count.argmax(1) == truth).double().mean().item()
-    leading = count == count.amax(1, keepdim=True)
-    return (leading.gather(1, truth[:, None])[:, 0].double() / leading.sum(1)).mean().item()
-
-# %% ../../nbs/data/crowds.ipynb #0f358507
-def statistics(crowd: Crowd) -> dict[str, float | int | str]:
-    """One row of a table about a crowd; the accuracies (fractions) only where the truth of some items is `known`."""
-    per_item, per_annotator = labels_per_item(crowd), labels_per_annotator(crowd)
-    row = {
-        "name": crowd.name,
-        "items": crowd.items,
-        "annotators": crowd.annotators,
-        "annotations": len(crowd.item),
-        "classes": len(crowd.classes),
-        "labels_per_item": per_item.double().mean().item(),
-        "annotator_min": int(per_annotator.min()),
-        "annotator_median": float(np.median(per_annotator.cpu())),
-        "annotator_max": int(per_annotator.max()),
-    }
-    if crowd.truth is not None and len(crowd.truth.known()[0]):
-        known = len(crowd.truth.known()[0])
-        row |= {"known": known, "raw_accuracy": raw_accuracy(crowd), "majority_accuracy": majority_accuracy(crowd)}
-    return row
-
-# %% ../../nbs/data/crowds.ipynb #a5ecfc56
-def empirical_confusions(crowd: Crowd) -> Tensor:
-    """`(R, C, C)` counts: how often annotator `r` answered column `l` when the truth was row `c` (reveals the truth).
-
-    Counted over the items whose class is known.
-    """
-    c = len(crowd.classes)
-    require_table("empirical_confusions", annotators=crowd.annotators, classes=c, labels=c)
-    judged, truth = _judged(crowd)
-    cell = (crowd.annotator[judged] * c + truth) * c + crowd.label[judged]
-    return torch.bincount(cell, minlength=crowd.annotators * c * c).view(-1, c, c)
-
-# %% ../../nbs/data/crowds.ipynb #72f32935
-def draw_rates(annotators: int, labels_per_item: float, alpha: float, rng: np.random.Generator) -> np.ndarray:
-    """Each annotator's probability `(R,)` of labelling an item; `alpha = inf` makes all equal."""
-    m = labels_per_item / annotators
-    if not 0 < m < 1 or not alpha > 0:
-        raise ValueError(
-            f"need alpha > 0 and 0 < labels per item < annotators, not alpha={alpha}, {labels_per_item} labels of "
-            f"{annotators} annotators"
-        )
-    if math.isinf(alpha):
-        return np.full(annotators, m)
-    return rng.beta(alpha, alpha * (1 - m) / m, annotators)
-
-# %% ../../nbs/data/crowds.ipynb #3ebe2c2d
-def draw_assignment(rates: np.ndarray, items: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Who labels what: `(item, annotator)` vectors, at least one annotator an item.
-
-    `rates` `(R,)` are probabilities, not all 0.
-    """
-    require_whole("draw_assignment", items=items)
-    if np.ndim(rates) != 1 or not ((rates >= 0) & (rates <= 1)).all() or not rates.sum() > 0:
-        raise ValueError(f"rates are {shorten(rates)}; expected probabilities (R,), not all 0")
-    asked = rng.random((items, len(rates)), dtype=np.float32) < rates.astype(np.float32)
-    alone = np.flatnonzero(~asked.any(1))
-    asked[alone, rng.choice(len(rates), len(alone), p=rates / rates.sum())] = True
-    return np.nonzero(asked)
-
-# %% ../../nbs/data/crowds.ipynb #34df7f11
-def _errs(where: str, classes: int, tau: float) -> None:
-    """Refuse fewer than two classes, and what is no probability."""
-    require_whole(where, at_least=2, classes=classes)
-    require_share(where, tau=tau)
-
-
-def symmetric(classes: int, tau: float) -> np.ndarray:
-    """Right with probability `1 - tau`, otherwise any other class alike: `(C, C)`, C >= 2."""
-    _errs("symmetric", classes, tau)
-    return np.full((classes, classes), tau / (classes - 1)) + (1 - tau - tau / (classes - 1)) * np.eye(classes)
-
-
-def pair_flip(classes: int, tau: float) -> np.ndarray:
-    """Takes class `c` for `c + 1 (mod C)` with probability `tau`."""
-    _errs("pair_flip", classes, tau)
-    return (1 - tau) * np.eye(classes) + tau * np.roll(np.eye(classes), 1, axis=1)
-
-
-def asymmetric(classes: int, tau: float, rng: np.random.Generator) -> np.ndarray:
-    """Wrong with probability `tau`; where to, each row draws from Dirichlet(0.5) over the other classes."""
-    _errs("asymmetric", classes, tau)
-    matrix = (1 - tau) * np.eye(classes)
-    matrix[~np.eye(classes, dtype=bool)] = tau * rng.dirichlet(np.full(classes - 1, 0.5), classes).ravel()
-    return matrix
-
-# %% ../../nbs/data/crowds.ipynb #4b85f4f2
-def spammer(classes: int, answer: int | None = None) -> np.ndarray:
-    """Answers at random, or always `answer`."""
-    require_whole("spammer", classes=classes)
-    if answer is not None:
-        require_whole("spammer", at_least=0, at_most=classes - 1, answer=answer)
-    return (
-        np.full((classes, classes), 1 / classes) if answer is None else np.tile(np.eye(classes)[answer], (classes, 1))
-    )
-
-
-def confusion(kind: str, classes: int, tau: float, rng: np.random.Generator) -> np.ndarray:
-    """One `(C, C)` row-stochastic matrix of a named kind."""
-    kinds = {
-        "symmetric": lambda: symmetric(classes, tau),
-        "pair_flip": lambda: pair_flip(classes, tau),
-        "asymmetric": lambda: asymmetric(classes, tau, rng),
-        "uniform": lambda: spammer(classes),
-        "constant": lambda: spammer(classes, int(tau)),
-    }
-    if kind not in kinds:
-        raise ValueError(f"unknown kind of annotator {kind!r}: choose from {', '.join(kinds)}")
-    return kinds[kind]()
-
-# %% ../../nbs/data/crowds.ipynb #5bfd2515
-MIXTURES: dict[str, tuple[tuple[str, float, float], ...]] = {  # kind, tau, share of the annotators
-    "A": (("symmetric", 0.5, 0.5), ("symmetric", 0.7, 0.5)),
-    "B": (("symmetric", 0.5, 0.4), ("symmetric", 0.7, 0.4), ("uniform", 0, 0.2)),
-    "C": (("pair_flip", 0.45, 0.5), ("asymmetric", 0.6, 0.5)),
-    "D": (("symmetric", 0.4, 1.0),),
-    "S": (("symmetric", 0.6, 0.5), ("symmetric", 0.8, 0.5)),
-}
-CASES: tuple[str, ...] = tuple(f"{family}-{name}" for family in ("IND", "COR") for name in MIXTURES)
-
-# %% ../../nbs/data/crowds.ipynb #9430e56e
-def mixture(name: str, annotators: int, classes: int, rng: np.random.Generator) -> np.ndarray:
-    """The confusion matrices `(R, C, C)` of a named mixture, annotators in random order."""
-    if name not in MIXTURES:
-        raise ValueError(f"unknown mixture {name!r}: choose from {', '.join(MIXTURES)}")
-    require_whole("mixture", annotators=annotators)
-    kinds = MIXTURES[name]
-    edges = np.round(annotators * np.cumsum([share for _, _, share in kinds])).astype(int)
-    which = rng.permutation(np.searchsorted(edges, np.arange(annotators), side="right"))
-    return np.stack([confusion(*kinds[k][:1], classes, kinds[k][1], rng) for k in which])
-
-
-def copycats(annotators: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Whom each annotator copies, `(R,)`: itself, or for a random `share` of them one of the others.
-
-    ValueError where nobody is left to be copied.
-    """
-    require_whole("copycats", annotators=annotators)
-    require_share("copycats", share=share)
-    if round(share * annotators) == annotators:
-        raise ValueError(f"copycats: a share of {share} of {annotators} annotators leaves nobody to copy; give less")
-    leader, order = np.arange(annotators), rng.permutation(annotators)
-    followers = order[: round(share * annotators)]
-    leader[followers] = rng.choice(order[len(followers):], len(followers))
-    return leader
-
-# %% ../../nbs/data/crowds.ipynb #82157ce9
-def _invert(rows: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The category in which `u` falls: `rows` `(L, C)` probabilities, `u` `(L,)` uniform."""
-    return (u[:, None] >= rows.cumsum(1)[:, :-1]).sum(1)
-
-
-def answers(
-    truth: np.ndarray,
-    item: np.ndarray,
-    annotator: np.ndarray,
-    theta: np.ndarray,
-    rng: np.random.Generator,
-    leader: np.ndarray | None = None,
-    rho: float = 1.0,
-    common: float = 0.0,
-) -> np.ndarray:
-    """Labels `(L,)` of the annotations `(item, annotator)` from confusions `theta` `(R, C, C)`; followers copy with
-    probability `rho`.
-    """
-    require_share("answers", rho=rho, common=common)
-    u = rng.random((len(truth), len(theta)), dtype=np.float32)
-    source = annotator if leader is None else np.where(rng.random(len(item)) < rho, leader[annotator], annotator)
-    label = _invert(theta[source, truth[item]], u[item, source])
-    confusing = rng.random(len(truth)) < common
-    shared = _invert(theta.mean(0)[truth], rng.random(len(truth)))
-    return np.where(confusing[item], shared[item], label)
-
-# %% ../../nbs/data/crowds.ipynb #059649e8
-class Synthetic(NamedTuple):
-    """A synthetic crowd with what it was drawn from: confusions `(R, C, C)`, leaders `(R,)`, rates `(R,)`."""
-
-    crowd: Crowd
-    confusions: Tensor
-    leader: Tensor
-    rates: Tensor
-
-
-def _synthesise(features, truth, classes, theta, leader, rates, name, seed, **how) -> Synthetic:
-    """Draw assignment and answers, and put the pieces together."""
-    truth = as_labels("a synthetic crowd", truth, classes=len(classes), name="the truth").cpu().numpy()
-    if features is not None and len(features) != len(truth):
-        raise ValueError(f"features has {len(features)} rows for {len(truth)} items: one row an item is needed")
-    pairs = draw_assignment(rates, len(truth), np.random.default_rng([seed, 2]))
-    label = answers(truth, *pairs, theta, np.random.default_rng([seed, 3]), leader=leader, **how)
-    item, annotator, label = (torch.from_numpy(v) for v in (*pairs, label))
-    crowd = Crowd(
-        item, annotator, label, len(truth), len(theta), classes, features, Truth(truth), name, allow=("silent",)
-    )
-    return Synthetic(crowd, torch.from_numpy(theta), torch.from_numpy(leader), torch.from_numpy(rates))
-
-# %% ../../nbs/data/crowds.ipynb #49bb6642
-def synthetic(
-    features: Tensor | None,
-    truth: Tensor,
-    classes: tuple[str, ...],
-    case: str = "IND-A",
-    annotators: int = 250,
-    labels_per_item: float = 3.0,
-    alpha: float = 0.5,
-    rho: float = 1.0,
-    common: float = 0.0,
-    seed: int = 0,
-) -> Synthetic:
-    """A sparse synthetic crowd over items of known classes, deterministic by `seed`.
-
-    `case` is one of `CASES`; `alpha` shapes the Beta shares (inf: equal); `rho` is how often a copycat of a COR case
-    copies; `common` the share of items on which all annotators share one answer. Source: sparse crowds of CCC (Zhang
-    et al., AAAI 2024); the mixtures are ours.
-    """
-    if case not in CASES:
-        raise ValueError(f"unknown case {case!r}: choose from {', '.join(CASES)}")
-    family, name = case.split("-")
-    rng = np.random.default_rng([seed, 0])
-    theta = mixture(name, annotators, len(classes), rng)
-    leader = copycats(annotators, 0.5 if family == "COR" else 0.0, rng)
-    rates = draw_rates(annotators, labels_per_item, alpha, np.random.default_rng([seed, 1]))
-    return _synthesise(features, truth, classes, theta, leader, rates, case, seed, rho=rho, common=common)
-
-# %% ../../nbs/data/crowds.ipynb #55cc343e
-_PAIRS = ((3, 5), (4, 7), (0, 2), (1, 9), (6, 8))  # the member that a sure guesser names comes first
-
-
-def _expert(right: tuple[float, ...]) -> np.ndarray:
-    """Per pair of classes: 1 = both known, 0 = always the first member, p in between = right with probability p."""
-    matrix = np.zeros((10, 10))
-    for (first, second), p in zip(_PAIRS, right):
-        matrix[[first, second], [first, second]] = p or 1.0, p
-        matrix[[first, second], [second, first]] = (1 - p) if p else 0.0, 1 - p
-    return matrix
-
-
-_SENIORS = (
-    _expert((0, 0, 0, 0, 0)),
-    _expert((0.5,) * 5),
-    _expert((1, 1, 0.5, 0.5, 0.5)),
-    _expert((0, 0, 1, 1, 1)),
-    _expert((0.6,) * 5),
-)
-
-# %% ../../nbs/data/crowds.ipynb #9274d15d
-def max_mig_crowd(
-    features: Tensor | None,
-    truth: Tensor,
-    classes: tuple[str, ...],
-    expertise: str = "high",
-    case: str = "correlated",
-    seed: int = 0,
-) -> Synthetic:
-    """The dense crowds of Max-MIG: `case` "independent" (seniors only), "naive" (plus juniors who always answer class
-    0), "correlated" (plus copycats).
-
-    Seniors: 5 of "high" expertise or 10 of "low" (right with 0.2, otherwise uniform). Source: Cao et al., ICLR 2019,
-    section 4.
-    """
-    if expertise not in ("high", "low") or case not in ("independent", "naive", "correlated") or len(classes) != 10:
-        raise ValueError(
-            f"unknown crowd {expertise!r}, {case!r} with {len(classes)} classes: high or low; "
-            "independent, naive or correlated; 10 classes"
-        )
-    seniors = list(_SENIORS) if expertise == "high" else [symmetric(10, 0.8)] * 10
-    juniors = [spammer(10, 0)] * (5 if case == "naive" else 0)
-    copied = ([0, 0, 2, 2, 2] if expertise == "high" else [0, 2]) if case == "correlated" else []
-    theta = np.stack(seniors + juniors + [seniors[r] for r in copied])
-    leader = np.array([*range(len(seniors) + len(juniors)), *copied])
-    return _synthesise(
-        features, truth, classes, theta, leader, np.ones(len(theta)), f"max-mig-{expertise}-{case}", seed
-    )
-
 # %% ../../nbs/data/crowds.ipynb #d7fec55c
 class Labelled(NamedTuple):
     """Items with known classes: `features` `(N, ...)`, `labels` `(N,)` int64."""
@@ -726,48 +305,7 @@ class Named(NamedTuple):
     items: tuple[str, ...]
     annotators: tuple[str, ...]
 
-# %% ../../nbs/data/crowds.ipynb #31d04bba
-def in_natural_order(names: Iterable[str]) -> list[str]:
-    """The names, sorted as people count: `img2` before `img10`, and numbers by their value."""
-    def by_value(name: str) -> tuple:
-        return float(name), name
-
-    def by_parts(name: str) -> tuple:
-        parts = re.split(r"(\d+)", name)
-        return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else part for i, part in enumerate(parts)], name
-
-    names = list(names)
-    return sorted(names, key=by_value if all(map(_is_number, names)) else by_parts)
-
-
-def _is_number(name: str) -> bool:
-    """Whether a name is a finite number, written with digits."""
-    return re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?", name) is not None
-
-# %% ../../nbs/data/crowds.ipynb #f9eb48d6
-def _unlike(names: Iterable[str], what: str) -> dict[str, str]:
-    """The names by their composed form; ValueError where two are one text in different code points."""
-    found: dict[str, str] = {}
-    for name in names:
-        if found.setdefault(composed(name), name) != name:
-            raise ValueError(f"the {what} {name!r} is written in two ways, with composed and with decomposed letters; "
-                             "write it in one")
-    return found
-
-
-def _number(values: Sequence[str], known: Sequence[str] | None, what: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Numbers `(L,)` for the values of a column, and the names, `known` or in natural order."""
-    names = in_natural_order(set(values)) if known is None else as_texts(known, f"{what}s")
-    _unlike(names, what)
-    place = {name: k for k, name in enumerate(names)}
-    if unknown := set(values) - place.keys():
-        raise ValueError(
-            f"unknown {what} {in_natural_order(unknown)[0]!r}: {len(unknown)} values are not among the {len(names)} "
-            f"given ({listed(place)})"
-        )
-    return torch.tensor([place[v] for v in values]), tuple(names)
-
-
+# %% ../../nbs/data/crowds.ipynb #d09e5ad1
 def _crowd_of(kind: type[Crowd], table, truth, features, columns, known, name, allow) -> Crowd:
     """See `Crowd.from_table`."""
     if len(columns) != 3 or len(set(columns)) != 3:
@@ -778,165 +316,12 @@ def _crowd_of(kind: type[Crowd], table, truth, features, columns, known, name, a
         )
     frame = read_table(table, columns)
     (item, items), (annotator, annotators), (label, classes) = (
-        _number(frame[column], given, column) for column, given in zip(columns, known))
+        numbered_names(frame[column], given, column) for column, given in zip(columns, known))
     name = name if name is not None else Path(table).name.split(".")[0] if isinstance(table, (str, Path)) else ""
     return kind(item, annotator, label, len(items), len(annotators), classes, name=name, item_names=items,
                 annotator_names=annotators, allow=allow,
                 features=None if features is None else features_by_name(features, items, columns[0]),
                 truth=None if truth is None else truth_by_name(truth, items, classes, columns[0]))
-
-# %% ../../nbs/data/crowds.ipynb #80c8724f
-TRUTHS: tuple[str, ...] = ("truth", "label")  # what a column of true classes is called
-
-
-class _Anywhere:
-    """The columns in which a cell may be empty: all."""
-
-    def __contains__(self, name: str) -> bool:
-        return True
-
-
-def _keyed(given: object, item_column: str) -> tuple[list[str] | None, dict[str, Sequence]]:
-    """The names of the rows of `given`, and its columns by name; a plain array has no names (None)."""
-    if isinstance(given, (str, Path)):
-        columns = read_table(given, gaps=_Anywhere())
-    elif hasattr(given, "columns"):
-        columns = {str(name): given[name].tolist() for name in given.columns}
-    else:
-        column = given.get(item_column, "") if isinstance(given, Mapping) else ""
-        is_table = hasattr(column, "__len__") and not isinstance(column, str)
-        columns = read_table(given, gaps=_Anywhere()) if is_table else {}
-    beside = [name for name in columns if name not in TRUTHS]
-    key = item_column if item_column in columns or len(beside) != 1 or len(columns) != 2 else beside[0]
-    if key in columns:
-        names = as_texts(columns.pop(key), key)
-    elif hasattr(given, "columns"):
-        names = as_texts(given.index, "the index")
-    elif columns:
-        raise ValueError(f"the table has the columns {listed(columns)}; expected the items in {item_column!r}")
-    elif hasattr(given, "index") and hasattr(given, "to_numpy"):
-        names, columns = as_texts(given.index, "the index"), {"": given.tolist()}
-    elif isinstance(given, Mapping):
-        names, columns = as_texts(given, "the keys"), {"": list(given.values())}
-    else:
-        return None, {"": given}
-    if None in names:
-        raise ValueError(f"row {names.index(None) + 1} names no item; leave it out")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"item {twice!r} is there twice; give each item one row")
-    return names, columns
-
-
-def _alike(name: str) -> str:
-    """A name without what gets lost on the way through other programs: case, blanks, zeros in front, `.0` behind."""
-    return composed(name).strip().casefold().removesuffix(".0").lstrip("0")
-
-
-def _rows_by_name(names: list[str], items: Sequence[str], what: str) -> list[int | None]:
-    """For each item the row of its name, or None.
-
-    ValueError where no name is an item's, and where a name differs from an item's by its spelling only.
-    """
-    row = {composed(name): i for i, name in enumerate(names)}
-    found = [row.get(composed(item)) for item in items]
-    missing = {_alike(item): item for item, place in zip(items, found) if place is None}
-    known = {composed(item) for item in items}
-    near = next((name for name in names if composed(name) not in known and _alike(name) in missing), None)
-    if near is not None:
-        raise ValueError(f"{what} names {near!r} where the crowd has {missing[_alike(near)]!r}; write names alike in "
-                         "both (pandas.read_csv(..., dtype=str) keeps them)")
-    if all(place is None for place in found):
-        raise ValueError(f"{what} names {listed(map(repr, names), 60)}; the crowd's items are "
-                         f"{listed(map(repr, items), 60)}; expected those, or a plain array in their order")
-    return found
-
-# %% ../../nbs/data/crowds.ipynb #80c87250
-def truth_by_name(truth: object, items: Sequence[str], classes: Sequence[str], item_column: str = "item") -> Truth:
-    """The true classes of the `items`, by their names.
-
-    `truth` is a table (file, DataFrame, columns) with the items in `item_column` and the classes in `truth`, `label` or
-    the only other column (of two columns, the one that is called neither names the items); a Series indexed by item;
-    a mapping from items to classes; or a plain array in the order of `items`. Classes are named as the labels are;
-    numbers from 0 stand for them where no class is itself called by a number. Empty cells, None, NaN, -1 and items that
-    do not occur are not known; other items are left aside. ValueError for an unknown class, and for names that fit no
-    item or are spelt otherwise.
-    """
-    if isinstance(truth, Truth):
-        return truth
-    names, columns = _keyed(truth, item_column)
-    likely = (*TRUTHS, *(columns if len(columns) == 1 else ()))
-    column = next((name for name in likely if name in columns), None)
-    if column is None:
-        raise ValueError(f"the truth has the columns {listed(columns)} beside {item_column!r}; expected 'truth'")
-    values = columns[column]
-    values = as_texts(values.tolist() if isinstance(values, (Tensor, np.ndarray)) else values, "the truth")
-    if names is not None:
-        rows = _rows_by_name(names, items, "the truth")
-        values = [None if row is None else values[row] for row in rows]
-    if len(values) != len(items):
-        raise ValueError(f"the truth has {len(values)} classes for {len(items)} items; expected one for each, in the "
-                         "order of the crowd's item_names, or a table with the names of the items")
-    place = {composed(name): k for k, name in enumerate(classes)}
-    if not any(map(_is_number, classes)):
-        place |= {str(k): k for k in range(len(classes))}
-    place.setdefault("-1", -1)
-    for item, value in zip(items, values):
-        if value is not None and composed(value) not in place:
-            raise ValueError(f"the truth of item {item!r} is {value!r}; known classes: {listed(classes)} (classes= "
-                             "lists those that no annotator gave)")
-    return Truth([-1 if value is None else place[composed(value)] for value in values])
-
-
-def features_by_name(features: object, items: Sequence[str], item_column: str = "item") -> Tensor:
-    """The features `(N, ...)` of the `items`, by their names.
-
-    `features` is a table (file, DataFrame, columns) of numbers with the items in `item_column`; a DataFrame indexed by
-    item; a mapping from items to arrays of one shape; or a plain array `(N, ...)` in the order of `items`. Numbers
-    become float32, images of bytes and tensors stay what they are. ValueError for an item without features, for NaN,
-    and for names that fit no item or are spelt otherwise.
-    """
-    names, columns = _keyed(features, item_column)
-    if names is not None:
-        rows = _rows_by_name(names, items, "features")
-        if None in rows:
-            raise ValueError(f"item {items[rows.index(None)]!r} has no features, nor have {rows.count(None) - 1} "
-                             "others; give them a row, or leave the items out")
-        features = columns[""] if "" in columns else _numbers(columns, names)
-        try:
-            chosen = [features[row] for row in rows]
-            features = torch.stack(chosen) if isinstance(chosen[0], Tensor) else np.stack(chosen)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise ValueError(f"features of items differ in shape: {shorten(str(error))}; expected one shape") from None
-    values = features if isinstance(features, Tensor) else _array(features)
-    if values.ndim < 1 or len(values) != len(items):
-        raise ValueError(f"features have shape {tuple(values.shape)} for {len(items)} items; expected a row for each, "
-                         "in the order of the crowd's item_names, or with names")
-    bad = (~values.isfinite()).flatten(1).any(1).nonzero() if values.is_floating_point() and values.ndim > 1 else ()
-    if len(bad):
-        raise ValueError(f"item {items[int(bad[0, 0])]!r} has NaN or infinity among its features; expected numbers")
-    return values
-
-
-def _array(features: object) -> Tensor:
-    """Numbers as float32, bytes as they are; ValueError for anything else."""
-    array = np.asarray(features)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"features are {shorten(features)}; expected numbers, one row an item")
-    return torch.from_numpy(np.ascontiguousarray(array if array.dtype == np.uint8 else array.astype(np.float32)))
-
-
-def _numbers(columns: Mapping[str, Sequence], names: Sequence[str]) -> np.ndarray:
-    """Columns of numbers as one table `(N, D)`; ValueError that names the cell that is none."""
-    table = np.empty((len(names), len(columns)), np.float32)
-    for j, (name, column) in enumerate(columns.items()):
-        for i, cell in enumerate(column):
-            try:
-                table[i, j] = cell
-            except (ValueError, TypeError):
-                what = f"feature {name!r} of item {names[i]!r} is {shorten(cell)}"
-                raise ValueError(f"{what}; expected a number") from None
-    return table
 
 # %% ../../nbs/data/crowds.ipynb #e04124c6
 def read_annotations(path: object, classes: Sequence[str] | None = None, items: Sequence[str] | None = None,

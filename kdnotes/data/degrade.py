@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import augment
-from ..inputs import as_pixels
+from ..inputs import as_pixels, require_choice, require_finite
 
 # %% ../../nbs/data/degrade.ipynb #790d4362
 MODES = ("bicubic", "bilinear", "area", "nearest")
@@ -37,6 +37,8 @@ def target_size(height: int, width: int, factor: float | None, size: int | tuple
 # %% ../../nbs/data/degrade.ipynb #cb189eea
 def interpolate(x: Tensor, size: tuple[int, int], mode: str, antialias: bool) -> Tensor:
     """`x` float `(N, C, H, W)` at another size by one of `MODES`, clamped to [0, 1]; computed in float32 or better."""
+    require_finite("interpolate", images=x)
+    require_choice("interpolate", MODES, mode=mode)
     if x.dtype in (torch.float16, torch.bfloat16):
         return interpolate(x.float(), size, mode, antialias).to(x.dtype)
     if mode in ("area", "nearest"):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .imageset import ImageSet
+from ..inputs import require_whole
 from ..runtime import make_generator
 
 # %% ../../nbs/data/faces.ipynb #8f645df1
@@ -53,11 +54,13 @@ NUISANCE: dict[str, tuple[float, float]] = {
 # %% ../../nbs/data/faces.ipynb #2fc9f73a
 def draw_identities(count: int, generator: torch.Generator | None = None) -> Tensor:
     """Codes of `count` people, uniform in [0, 1]: `(count, len(IDENTITY))`."""
+    require_whole("draw_identities", at_least=0, count=count)
     return torch.rand(count, len(IDENTITY), generator=generator)
 
 
 def draw_nuisances(count: int, strength: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """Codes of `count` pictures, uniform within `strength` / 2 of the neutral 1/2: `(count, len(NUISANCE))`."""
+    require_whole("draw_nuisances", at_least=0, count=count)
     if not 0 <= strength <= 1:
         raise ValueError(f"nuisance strength is {strength}; expected a number from 0 (portraits) to 1 (in the wild)")
     return 0.5 + strength * (torch.rand(count, len(NUISANCE), generator=generator) - 0.5)
@@ -65,6 +68,8 @@ def draw_nuisances(count: int, strength: float = 1.0, generator: torch.Generator
 
 def decode(codes: Tensor, table: dict[str, tuple[float, float]]) -> SimpleNamespace:
     """The traits of `table` as attributes, each `(N, 1, 1)`, from codes `(N, len(table))` in [0, 1]."""
+    if codes.ndim != 2 or codes.shape[1] != len(table):
+        raise ValueError(f"decode: codes are {tuple(codes.shape)}; expected (N, {len(table)})")
     low, high = torch.tensor(list(table.values()), device=codes.device).T
     return SimpleNamespace(**dict(zip(table, (low + codes * (high - low)).T[..., None, None])))
 

@@ -168,7 +168,11 @@ class ImageSet(LabelledImages):
     """
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """The same set on another device."""
+        """The same set on another device. ValueError for what is no device."""
+        try:
+            device = torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"{device!r} is no device; expected such as 'cpu', 'cuda' or 'cuda:1'") from None
         return replace(self, **{name: tensor.to(device) for name, tensor in aligned(self).items()})
 
     def take(self, indices: Tensor | Sequence[int] | slice) -> "ImageSet":

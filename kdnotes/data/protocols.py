@@ -19,7 +19,7 @@ from torch import Tensor
 from .imageset import ImageSet
 from .pictures import Pictures
 from .source import below, reading, verified
-from ..inputs import as_labels
+from ..inputs import as_labels, require_whole
 from ..runtime import log, make_generator
 
 # %% ../../nbs/data/protocols.ipynb #29831d16
@@ -74,6 +74,7 @@ def triangle(k: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
 # %% ../../nbs/data/protocols.ipynb #c677c9a9
 def distinct(total: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` different numbers out of 0..total-1 in random order, int64 `(count,)`."""
+    require_whole("distinct", at_least=0, total=total, count=count)
     if total <= max(2**20, 4 * count):
         return torch.randperm(total, generator=generator)[:count]
     drawn = torch.randint(total, (count + count // 2 + 64,), generator=generator)  # repetitions are rare among so many
@@ -86,7 +87,8 @@ def distinct(total: int, count: int, generator: torch.Generator) -> Tensor:
 def genuine_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Generator) -> Tensor | None:
     """`count` different pairs `(2, count)` of `rows` with one label, all equally likely; None where there are too few.
     """
-    labels, rows = as_labels("genuine_pairs", labels, at_least=None), as_labels("genuine_pairs", rows, name="rows")
+    labels = as_labels("genuine_pairs", labels, at_least=None)
+    rows = as_labels("genuine_pairs", rows, classes=len(labels), name="rows")
     if not len(rows):
         return None
     rows = rows[labels[rows].argsort(stable=True)]
@@ -105,7 +107,8 @@ def impostor_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Ge
     """`count` different pairs `(2, count)` of `rows` with two labels, all equally likely; None where there are too
     few.
     """
-    labels, rows = as_labels("impostor_pairs", labels, at_least=None), as_labels("impostor_pairs", rows, name="rows")
+    labels = as_labels("impostor_pairs", labels, at_least=None)
+    rows = as_labels("impostor_pairs", rows, classes=len(labels), name="rows")
     n = labels[rows].unique(return_counts=True)[1]
     total = len(rows) * (len(rows) - 1) // 2
     there = total - int((n * (n - 1) // 2).sum())
@@ -122,6 +125,7 @@ def impostor_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Ge
 # %% ../../nbs/data/protocols.ipynb #de78f370
 def people_in_folds(labels: Tensor, folds: int, generator: torch.Generator) -> list[Tensor]:
     """The rows of each fold: every person in one of them, the pictures spread evenly."""
+    require_whole("people_in_folds", folds=folds)
     people, which, n = labels.unique(return_inverse=True, return_counts=True)
     shuffle = torch.randperm(len(people), generator=generator)
     order = shuffle[n[shuffle].argsort(descending=True, stable=True)]

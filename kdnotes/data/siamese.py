@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'ALWAYS', 'tint', 'shift', 'warp', 'scale', 'rotate', 'cut_out', 'mirror', 'Operation', 'parse', 'fires',
-           'spread', 'count', 'dense', 'siamese', 'boxes', 'cutmix']
+           'spread', 'count', 'numbers_of', 'dense', 'siamese', 'boxes', 'cutmix']
 
 # %% ../../nbs/data/siamese.ipynb #f32c886d
 import math
@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inputs import as_images, as_labels, require_number, wide_dtype
+from ..inputs import as_images, as_labels, require_number, require_whole, wide_dtype
 
 # %% ../../nbs/data/siamese.ipynb #e600736a
 def tint(x: Tensor, u: Tensor) -> Tensor:
     """Brightness, saturation and contrast of images `x` `(N, C, H, W)` by `u` `(N, 3)` in [0, 1], in this order."""
+    if u.shape != (len(x), 3):
+        raise ValueError(f"tint: numbers are {tuple(u.shape)} for {len(x)} images; expected ({len(x)}, 3)")
     brightness, saturation, contrast = (part[:, None, None, None] for part in u.to(x.dtype).unbind(1))
     x = x + (brightness - 0.5)
     grey = x.mean(1, keepdim=True)
@@ -30,7 +32,8 @@ def shift(x: Tensor, t: Tensor) -> Tensor:
     """Move images `x` `(N, C, H, W)` down and to the right by `t` int64 `(N, 2)` pixels (up and left if negative),
     with zeros behind.
     """
-
+    if t.shape != (len(x), 2):
+        raise ValueError(f"shift: steps are {tuple(t.shape)} for {len(x)} images; expected ({len(x)}, 2)")
     t = t.long()  # bytes would wrap around
 
     def mover(side: int, steps: Tensor) -> Tensor:
@@ -46,6 +49,8 @@ def warp(x: Tensor, A: Tensor) -> Tensor:
 
     Places and pixels are computed in float32 or better; the result has the type of `x`.
     """
+    if A.shape != (len(x), 2, 2):
+        raise ValueError(f"warp: matrices are {tuple(A.shape)} for {len(x)} images; expected ({len(x)}, 2, 2)")
     if not len(x):
         return x
     y = x.to(wide_dtype(x))
@@ -55,17 +60,24 @@ def warp(x: Tensor, A: Tensor) -> Tensor:
 
 def scale(x: Tensor, s: Tensor) -> Tensor:
     """Zoom by 1/s along each axis; `s` `(N, 2)` for (x, y)."""
+    if s.shape != (len(x), 2):
+        raise ValueError(f"scale: factors are {tuple(s.shape)} for {len(x)} images; expected ({len(x)}, 2)")
     return warp(x, torch.diag_embed(s))
 
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
     """Turn by `degrees` `(N,)`."""
+    if degrees.shape != (len(x),):
+        raise ValueError(f"rotate: angles are {tuple(degrees.shape)} for {len(x)} images; expected ({len(x)},)")
     a = degrees.to(wide_dtype(degrees)) * (math.pi / 180)
     return warp(x, torch.stack([a.cos(), -a.sin(), a.sin(), a.cos()], -1).view(-1, 2, 2))
 
 # %% ../../nbs/data/siamese.ipynb #95b74dc2
 def cut_out(x: Tensor, centre: Tensor, ratio: float = 0.5) -> Tensor:
     """Zero the square of side `floor(ratio H + 1/2)` around `centre` int64 `(N, 2)`, clipped at the border."""
+    if centre.shape != (len(x), 2):
+        raise ValueError(f"cut_out: centres are {tuple(centre.shape)} for {len(x)} images; expected ({len(x)}, 2)")
+    require_number("cut_out", at_least=0, ratio=ratio)
     hole, centre = torch.ones((), dtype=torch.bool, device=x.device), centre.long()  # bytes would wrap around
     for axis, side in enumerate(x.shape[2:]):
         size, i = math.floor(ratio * side + 0.5), torch.arange(side, device=x.device)
@@ -77,6 +89,8 @@ def cut_out(x: Tensor, centre: Tensor, ratio: float = 0.5) -> Tensor:
 
 def mirror(x: Tensor, flipped: Tensor) -> Tensor:
     """Mirror the images marked in `flipped`, bool `(N,)`."""
+    if flipped.shape != (len(x),):
+        raise ValueError(f"mirror: marks are {tuple(flipped.shape)} for {len(x)} images; expected ({len(x)},)")
     return torch.where(flipped[:, None, None, None].bool(), x.flip(-1), x)
 
 # %% ../../nbs/data/siamese.ipynb #7ff22682
@@ -133,6 +147,7 @@ def fires(names: tuple[str, ...], rule: str, calls: int, generator: torch.Genera
         raise ValueError(
             f"unknown rule {rule!r} of composition; give 'idc' (some always, one of the rest) or 'dsa' (one of all)"
         )
+    require_whole("fires", calls=calls)
     rest = tuple(name for name in names if rule == "dsa" or name not in ALWAYS)
     pick = torch.randint(
         max(1, len(rest)), (calls,), generator=generator, device=generator.device if generator else None
@@ -145,7 +160,9 @@ def fires(names: tuple[str, ...], rule: str, calls: int, generator: torch.Genera
 def spread(rows: Tensor, index: Tensor | None, n: int, device: torch.device) -> Tensor:
     """Row `index[i]` of `rows` for each image i of `n`, on `device`; without an index row i, or the only row."""
     rows = rows.to(device, non_blocking=True)
-    return rows.expand(n, *rows.shape[1:]) if index is None else rows.index_select(0, index.to(device).long())
+    if index is not None:
+        index = as_labels("siamese", index, n, len(rows), "groups or calls").to(device)
+    return rows.expand(n, *rows.shape[1:]) if index is None else rows.index_select(0, index)
 
 
 def count(index: Tensor | None, n: int, otherwise: int) -> int:
@@ -153,6 +170,15 @@ def count(index: Tensor | None, n: int, otherwise: int) -> int:
     if index is None or not n:
         return otherwise
     return int(as_labels("siamese", index, n, name="groups or calls").max()) + 1
+
+
+def numbers_of(index: Tensor | None, n: int, count: int | None, name: str) -> Tensor | None:
+    """`index` as int64 `(n,)` of 0..count-1; looked at in host memory, by NumPy: no check counts as a computation."""
+    if isinstance(index, Tensor) and index.dtype == torch.int64 and index.shape == (n,):
+        v = index.numpy() if index.device.type == "cpu" else None
+        if v is None or not n or (v.min() >= 0 and (count is None or v.max() < count)):
+            return index
+    return None if index is None else as_labels("siamese", index, n, count, name)
 
 
 def dense(index: Tensor | None) -> Tensor | None:
@@ -185,9 +211,9 @@ def siamese(
             f"images are {x.dtype} {tuple(x.shape)}; expected floating point (N, C, H, H): standardised and square"
         )
     together = calls is None or calls is groups
-    groups = None if groups is None else as_labels("siamese", groups, n, draws, "groups")
+    groups = numbers_of(groups, n, draws, "groups")
     groups = groups if draws else dense(groups)
-    calls = groups if together else dense(as_labels("siamese", calls, n, name="calls"))
+    calls = groups if together else dense(numbers_of(calls, n, None, "calls"))
     G = draws or count(groups, n, n)
     if not n:
         return x
@@ -207,6 +233,7 @@ def boxes(lam: Tensor, side: int, generator: torch.Generator | None = None) -> T
     `(E, side, side)`.
     """
     require_number("boxes", at_least=0, at_most=1, lam=lam)
+    require_whole("boxes", side=side)
     half = (side * (1 - lam).sqrt()).long()[:, None] // 2
     centre = torch.randint(side, (len(lam), 2), generator=generator, device=lam.device)
     i = torch.arange(side, device=lam.device)
@@ -223,6 +250,9 @@ def cutmix(
     The loss of a prediction is `lam CE(labels) + (1 - lam) CE(partners)`; `lam` is 1 for a batch that was left as it
     is.
     """
+    if x.ndim != 5 or x.shape[3] != x.shape[4] or labels.shape != x.shape[:2]:
+        given = f"batches are {tuple(x.shape)}, labels {tuple(labels.shape)}"
+        raise ValueError(f"cutmix: {given}; expected (E, B, C, H, H) and (E, B)")
     E, B, side = x.shape[0], x.shape[1], x.shape[-1]
     place = {"generator": generator, "device": generator.device if generator else None}
     chosen, lam = torch.rand(E, **place) < p, torch.rand(E, **place)

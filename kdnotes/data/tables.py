@@ -37,11 +37,13 @@ def open_text(path: Path) -> IO[str]:
         encoding = encoding_of(file.read(2))
     return opened(path, "rt", encoding=encoding, newline="")
 
-# %% ../../nbs/data/tables.ipynb #9f59d3ce
+# %% ../../nbs/data/tables.ipynb #1b641055
 def parted(file: IO[str], delimiter: str, skip: int) -> Iterator[list[str]]:
     """The rows of a table from its beginning without empty ones and the first `skip` lines; ValueError with the line
     where quotation marks do not match.
     """
+    if len(delimiter) != 1:
+        raise ValueError(f"the delimiter is {delimiter!r}; expected one character")
     file.seek(0)
     for _ in range(skip):
         file.readline()

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from ..config import unknown_name
-from ..data.crowds import Crowd, Truth, labels_per_annotator, labels_per_item, truth_by_name
-from ..data.crowds import votes as count_votes
+from ..data.crowd_statistics import labels_per_annotator, labels_per_item
+from ..data.crowd_statistics import votes as count_votes
+from ..data.crowds import Crowd
+from ..data.named import truth_by_name
+from ..data.truth import Truth
 from ..inputs import as_labels, as_rows, require_table, require_width
 
 # %% auto #0
@@ -58,10 +61,10 @@ class DawidSkene:
     other: Tensor
 
     def confusion(self, annotator: int) -> Tensor:
-        """The confusion matrix `(C, C)` of an annotator (rows: true class). IndexError for one that is not there."""
+        """The confusion matrix `(C, C)` of an annotator (rows: true class). ValueError for one that is not there."""
         r, c = self.other.shape
         if not 0 <= annotator < r:
-            raise IndexError(f"annotator {annotator} is not there; expected 0..{r - 1}")
+            raise ValueError(f"annotator {annotator} is not there; expected 0..{r - 1}")
         first, last = torch.searchsorted(self.pairs, torch.tensor([annotator * c, (annotator + 1) * c])).tolist()
         matrix = self.other[annotator][:, None].repeat(1, c)
         matrix[:, self.pairs[first:last] % c] = self.given[first:last].T

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.imageset import to_float
+from ..inputs import require_share
+from .classifiers import in_type_of
 from kdnotes.models.predictor import (
     InputBatches,
     as_batches,
@@ -53,7 +55,11 @@ def channel_moments(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mix(reference: tuple, seen: tuple, a: float) -> tuple:
-    """`(1 - a) reference + a seen`, for the mean and for the variance: linear in both."""
+    """`(1 - a) reference + a seen`, for the mean and for the variance: linear in both. `a` in [0, 1]."""
+    require_share("mix", a=a)
+    for r, s in zip(reference, seen):
+        if getattr(r, "shape", None) != getattr(s, "shape", None) and isinstance(r, Tensor) and isinstance(s, Tensor):
+            raise ValueError(f"mix: seen is of shape {tuple(s.shape)}; expected {tuple(r.shape)}, as the reference")
     return tuple((1 - a) * r + a * s for r, s in zip(reference, seen))
 
 # %% ../../nbs/models/adapt.ipynb #ff0fc13c
@@ -151,7 +157,8 @@ class Adaptation:
     def run(self, x: Tensor) -> Any:
         """What the model, as it is written, makes of a batch: on its device, bytes as floats in [0, 1]."""
         with as_written(self.model):
-            return self.model((to_float(x) if x.dtype == torch.uint8 else x).to(device_of(self.model)))
+            x = to_float(x) if x.dtype == torch.uint8 else x
+            return self.model(in_type_of(self.model, x).to(device_of(self.model)))
 
 # %% ../../nbs/models/adapt.ipynb #f37817f0
 def check_values(name: str, values: int) -> None:

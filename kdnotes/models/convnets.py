@@ -10,11 +10,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ..inputs import require_choice, require_whole
 from .classifiers import ARCHITECTURES, as_trunk, conv3x3, initialise
 
 # %% ../../nbs/models/convnets.ipynb #dd20c0e5
 def norm(kind: str, width: int) -> nn.Module:
     """The normalisation layer `kind`, "instance" (affine) or "batch", for `width` channels."""
+    require_whole("norm", width=width)
     if kind not in ("instance", "batch"):
         raise ValueError(f"unknown norm {kind!r}; known: instance, batch")
     return nn.GroupNorm(width, width) if kind == "instance" else nn.BatchNorm2d(width)
@@ -28,6 +30,8 @@ def convnet(channels: int, size: int, depth: int = 3, width: int = 128,
     Source: Gidaris and Komodakis, CVPR 2018, in the form of Zhao and Bilen (ICLR 2021);
     PyTorch's default initialisation.
     """
+    require_whole("convnet", channels=channels, size=size, depth=depth, width=width)
+    require_choice("convnet", ("instance", "batch"), norm_kind=norm_kind)
     border = 3 if (channels, size) == (1, 28) else 1
     side = (size + 2 * (border - 1)) >> depth
     if side < 1:
@@ -46,6 +50,8 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, norm_kind: str = "batch", average: bool = False):
         super().__init__()
+        require_whole("Residual", inputs=inputs, outputs=outputs, stride=stride)
+        require_choice("Residual", ("instance", "batch"), norm_kind=norm_kind)
         step, halve = (1, [nn.AvgPool2d(stride)] if stride > 1 else []) if average else (stride, [])
         self.branch = nn.Sequential(conv3x3(inputs, outputs, step), norm(norm_kind, outputs), nn.ReLU(inplace=True),
                                     *halve, conv3x3(outputs, outputs), norm(norm_kind, outputs))
@@ -59,6 +65,8 @@ class Residual(nn.Module):
 # %% ../../nbs/models/convnets.ipynb #22fae7e0
 def stem(channels: int, width: int, size: int, norm_kind: str, average: bool) -> nn.Sequential:
     """First convolution, norm, ReLU and, for images above 64 pixels, the first reduction."""
+    require_whole("stem", channels=channels, width=width, size=size)
+    require_choice("stem", ("instance", "batch"), norm_kind=norm_kind)
     large = size > 128
     conv = nn.Conv2d(channels, width, 7 if large else 3, stride=2 if large and not average else 1,
                      padding=3 if large else 1, bias=False)
@@ -75,6 +83,8 @@ def resnet10(channels: int, size: int, norm_kind: str = "batch", average: bool =
     `widths` None: 32, 64, 128, 256 (CIFAR form) up to 64 pixels, else 64, 128, 256, 512.
     Source: the nets of IDC (Kim et al., ICML 2022).
     """
+    require_whole("resnet10", channels=channels, size=size)
+    require_choice("resnet10", ("instance", "batch"), norm_kind=norm_kind)
     if size < 8:
         raise ValueError(f"ResNet-10 halves the image three times and got size={size}; "
                          "give images of at least 8 pixels")
@@ -91,6 +101,7 @@ class Dense(nn.Module):
 
     def __init__(self, inputs: int, growth: int):
         super().__init__()
+        require_whole("Dense", inputs=inputs, growth=growth)
         self.branch = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, 4 * growth, 1, bias=False),
                                     nn.BatchNorm2d(4 * growth), nn.ReLU(inplace=True), conv3x3(4 * growth, growth))
 
@@ -100,6 +111,7 @@ class Dense(nn.Module):
 # %% ../../nbs/models/convnets.ipynb #a23900ba
 def densenet121(channels: int, size: int, growth: int = 12) -> tuple[nn.Sequential, int]:
     """Trunk and feature width of DenseNet-121 in its CIFAR form, `size` >= 8. Source: Huang et al., CVPR 2017."""
+    require_whole("densenet121", channels=channels, size=size, growth=growth)
     if size < 8:
         raise ValueError(f"DenseNet halves the image three times and got size={size}; give images of at least 8 pixels")
     width, stages = 2 * growth, []

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ..inputs import require_positive, require_share, require_whole
 from .classifiers import Prediction, alone, as_trunk, conv3x3, look_up, stage, torchvision_resnet
 
 # %% ../../nbs/models/embedders.ipynb #8734d96f
@@ -22,6 +23,7 @@ class ImprovedResidual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
+        require_whole("ImprovedResidual", inputs=inputs, outputs=outputs, stride=stride)
         self.branch = nn.Sequential(nn.BatchNorm2d(inputs), conv3x3(inputs, outputs), nn.BatchNorm2d(outputs),
                                     nn.PReLU(outputs), conv3x3(outputs, outputs, stride), nn.BatchNorm2d(outputs))
         project = nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)
@@ -41,6 +43,7 @@ def side_after(size: int, strides: tuple[int, ...]) -> int:
 # %% ../../nbs/models/embedders.ipynb #cb117c5e
 def drawn(module: nn.Module, std: float = 0.1) -> nn.Module:
     """Draw every convolution from N(0, `std`^2) in place, as the authors' code does; return the module."""
+    require_positive("drawn", std=std)
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=std)
@@ -51,6 +54,7 @@ def iresnet(channels: int, size: int, blocks: tuple[int, ...]) -> tuple[nn.Seque
     """Trunk of an IResNet with `blocks` in its four stages, and what it gives:
     channels, and pixels a side, for images of `size` >= 8.
     """
+    require_whole("iresnet", channels=channels, size=size)
     stem = nn.Sequential(conv3x3(channels, 64), nn.BatchNorm2d(64), nn.PReLU(64))
     strides = (1 if size <= 64 else 2, 2, 2, 2)
     widths = pairwise((64, 64, 128, 256, 512))
@@ -63,6 +67,7 @@ def face_resnet(channels: int, size: int, architecture: str) -> tuple[nn.Sequent
     """Trunk of torchvision's `architecture` without its last pooling,
     and the channels and pixels a side that it gives for images of `size` >= 8.
     """
+    require_whole("face_resnet", channels=channels, size=size)
     trunk, width = torchvision_resnet(channels, size, architecture)
     return trunk[:-1], (width, side_after(size, (2, 2, 2, 2, 2) if size > 64 else (2, 2, 2)))
 
@@ -72,6 +77,7 @@ def smallface(channels: int, size: int,
     """Trunk of one convolution for each of `widths`, the first at full size and each further one halving it;
     what it gives as above, for images of `size` >= 4.
     """
+    require_whole("smallface", channels=channels, size=size)
     trunk, strides = nn.Sequential(), (1,) + (2,) * (len(widths) - 1)
     for i, ((a, b), stride) in enumerate(zip(pairwise((channels, *widths)), strides), start=1):
         trunk.add_module(f"stage{i}", nn.Sequential(conv3x3(a, b, stride), nn.BatchNorm2d(b), nn.PReLU(b)))
@@ -82,6 +88,8 @@ def head(width: int, side: int, dim: int, dropout: float = 0.0) -> nn.Sequential
     """BN, dropout, a linear layer and BN on the flattened maps `(N, width, side, side)`: embeddings `(N, dim)`.
     Source: option E of ArcFace's section 3.1.
     """
+    require_whole("head", width=width, side=side, dim=dim)
+    require_share("head", dropout=dropout)
     last = nn.BatchNorm1d(dim)
     nn.init.ones_(last.weight)
     last.weight.requires_grad_(False)
@@ -97,6 +105,7 @@ class Embedder(nn.Module):
     def __init__(self, trunk: nn.Module, maps: tuple[int, int], size: int, dim: int = 512, channels: int = 3,
                  dropout: float = 0.0):
         super().__init__()
+        require_whole("Embedder", size=size, dim=dim, channels=channels)
         self.channels, self.size, self.feature_dim = channels, size, dim
         self.trunk, self.head = trunk, head(*maps, dim, dropout)
 
@@ -105,7 +114,7 @@ class Embedder(nn.Module):
             raise ValueError(f"images are {images.dtype} of shape {tuple(images.shape)}; expected floating point "
                              f"(N, {self.channels}, {self.size}, {self.size}): scale uint8 images to [0, 1], "
                              f"and bring all to this size")
-        embed = lambda x: self.head(self.trunk(x))
+        embed, images = lambda x: self.head(self.trunk(x)), images.to(self.head[3].weight.dtype)
         return alone(embed, images) if self.training and len(images) == 1 else embed(images)
 
 # %% ../../nbs/models/embedders.ipynb #f2a41e9d

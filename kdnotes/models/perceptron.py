@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ..inputs import require_whole
 from .classifiers import Prediction, alone
 
 # %% ../../nbs/models/perceptron.ipynb #53d5a4bb
@@ -21,15 +22,19 @@ class Perceptron(nn.Module):
 
     def __init__(self, inputs: int, classes: int, widths: Sequence[int], dropout: bool = False, norm: bool = False):
         super().__init__()
+        require_whole("Perceptron", inputs=inputs, classes=classes)
         if not widths:
             raise ValueError("a perceptron without a layer has no features; give widths, such as (512, 256)")
         layers: list[nn.Module] = [nn.Flatten()] + ([nn.BatchNorm1d(inputs, affine=False)] if norm else [])
         for before, after in pairwise((inputs, *widths)):
             layers += [nn.Linear(before, after), nn.ReLU()] + ([nn.Dropout(0.5)] if dropout else [])
             layers += [nn.BatchNorm1d(after, affine=False)] if norm else []
-        self.body, self.feature_dim = nn.Sequential(*layers), widths[-1]
+        self.inputs, self.body, self.feature_dim = inputs, nn.Sequential(*layers), widths[-1]
         self.classifier = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Prediction:
+        if x.ndim < 2 or x.flatten(1).shape[1] != self.inputs:
+            raise ValueError(f"inputs are of shape {tuple(x.shape)}; expected (N, ...) with {self.inputs} numbers each")
+        x = x.to(self.classifier.weight.dtype)
         features = alone(self.body, x) if self.training and len(x) == 1 else self.body(x)
         return Prediction(self.classifier(features), features)

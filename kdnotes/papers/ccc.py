@@ -5,14 +5,12 @@
 # %% ../../nbs/papers/ccc.ipynb #ccecc0e8
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -22,27 +20,28 @@ from torch.nn import functional as F
 __all__ = ['METHODS', 'REAL', 'LABELME', 'MUSIC', 'SENTIMENT', 'SYNTHETIC', 'CODE', 'CIFAR10N', 'QUICK', 'SMALL', 'DISPLAY',
            'MAIN', 'SHORT', 'ALONE', 'group_annotators', 'distil', 'lookahead', 'forward_with', 'naive_gradient',
            'ending_of', 'mixed_derivative', 'head_gradient', 'normalise_correction', 'meta_batch', 'Correction',
-           'advice', 'fit', 'check_meta_size', 'fine_tune', 'Answering', 'Learnt', 'two_starts', 'suited_correction',
-           'fit_ccc', 'learnt', 'Labelling', 'Schedule', 'Tables', 'Config', 'CoupledPair', 'task_of', 'stage_of',
-           'main_rows', 'display_name', 'ablation_rows', 'several', 'finding_rows', 'found_out', 'right_labels', 'Lead',
-           'lead_of', 'lead_rows', 'check_fit', 'run', 'claims', 'ablation_claims']
+           'advice', 'fit', 'check_meta_size', 'fine_tune', 'suited_correction', 'fit_ccc', 'Labelling', 'Schedule',
+           'Tables', 'Config', 'CoupledPair', 'task_of', 'stage_of', 'main_rows', 'display_name', 'ablation_rows',
+           'check_fit', 'run', 'claims', 'ablation_claims']
 
 # %% ../../nbs/papers/ccc.ipynb #2820842e
 from ..config import Settings, conform, leaves, section, setting
-from ..crowdlearn.baselines import APPROACHES, SHARES, CrowdLayers, approach
-from ..crowdlearn.committee import Advise, Committee, Ending, Expert, all_rows, check_features, confusions
+from ..crowdlearn.baselines import APPROACHES, CrowdLayers, approach
+from ..crowdlearn.committee import Advise, Committee, Ending, Expert, all_rows, check_features
 from ..crowdlearn.committee import fit as fit_committee
-from ..crowdlearn.committee import in_float, outputs, posterior, probabilities, seeded, suited
+from ..crowdlearn.committee import in_float, outputs, seeded, suited, two_starts
+from ..crowdlearn.outcome import Learnt, learnt
 from ..crowdlearn.study import Answers, Pictures, PublishedCrowd, Task, TrainedCommittee, Training
-from ..crowdlearn.study import measured, new_network, parse_network, scores
-from ..data import crowds
-from ..data.crowds import Crowd, sealed
+from ..crowdlearn.study import lead_rows, measured, new_network, parse_network, recovered_rows, several
+from ..data.crowd_statistics import known_truth, labels_per_item
+from ..data.crowds import Crowd, take
 from ..data.sets.crowds import PUBLISHED
-from ..experiment import Experiment, Here, Row, Stage, Study
+from ..data.synthetic_crowds import CASES
+from ..data.truth import sealed
+from ..experiment import Experiment, Here, Row, Study
 from ..losses.crowd import CrowdLayer, crowd_nll
-from ..metrics.aggregate import Confusions, answers_by_item
 from ..models.classifiers import Prediction
-from ..models.predictor import as_predictor, evaluating
+from ..models.predictor import as_predictor
 from ..results import Claim, Results
 from ..runtime import derive_seed, make_fabric, make_generator
 from ..train import History
@@ -286,64 +285,7 @@ def fine_tune(committee: Committee, crowd: Crowd, epochs: int, lr: float = 1e-4,
         with sealed():
             train(expert.network, batches, step, optimizer=optimizer, epochs=epochs, fabric=fabric)
 
-# %% ../../nbs/papers/ccc.ipynb #a9a02409
-class Answering(nn.Module):
-    """A trained committee as one network: inputs `(N, ...)` to the logarithm of its mean probabilities `(N, C)`."""
-
-    def __init__(self, committee: Committee):
-        super().__init__()
-        self.committee = committee
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        weights = next(self.parameters())
-        inputs = inputs.to(weights.device, weights.dtype if inputs.is_floating_point() else None)
-        parts = [expert.head.classify(expert(inputs)) for expert in self.committee.experts]
-        return torch.stack(parts).mean(0).clamp_min(1e-12).log()
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """What `fit_ccc` learnt from a crowd.
-
-    `network`: inputs to log-probabilities, both experts' mean, in evaluation mode. `confusions` by annotator: a table
-    of what is answered to each class. `predictions` by item: `label` and `belief` of the network alone, `recovered`,
-    the likeliest class by features and labels together, and, where the truth is known, `truth` and `right`. `accuracy`:
-    of `label` among items whose truth is known, None where there are none. `committee`: the experts with their heads.
-    """
-
-    network: nn.Module
-    confusions: Confusions
-    predictions: pd.DataFrame
-    accuracy: float | None
-    committee: Committee
-    history: History
-
 # %% ../../nbs/papers/ccc.ipynb #a9a0240a
-def two_starts(network: nn.Module | Callable[[], nn.Module], sample: Tensor, seed: int = 0) -> list[nn.Module]:
-    """Two networks of one architecture from different starts, `network` itself untouched; see `fit_ccc`.
-
-    `sample` are a few inputs, for layers that wait for their sizes. ValueError for two that start alike.
-    """
-    made = []
-    for m in (1, 2):
-        with seeded(seed, "weights", m):
-            made.append(copy.deepcopy(network) if isinstance(network, nn.Module) else network())
-            if not isinstance(made[-1], nn.Module):
-                kind = type(made[-1]).__name__
-                raise TypeError(f"the network is a {kind}; expected an nn.Module, or a function that makes one")
-            weights = next(made[-1].parameters())
-            with torch.no_grad(), evaluating(made[-1]):
-                made[-1](sample.to(weights.device, weights.dtype))
-            for part in made[-1].modules() if isinstance(network, nn.Module) and m == 2 else ():
-                draw = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
-                if draw is not None and all(p.requires_grad for p in part.parameters(recurse=False)):
-                    draw()
-    if all(torch.equal(a, b) for a, b in zip(made[0].parameters(), made[1].parameters())):
-        raise ValueError("the two networks start from the same weights, so that neither can correct the other; give a "
-                         "function that makes one with new random weights: fit_ccc(crowd, lambda: MyNetwork())")
-    return made
-
-
 def suited_correction(crowd: Crowd) -> Correction:
     """The settings of the code in proportion to a small crowd: G = R / 6 up to 30, M = N / 5 up to 1000."""
     size = max(2, len(crowd.classes), min(1000, crowd.items // 5))
@@ -366,7 +308,7 @@ def fit_ccc(crowd: Crowd, network: nn.Module | Callable[[], nn.Module], *, epoch
     check_features(crowd)
     if len(crowd.classes) < 2:
         raise ValueError(f"the crowd knows the class {crowd.classes[0]!r} only; expected at least two to tell apart")
-    c, lesson = len(crowd.classes), crowds.take(crowd, crowds.labels_per_item(crowd) > 0)
+    c, lesson = len(crowd.classes), take(crowd, labels_per_item(crowd) > 0)
     networks = [as_predictor(made, layer) for made in two_starts(network, crowd.features[:2], seed)]
     committee = Committee([Expert(made, CrowdLayer(crowd.annotators, c)) for made in networks])
     found = outputs(committee, crowd.features[:2], lambda expert, prediction: prediction.logits).shape[2]
@@ -379,17 +321,6 @@ def fit_ccc(crowd: Crowd, network: nn.Module | Callable[[], nn.Module], *, epoch
                       fabric=make_fabric(device, precision), **options)
     return learnt(committee, crowd, history)
 
-
-def learnt(committee: Committee, crowd: Crowd, history: History) -> Learnt:
-    """What a trained committee says of the items and annotators of a crowd, by name (reveals the truth)."""
-    p = probabilities(committee, crowd.features).mean(0).cpu()
-    predictions, accuracy = answers_by_item(crowd, p, p.argmax(1), crowd.truth)
-    merged = posterior(committee, crowd).argmax(1).cpu()
-    predictions.insert(2, "recovered", np.array(crowd.classes, object)[merged.numpy()])
-    T = confusions(committee).cpu()
-    named = Confusions(crowd.annotator_names, crowd.classes, lambda r: T[r])
-    return Learnt(Answering(committee).eval(), named, predictions, accuracy, committee, history)
-
 # %% ../../nbs/papers/ccc.ipynb #b2bd71f3
 METHODS = (*APPROACHES, "CCC")
 
@@ -398,8 +329,8 @@ METHODS = (*APPROACHES, "CCC")
 class Labelling:
     """The items and who labels them. A published crowd has annotators of its own: `case` to `alpha` are for others."""
 
-    case: str = setting("IND-S", "ours", "the main case", choices=crowds.CASES)
-    cases: tuple[str, ...] = setting(("COR-S",), "ours", "further cases of synthetic crowds", choices=crowds.CASES)
+    case: str = setting("IND-S", "ours", "the main case", choices=CASES)
+    cases: tuple[str, ...] = setting(("COR-S",), "ours", "further cases of synthetic crowds", choices=CASES)
     annotators: int = setting(100, "scale", "R; 250 inferred for the paper", at_least=2, at_most=10_000)
     labels_per_item: float = setting(3.0, "paper", "annotators of an item, on average", at_least=0.1)
     alpha: float = setting(0.5, "ours", "shape of the Beta shares, from the paper's histogram; Infinity: equal shares",
@@ -536,7 +467,7 @@ class CoupledPair(TrainedCommittee):
         return rows
 
     def findings(self, committee, crowd, fabric):
-        lessons, truth, (rows, classes) = committee.lessons, torch.full((crowd.items,), -1), crowds.known_truth(crowd)
+        lessons, truth, (rows, classes) = committee.lessons, torch.full((crowd.items,), -1), known_truth(crowd)
         truth[rows.cpu()] = classes.cpu()
         meta = [(truth[items.cpu()], labels.cpu()) for items, labels in zip(lessons["items"], lessons["labels"])]
         right = [(known == labels)[known >= 0].double().mean().item() for known, labels in meta]
@@ -619,65 +550,6 @@ def ablation_rows(seed: int, config: Config) -> list[Row]:
 
 ALONE = 10**6  # groups: more than there are annotators
 
-
-def several(sweep: tuple, default: float) -> list:
-    """The values of a sweep and the default, each once as it is printed; none without another than the default."""
-    values = {f"{value:g}": value for value in (*sweep, default)}
-    return list(values.values()) if len(values) > 1 else []
-
-# %% ../../nbs/papers/ccc.ipynb #24fae201
-def finding_rows(rows: list[Row]) -> list[Row]:
-    """How many labels of the crowd itself were put right in the main table, and how clean the meta sets were."""
-    in_main = [row for row in rows if row.table in MAIN.values() and isinstance(row.stage.approach, CrowdLayers)]
-    found = []
-    for stage, row in {row.stage: row for row in in_main}.items():
-        density = {"labels_per_instance": stage.task.crowd.labels_per_item} if row.setting else {}
-        ours = isinstance(stage, CoupledPair)
-        measures = {"CCC": found_out} if ours else {"CrowdLayer ×2": found_out}
-        measures |= {method: functools.partial(right_labels, method=method) for method in SHARES if ours}
-        found += [Row("labels recovered", method, stage, measure, {**row.setting, **density}, row.dataset)
-                  for method, measure in measures.items()]
-    return found
-
-
-def found_out(stage: TrainedCommittee, made: dict, here: Here) -> dict[str, float]:
-    """What a training of crowd layers found out: the shares in % of right labels and, of CCC, right meta labels."""
-    return {metric: made[metric] for metric in ("label_accuracy", "meta_accuracy") if metric in made}
-
-
-def right_labels(stage: TrainedCommittee, made: dict, here: Here, method: str) -> dict[str, float]:
-    """The share in % of right labels without any network."""
-    return {"label_accuracy": SHARES[method](stage.task.material(here).crowd)}
-
-# %% ../../nbs/papers/ccc.ipynb #b88b7ad4
-@dataclass(frozen=True)
-class Lead(Stage):
-    """How far CCC is ahead of two crowd layers, in points: the difference of two trainings."""
-
-    ours: CoupledPair
-    rival: TrainedCommittee
-
-    def needs(self):
-        return {"ours": self.ours, "rival": self.rival}
-
-    def build(self, parents, here, checkpoint):
-        ours, rival = (scores(parents[name]["rows"]) for name in ("ours", "rival"))
-        return {f"lead_{when}": ours[f"accuracy_{when}"] - rival[f"accuracy_{when}"] for when in ("best", "last")}
-
-
-def lead_of(stage: Lead, made: dict, here: Here) -> dict[str, float]:
-    """The metrics of a lead."""
-    return made
-
-
-def lead_rows(rows: list[Row]) -> list[Row]:
-    """CCC's lead for every density of annotations that is trained, and seed."""
-    stages = {(row.method, tuple(row.setting.items()), row.repeat): row for row in rows
-              if row.table == "ablation: annotation density"}
-    pairs = [(row, stages["CrowdLayer ×2", *rest]) for (method, *rest), row in stages.items() if method == "CCC"]
-    return [Row("lead over two crowd layers", "CCC", Lead(ours.stage, rival.stage), lead_of, ours.setting, ours.dataset,
-                ours.repeat) for ours, rival in pairs]
-
 # %% ../../nbs/papers/ccc.ipynb #851ae2b3
 def check_fit(config: Config, here: Here) -> None:
     """ValueError where network, meta sets or validation do not suit the data: before anything is trained."""
@@ -693,7 +565,10 @@ def run(experiment: Experiment) -> Results:
     config = experiment.config
     check_fit(config, experiment.here)
     rows = [row for seed in config.seeds for row in main_rows(seed, config) + ablation_rows(seed, config)]
-    return Study([*rows, *finding_rows(rows), *lead_rows(rows)]).run(experiment)
+    learners = [row for row in rows if row.table in MAIN.values() and row.method in ("CrowdLayer ×2", "CCC")]
+    sparse = [row for row in rows if row.table == "ablation: annotation density"]
+    leads = lead_rows(sparse, "CCC", "CrowdLayer ×2", "lead over two crowd layers")
+    return Study([*rows, *recovered_rows(learners, beside="CCC"), *leads]).run(experiment)
 
 # %% ../../nbs/papers/ccc.ipynb #8f3bfa64
 def claims(config: Config) -> list[Claim]:

@@ -190,6 +190,8 @@ def test_a_flat_folder_is_split_and_installed(tmp_path):
     assert held.load().fingerprint() == test.fingerprint() and not set(held.files) & set(kept.files)
     assert "fraction is 1.5" in refused(add, "no", tmp_path / "flat", root=tmp_path, size=8, test_share=1.5)
     assert "the class 'cat' of no has no image left to train on" in refused(add, "no", tmp_path / "flat", root=tmp_path, size=8, test_share=0.9)
+    said = refused(load, "flat", "train", root=tmp_path)                          # where it lies as it is
+    assert f"{tmp_path / 'flat'} has no train and test; split and install it with `kdnotes data add NAME {tmp_path / 'flat'}`" in said
     add("arrays", (x, np.arange(6) // 3), root=tmp_path, test_share=0.34)
     assert len(load("arrays", "test", root=tmp_path)) == 2
 

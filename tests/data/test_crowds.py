@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from kdnotes.checks import refused
 from kdnotes.data import crowds as C
 from kdnotes.data.catalogue import load_crowd
+from kdnotes.data.crowd_statistics import empirical_confusions, known_truth, labels_per_annotator, labels_per_item, majority_accuracy, raw_accuracy, statistics, votes
+from kdnotes.data.synthetic_crowds import answers, confusion, draw_assignment, draw_rates, max_mig_crowd, synthetic
+from kdnotes.data.truth import Truth, sealed
 from kdnotes.data.sets.crowds import PUBLISHED, load_cifar10n, load_labelme, load_leaves, load_music, load_sentiment
 
 SHARED = Path(os.environ.get("KDNOTES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "crowds"
@@ -30,21 +33,21 @@ def random_crowd(items=30, annotators=8, classes=4, seed=0, **more):
     order = rng.permutation(len(item))
     label = rng.integers(0, classes, len(item))
     return C.Crowd(item[order], annotator[order], label, items, annotators, tuple(map(str, range(classes))),
-                   truth=C.Truth(rng.integers(0, classes, items)), **more)
+                   truth=Truth(rng.integers(0, classes, items)), **more)
 
 
 # ---------------------------------------------------------------- truth
 
 def test_truth_is_sealed_while_training_and_never_converts_by_accident():
-    truth = C.Truth([0, 1, 2])
+    truth = Truth([0, 1, 2])
     assert truth.reveal().tolist() == [0, 1, 2] and "0, 1" not in repr(truth)
-    with C.sealed():
+    with sealed():
         with pytest.raises(RuntimeError, match="sealed"):
             truth.reveal()
-        with C.sealed():
+        with sealed():
             pass
         with pytest.raises(RuntimeError, match="sealed"):
-            C.raw_accuracy(random_crowd())
+            raw_accuracy(random_crowd())
     assert truth.reveal().tolist() == [0, 1, 2]
     for convert in (np.asarray, torch.as_tensor, iter):
         with pytest.raises((TypeError, RuntimeError)):
@@ -52,35 +55,46 @@ def test_truth_is_sealed_while_training_and_never_converts_by_accident():
 
 
 def test_the_seal_is_lifted_after_an_error():
-    with pytest.raises(KeyError), C.sealed():
+    with pytest.raises(KeyError), sealed():
         raise KeyError
-    assert len(C.Truth([1]).reveal()) == 1
+    assert len(Truth([1]).reveal()) == 1
+
+
+def test_parts_of_a_truth_stay_sealed():
+    truth = Truth([2, None, 1])
+    with sealed():
+        part = truth.take([2, 1, 2])
+        with pytest.raises(RuntimeError, match="sealed"):
+            part.known()
+    assert [each.tolist() for each in part.known()] == [[0, 2], [1, 1]] and truth.take([True, False, False]).reveal().tolist() == [2]
+    assert "expected numbers in -3..2" in refused(truth.take, [3])
+    assert truth.check(3) is None and refused(truth.check, 2) == "unknown true class 2 in item 0: expected 0..1"
 
 
 @pytest.mark.parametrize("labels", [[0, None, 1, -1], [0.0, math.nan, 1.0, -1], np.array([0, -1, 1, -1], np.int8), torch.tensor([0.0, math.nan, 1, -1]),
                                     pd.Series([0, None, 1, None]), pd.array([0, None, 1, None], dtype="Int64")], ids=lambda v: type(v).__name__)
 def test_an_unknown_class_is_no_class(labels):
-    truth = C.Truth(labels)
+    truth = Truth(labels)
     assert len(truth) == 4 and [part.tolist() for part in truth.known()] == [[0, 2], [0, 1]]
     with pytest.raises(ValueError, match="of 2 of 4 items are not known"):
         truth.reveal()
-    with C.sealed(), pytest.raises(RuntimeError, match="sealed"):
+    with sealed(), pytest.raises(RuntimeError, match="sealed"):
         truth.known()
 
 
 @pytest.mark.parametrize("labels", [[0, -2], [0.5], ["cat"], [[0], [1]], 3, None, {"a": 0}, [math.inf], [2**40]])
 def test_what_is_no_number_of_a_class_is_no_truth(labels):
-    assert "expected one number of a class" in refused(C.Truth, labels)
+    assert "expected one number of a class" in refused(Truth, labels)
 
 
 def test_evaluation_uses_what_is_known():
     crowd = C.Crowd([0, 0, 1, 1, 2], [0, 1, 0, 1, 0], [2, 1, 0, 2, 1], 3, 2, "abc", truth=[2, None, 1])
-    assert C.raw_accuracy(crowd) == pytest.approx(2 / 3) and C.majority_accuracy(crowd) == pytest.approx(0.75)
-    assert C.statistics(crowd)["known"] == 2 and C.empirical_confusions(crowd).sum() == 3
+    assert raw_accuracy(crowd) == pytest.approx(2 / 3) and majority_accuracy(crowd) == pytest.approx(0.75)
+    assert statistics(crowd)["known"] == 2 and empirical_confusions(crowd).sum() == 3
     part = C.take(crowd, [1])
-    for ask in (C.raw_accuracy, C.majority_accuracy, C.empirical_confusions, C.known_truth):
+    for ask in (raw_accuracy, majority_accuracy, empirical_confusions, known_truth):
         assert "none of the 1 items is known" in refused(ask, part)
-    assert "raw_accuracy" not in C.statistics(part) and "none of the" in refused(C.raw_accuracy, C.Crowd([0], [0], [0], 1, 1, "a"))
+    assert "raw_accuracy" not in statistics(part) and "none of the" in refused(raw_accuracy, C.Crowd([0], [0], [0], 1, 1, "a"))
     assert "unknown true class 3 in item 0: expected 0..2" in refused(C.Crowd, [0], [0], [0], 1, 1, "abc", truth=[3])
 
 
@@ -97,20 +111,20 @@ def test_sparse_form_agrees_with_the_dense_table(seed):
     index = torch.from_numpy(np.random.default_rng(seed).integers(0, crowd.items, 7))
     expected = [(row, r, int(table[i, r])) for row, i in enumerate(index.tolist()) for r in range(crowd.annotators) if table[i, r] >= 0]
     assert [tuple(v) for v in torch.stack(crowd.annotations(index), 1).tolist()] == expected
-    assert torch.equal(C.labels_per_item(crowd), (table >= 0).sum(1)) and torch.equal(C.labels_per_annotator(crowd), (table >= 0).sum(0))
-    assert torch.equal(C.votes(crowd), torch.stack([(table == c).sum(1) for c in range(4)], 1))
+    assert torch.equal(labels_per_item(crowd), (table >= 0).sum(1)) and torch.equal(labels_per_annotator(crowd), (table >= 0).sum(0))
+    assert torch.equal(votes(crowd), torch.stack([(table == c).sum(1) for c in range(4)], 1))
     truth = crowd.truth.reveal()
     slow = torch.zeros(crowd.annotators, 4, 4, dtype=torch.int64)
     for i, r in (table >= 0).nonzero().tolist():
         slow[r, truth[i], table[i, r]] += 1
-    assert torch.equal(C.empirical_confusions(crowd), slow)
-    assert C.raw_accuracy(crowd) == pytest.approx(float(slow.diagonal(dim1=1, dim2=2).sum() / slow.sum()))
+    assert torch.equal(empirical_confusions(crowd), slow)
+    assert raw_accuracy(crowd) == pytest.approx(float(slow.diagonal(dim1=1, dim2=2).sum() / slow.sum()))
 
 
 def test_majority_accuracy_shares_ties():
-    crowd = C.Crowd([0, 0, 1, 1, 2], [0, 1, 0, 1, 0], [2, 1, 0, 2, 1], 3, 2, "abc", truth=C.Truth([2, 1, 1]))
-    assert C.majority_accuracy(crowd) == pytest.approx((0.5 + 0 + 1) / 3)
-    assert C.majority_accuracy(crowd, ties="lowest") == pytest.approx(1 / 3)
+    crowd = C.Crowd([0, 0, 1, 1, 2], [0, 1, 0, 1, 0], [2, 1, 0, 2, 1], 3, 2, "abc", truth=Truth([2, 1, 1]))
+    assert majority_accuracy(crowd) == pytest.approx((0.5 + 0 + 1) / 3)
+    assert majority_accuracy(crowd, ties="lowest") == pytest.approx(1 / 3)
 
 
 def test_parts_keep_annotators_and_truth():
@@ -122,7 +136,7 @@ def test_parts_keep_annotators_and_truth():
     rest, held = C.hold_out(crowd, 0.2, seed=3)
     assert sorted(rest.features[:, 0].tolist() + held.features[:, 0].tolist()) == list(range(30)) and held.items == 6
     assert torch.equal(C.hold_out(crowd, 0.2, seed=3)[1].features, held.features)
-    with C.sealed():  # splitting is no look at the truth
+    with sealed():  # splitting is no look at the truth
         C.hold_out(crowd, 0.2)
     with pytest.raises(ValueError, match="cannot hold out"):
         C.hold_out(crowd, 1.0)
@@ -189,7 +203,7 @@ def test_triples_of_every_integer_type(kind):
     ({"label": [0.0, 1.0, 1.0]}, "vector of integers"),
     ({"label": [0, 1]}, "one length"),
     ({"features": torch.zeros(5, 2)}, "features has 5 rows for 2 items"),
-    ({"truth": C.Truth([0])}, "truth has 1 rows"),
+    ({"truth": Truth([0])}, "truth has 1 rows"),
 ])
 def test_impossible_annotations_are_refused_in_words(change, words):
     fine = {"item": [0, 1, 1], "annotator": [0, 0, 1], "label": [0, 1, 1], "items": 2, "annotators": 2, "classes": ("a", "b")}
@@ -214,22 +228,22 @@ def test_beta_rates_have_the_stated_mean_and_skew():
     sums, poor = [], []
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        rates = C.draw_rates(r, n, 0.5, rng)
+        rates = draw_rates(r, n, 0.5, rng)
         sums.append(rates.sum())
         poor.append((rates < 0.1 * m).mean())
     error = math.sqrt(r * m * (1 - m) / (0.5 / m + 1))
     assert error == pytest.approx(0.264, abs=1e-3)
     assert abs(np.mean(sums) - n) < 3 * error / math.sqrt(40) and max(abs(np.array(sums) - n)) < 4 * error
     assert abs(np.mean(poor) - 0.25) < 3 * 0.027 / math.sqrt(40) + 0.01
-    assert np.ptp(C.draw_rates(r, n, math.inf, np.random.default_rng(0))) == 0
+    assert np.ptp(draw_rates(r, n, math.inf, np.random.default_rng(0))) == 0
     for bad in ({"alpha": 0}, {"labels_per_item": 0}, {"labels_per_item": r}):
         with pytest.raises(ValueError, match="alpha > 0"):
-            C.draw_rates(**{"annotators": r, "labels_per_item": n, "alpha": 0.5, "rng": np.random.default_rng(0)} | bad)
+            draw_rates(**{"annotators": r, "labels_per_item": n, "alpha": 0.5, "rng": np.random.default_rng(0)} | bad)
 
 
 def test_everybody_gets_a_label_and_the_fix_up_adds_what_it_should():
-    rates = C.draw_rates(250, 1.0, math.inf, np.random.default_rng(0))
-    item, annotator = C.draw_assignment(rates, 20000, np.random.default_rng(1))
+    rates = draw_rates(250, 1.0, math.inf, np.random.default_rng(0))
+    item, annotator = draw_assignment(rates, 20000, np.random.default_rng(1))
     assert len(np.unique(item)) == 20000 and len({*zip(item, annotator)}) == len(item)
     assert len(item) / 20000 == pytest.approx(1 + (1 - 1 / 250) ** 250, abs=0.03)
     assert np.bincount(annotator).std() < 0.15 * np.bincount(annotator).mean()  # alpha = inf: near-equal counts
@@ -239,9 +253,9 @@ def test_everybody_gets_a_label_and_the_fix_up_adds_what_it_should():
 def test_heavy_annotators_show_their_confusion(kind):
     rng = np.random.default_rng(5)
     truth = rng.integers(0, 4, 20000)
-    theta = np.stack([C.confusion(kind, 4, 0.4 if kind != "constant" else 2, rng)])
+    theta = np.stack([confusion(kind, 4, 0.4 if kind != "constant" else 2, rng)])
     assert np.allclose(theta.sum(-1), 1)
-    label = C.answers(truth, np.arange(20000), np.zeros(20000, int), theta, rng)
+    label = answers(truth, np.arange(20000), np.zeros(20000, int), theta, rng)
     for c in range(4):
         share = np.bincount(label[truth == c], minlength=4) / (truth == c).sum()
         error = np.sqrt(theta[0, c] * (1 - theta[0, c]) / (truth == c).sum())
@@ -250,32 +264,32 @@ def test_heavy_annotators_show_their_confusion(kind):
 
 def test_synthetic_is_deterministic_and_leaks_nothing_between_streams():
     truth = torch.arange(2000) % 10
-    a, b = (C.synthetic(None, truth, TEN, "COR-B", annotators=60, seed=4) for _ in range(2))
+    a, b = (synthetic(None, truth, TEN, "COR-B", annotators=60, seed=4) for _ in range(2))
     assert torch.equal(a.crowd.label, b.crowd.label) and torch.equal(a.crowd.annotator, b.crowd.annotator)
-    assert not torch.equal(a.crowd.label, C.synthetic(None, truth, TEN, "COR-B", annotators=60, seed=5).crowd.label[: len(a.crowd.label)])
-    denser = C.synthetic(None, truth, TEN, "COR-B", annotators=60, labels_per_item=6, seed=4)
+    assert not torch.equal(a.crowd.label, synthetic(None, truth, TEN, "COR-B", annotators=60, seed=5).crowd.label[: len(a.crowd.label)])
+    denser = synthetic(None, truth, TEN, "COR-B", annotators=60, labels_per_item=6, seed=4)
     assert torch.equal(a.confusions, denser.confusions) and torch.equal(a.leader, denser.leader)  # same characters, more labels
     with pytest.raises(ValueError, match="unknown case"):
-        C.synthetic(None, truth, TEN, "IND-I")
+        synthetic(None, truth, TEN, "IND-I")
 
 
 @pytest.mark.parametrize(("case", "expected"), [("IND-A", 0.50), ("IND-B", 0.42), ("IND-C", 0.56), ("IND-D", 0.73), ("IND-S", 0.36)])
 def test_cases_are_as_hard_as_stated(case, expected):
     truth = torch.arange(4000) % 10
-    accuracy = [C.majority_accuracy(C.synthetic(None, truth, TEN, case, seed=s).crowd) for s in range(4)]
+    accuracy = [majority_accuracy(synthetic(None, truth, TEN, case, seed=s).crowd) for s in range(4)]
     assert abs(np.mean(accuracy) - expected) < 0.04
 
 
 def test_copycats_repeat_their_leader_wherever_both_answer():
     truth = torch.arange(3000) % 10
-    made = C.synthetic(None, truth, TEN, "COR-A", annotators=12, labels_per_item=6, alpha=math.inf, seed=0)
+    made = synthetic(None, truth, TEN, "COR-A", annotators=12, labels_per_item=6, alpha=math.inf, seed=0)
     table, leader = C.dense(made.crowd), made.leader
     followers = (leader != torch.arange(12)).nonzero()[:, 0].tolist()
     assert len(followers) == 6 and all(leader[leader[r]] == leader[r] for r in followers)
     for r in followers:
         both = (table[:, r] >= 0) & (table[:, leader[r]] >= 0)
         assert both.sum() > 300 and (table[both, r] == table[both, leader[r]]).all()
-    half = C.synthetic(None, truth, TEN, "COR-A", annotators=12, labels_per_item=6, alpha=math.inf, rho=0.5, seed=0)
+    half = synthetic(None, truth, TEN, "COR-A", annotators=12, labels_per_item=6, alpha=math.inf, rho=0.5, seed=0)
     table, r = C.dense(half.crowd), followers[0]
     both = (table[:, r] >= 0) & (table[:, leader[r]] >= 0)
     assert 0.5 < (table[both, r] == table[both, leader[r]]).double().mean() < 0.8
@@ -283,13 +297,13 @@ def test_copycats_repeat_their_leader_wherever_both_answer():
 
 def test_a_common_confusion_makes_items_unanimous():
     truth = torch.arange(2000) % 10
-    made = C.synthetic(None, truth, TEN, "IND-A", annotators=10, labels_per_item=5, alpha=math.inf, common=1.0, seed=0)
-    assert ((C.votes(made.crowd) > 0).sum(1) == 1).all()
+    made = synthetic(None, truth, TEN, "IND-A", annotators=10, labels_per_item=5, alpha=math.inf, common=1.0, seed=0)
+    assert ((votes(made.crowd) > 0).sum(1) == 1).all()
 
 
 def test_max_mig_crowds():
     truth = torch.arange(5000) % 10
-    high = C.dense(C.max_mig_crowd(None, truth, TEN, "high", "correlated").crowd)
+    high = C.dense(max_mig_crowd(None, truth, TEN, "high", "correlated").crowd)
     pairs = {3: 5, 4: 7, 0: 2, 1: 9, 6: 8}
     first = {**{k: k for k in pairs}, **{v: k for k, v in pairs.items()}}
     partner = pairs | {v: k for k, v in pairs.items()}
@@ -301,14 +315,14 @@ def test_max_mig_crowds():
         assert set(rows[:, 3].tolist()) == ({first[c]} if easy else {c})
         assert abs((rows[:, 4] == c).double().mean() - 0.6) < 0.1
     assert high.shape[1] == 10 and (high[:, 5:7] == high[:, :1]).all() and (high[:, 7:] == high[:, 2:3]).all()
-    low = C.dense(C.max_mig_crowd(None, truth, TEN, "low", "correlated").crowd)
+    low = C.dense(max_mig_crowd(None, truth, TEN, "low", "correlated").crowd)
     assert low.shape[1] == 12 and (low[:, 10] == low[:, 0]).all() and (low[:, 11] == low[:, 2]).all()
     assert abs((low[:, 0] == truth).double().mean() - 0.2) < 0.03
-    naive = C.dense(C.max_mig_crowd(None, truth, TEN, "low", "naive").crowd)
+    naive = C.dense(max_mig_crowd(None, truth, TEN, "low", "naive").crowd)
     assert naive.shape[1] == 15 and (naive[:, 10:] == 0).all()
-    assert C.max_mig_crowd(None, truth, TEN, "high", "independent").crowd.annotators == 5
+    assert max_mig_crowd(None, truth, TEN, "high", "independent").crowd.annotators == 5
     with pytest.raises(ValueError, match="independent, naive or correlated"):
-        C.max_mig_crowd(None, truth, TEN, "high", "IND")
+        max_mig_crowd(None, truth, TEN, "high", "IND")
 
 
 # ---------------------------------------------------------------- published layouts, on fixtures
@@ -345,7 +359,7 @@ def test_labelme_prepared_and_as_released(tmp_path):
 def test_music_leaves_and_sentiment_layouts(tmp_path):
     x = np.random.default_rng(0).random((3, 4))
     music = load_music(write_npz(tmp_path, "music", X_train=x, y_train=[0, 1, 9], answers=np.array([[0, -1], [1, 1], [-1, 9]], np.int8), X_test=x, y_test=[1, 1, 1]))
-    assert music.crowd.classes[9] == "rock" and music.valid is None and C.raw_accuracy(music.crowd) == 1
+    assert music.crowd.classes[9] == "rock" and music.valid is None and raw_accuracy(music.crowd) == 1
     scaled = C.standardise(music)
     assert scaled.crowd.features.mean(0).abs().max() < 1e-6 and torch.allclose(scaled.test.features, scaled.crowd.features)
     long = {"item": np.array([0, 1, 2, 2], np.int16), "worker": np.array([0, 1, 0, 1], np.int16), "label": np.array([0, 1, 1, 0], np.uint8)}
@@ -400,7 +414,7 @@ def test_own_table_with_names_and_features(tmp_path):
     path.write_text("pic,who,says,minutes\nb,zoe,dog,1\na,ann,cat,2\nb,ann,cat,1\n")
     read = C.read_annotations(path, classes=("dog", "cat"), items=("b", "a"), columns=("pic", "who", "says"), features=torch.eye(2), truth=[0, 1])
     assert read.annotators == ("ann", "zoe") and C.dense(read.crowd).tolist() == [[1, 0], [1, -1]]
-    assert C.raw_accuracy(read.crowd) == pytest.approx(2 / 3)
+    assert raw_accuracy(read.crowd) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(("text", "options", "words"), [
@@ -444,7 +458,7 @@ def truths(tmp_path):
     return {"mapping": TRUTH, "series": pd.Series(TRUTH), "file": tmp_path / "truth.csv", "path": str(tmp_path / "truth.csv"), "frame": frame,
             "indexed": frame.set_index("item"), "label": frame.rename(columns={"truth": "label"}), "columns": frame.to_dict("list"),
             "one column": frame.rename(columns={"truth": "gold"}), "named task": frame.rename(columns={"item": "task"}), "more items": TRUTH | {"img99": "cat"}, "array": ["dog", "cat", "dog"],
-            "numbers": torch.tensor([1, 0, 1], dtype=torch.uint8), "codes": pd.Series({"img10": 1, "img2": 0, "img1": 1}), "hidden": C.Truth([1, 0, 1])}
+            "numbers": torch.tensor([1, 0, 1], dtype=torch.uint8), "codes": pd.Series({"img10": 1, "img2": 0, "img1": 1}), "hidden": Truth([1, 0, 1])}
 
 
 def test_truth_goes_to_items_by_name(tmp_path):
@@ -457,7 +471,7 @@ def test_truth_may_be_partly_unknown(tmp_path):
     for truth in (tmp_path / "t.csv", {"img2": "cat", "img1": None}, pd.Series({"img2": "cat", "img10": math.nan}), [None, "cat", ""],
                   np.array([-1, 0, -1]), np.array([math.nan, 0, math.nan]), {"img2": 0, "img1": -1}):
         crowd = C.Crowd.from_table(LABELS, truth=truth)
-        assert [v.tolist() for v in crowd.truth.known()] == [[1], [0]] and C.raw_accuracy(crowd) == 0.5
+        assert [v.tolist() for v in crowd.truth.known()] == [[1], [0]] and raw_accuracy(crowd) == 0.5
     binary = C.Crowd.from_table({"item": [1, 2], "annotator": [1, 1], "label": [-1, 1]}, truth={1: -1, 2: 1})  # here -1 is a class
     assert binary.truth.reveal().tolist() == [0, 1]
     floats = C.Crowd.from_table({"item": [1, 2], "annotator": [1, 1], "label": [0, 1]}, truth=pd.DataFrame({"item": [1, 2], "truth": [1, None]}))
@@ -512,13 +526,13 @@ def test_from_table_says_what_is_wrong(tmp_path):
 def test_statistics_of_the_real_crowds(name, items, annotators, annotations, raw, majority, lowest, spread):
     options = {"cifar10n": {"images": False}, "sentiment": {"words": 50}}.get(name, {})
     crowd = PUBLISHED[name](SHARED / name, **options).crowd
-    row = C.statistics(crowd)
+    row = statistics(crowd)
     assert (row["items"], row["annotators"], row["annotations"]) == (items, annotators, annotations)
     assert (row["annotator_min"], round(row["annotator_median"]), row["annotator_max"]) == spread
     assert 100 * row["raw_accuracy"] == pytest.approx(raw, abs=0.005) and 100 * row["majority_accuracy"] == pytest.approx(majority, abs=0.005)
-    assert 100 * C.majority_accuracy(crowd, ties="lowest") == pytest.approx(lowest, abs=0.005)
+    assert 100 * majority_accuracy(crowd, ties="lowest") == pytest.approx(lowest, abs=0.005)
     if name == "cifar10n":
-        count = C.labels_per_annotator(crowd)
+        count = labels_per_annotator(crowd)
         assert (count <= 30).sum() == 229 and (count == 10).sum() == 109
 
 
@@ -536,8 +550,8 @@ def test_the_real_truth_by_name():
     folder, columns = SHARED / "classic" / "dog", ("item", "worker", "label")
     table = pd.read_csv(folder / "truth.csv")
     for truth in (folder / "truth.csv", table, table.set_index("item")["truth"], dict(zip(table["item"], table["truth"])), table.sort_values("item")["truth"].to_numpy()):
-        assert 100 * C.raw_accuracy(C.Crowd.from_table(folder / "label.csv", truth, columns=columns)) == pytest.approx(69.64, abs=0.005)
+        assert 100 * raw_accuracy(C.Crowd.from_table(folder / "label.csv", truth, columns=columns)) == pytest.approx(69.64, abs=0.005)
     trec = C.Crowd.from_table(SHARED / "classic" / "trec" / "label.csv", SHARED / "classic" / "trec" / "truth.csv", columns=columns)
-    row = C.statistics(trec)
+    row = statistics(trec)
     assert row["known"] == 2275 and 100 * row["raw_accuracy"] == pytest.approx(61.21, abs=0.005) and 100 * row["majority_accuracy"] == pytest.approx(65.14, abs=0.005)
-    assert 100 * C.majority_accuracy(trec, "lowest") == pytest.approx(66.11, abs=0.005)
+    assert 100 * majority_accuracy(trec, "lowest") == pytest.approx(66.11, abs=0.005)

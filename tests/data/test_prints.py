@@ -10,13 +10,15 @@ from PIL import Image
 
 from kdnotes.checks import refused
 from kdnotes.data.catalogue import face_sets, search_sets
-from kdnotes.data.crowds import Crowd, CrowdData, Labelled, Truth, hold_out, sealed, synthetic
+from kdnotes.data.crowds import Crowd, CrowdData, Labelled, hold_out
 from kdnotes.data.faces import faces
 from kdnotes.data.imageset import ImageSet
 from kdnotes.data.pictures import ClassFolder
 from kdnotes.data.protocols import Pairs
 from kdnotes.data.sets.lfw import lfw_development
 from kdnotes.data.sets.tinyface import tinyface
+from kdnotes.data.synthetic_crowds import synthetic
+from kdnotes.data.truth import Truth, sealed
 from kdnotes.runtime import fingerprint
 
 
@@ -70,7 +72,8 @@ def test_the_order_of_what_is_allowed_does_not_count():
 
 CODE = """
 import torch
-from kdnotes.data.crowds import hold_out, synthetic
+from kdnotes.data.crowds import hold_out
+from kdnotes.data.synthetic_crowds import synthetic
 from kdnotes.data.catalogue import load
 from kdnotes.runtime import fingerprint
 digits = load("digits", "test")

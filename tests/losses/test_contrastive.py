@@ -224,6 +224,22 @@ def test_draws_are_uniform_over_the_others_and_repeatable():
     assert set(alone[0].tolist()) == {0, 1, 3, 4}
 
 
+def test_memory_goes_by_how_many_keys_there_are_and_not_by_the_largest():
+    memory = torch.tensor([3, 0, 0, 3, 1])
+    far, draws = Negatives(memory * 10**15), []
+    for negatives, keys in ((Negatives(memory), memory), (far, memory * 10**15)):
+        draws.append(negatives.draw(keys, 50, torch.Generator().manual_seed(0)))
+    assert draws[0].equal(draws[1]) and sum(b.numel() for b in far.buffers()) < 20
+    everybody = far.draw(torch.tensor([7]), 1000)                          # a key that nothing in the memory has
+    assert set(everybody[0].tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_a_broken_first_batch_settles_nothing():
+    critic = Critic(50, 0.2)
+    assert noise_contrast(critic, torch.tensor([math.nan]), torch.zeros(1, 3)).isnan()
+    assert noise_contrast(critic, torch.zeros(1), torch.zeros(1, 3)).isfinite() and critic.log_Z.isfinite()
+
+
 # Memories
 
 
@@ -317,6 +333,10 @@ def test_both_ways_to_score_agree():
     (lambda: IndexBank(4, 4, momentum=1.0), ("momentum is 1.0", "below 1")),
     (lambda: CRDLoss(4, 4, torch.arange(4), n=0), ("n is 0",)),
     (lambda: CRDLoss(4, 4, torch.arange(4), n=2)(torch.ones(3, 4), torch.ones(2, 4), torch.arange(3)), ("3 rows", "2")),
+    (lambda: CRDLoss(4, 4, torch.arange(4), n=2)(torch.ones(3, 5), torch.ones(3, 4), torch.arange(3)), ("student", "4 numbers a row")),
+    (lambda: CRDLoss(4, 4, torch.arange(4), n=2)(torch.ones(2, 4), torch.ones(2, 4), torch.tensor([0, 4])), ("index", "0..3")),
+    (lambda: IndexBank(4, 4).push(torch.ones(1, 4), torch.zeros(1), torch.zeros(1).long()), ("keys", "float32")),
+    (lambda: Queue(4, 4).push(torch.ones(1, 3), torch.zeros(1).long()), ("rows", "4 numbers a row")),
 ])
 def test_bad_requests_say_what_is_expected(call, words):
     with pytest.raises(ValueError) as error:

@@ -229,8 +229,23 @@ def test_gradients_and_half_precision():
     (lambda: RelationContrast(3, 4, LABELS)(torch.ones(3, 3), torch.ones(2, 4), torch.arange(3)), ("3 rows", "2")),
     (lambda: RelationContrast(3, 4, LABELS)(torch.full((2, 3), math.nan), torch.ones(2, 4), torch.arange(2)),
      ("student holds NaN",)),
+    (lambda: RelationContrast(3, 4, LABELS)(torch.ones(1, 3), torch.ones(1, 4), torch.arange(1)), ("one sample", "at least 2")),
+    (lambda: RelationContrast(3, 4, LABELS)(torch.ones(2, 4), torch.ones(2, 4), torch.arange(2)), ("student", "3 numbers a row")),
+    (lambda: RelationContrast(3, 4, LABELS)(torch.ones(2, 3), torch.ones(2, 4), torch.tensor([0, 12])), ("index run from 0 to 12", "0..11")),
+    (lambda: RelationContrast(3, 4, LABELS).fill(torch.ones(2, 4)), ("2 embeddings", "12 training samples")),
+    (lambda: RelationContrast(3, 4, LABELS).fill(torch.ones(12, 4), "student"), ("side is 'student'", "'teacher'")),
 ])
 def test_bad_requests_say_what_is_expected(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(error.value)
+
+
+def test_memory_goes_by_how_many_keys_there_are_and_not_by_the_largest():
+    s, t = normal(1, 4, 3, dtype=torch.float32), normal(2, 4, 4, dtype=torch.float32)
+    values = []
+    for keys in (LABELS, LABELS * 10**12, LABELS.to(torch.uint8)):
+        torch.manual_seed(0)
+        model = RelationContrast(3, 4, keys, n=5, p=6)
+        values.append(model(s, t, torch.arange(4), torch.Generator().manual_seed(3)).detach())
+    assert values[0] == values[1] == values[2]

@@ -115,3 +115,12 @@ def test_bad_input_says_what_is_expected(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_a_table_by_the_largest_label_is_refused_before_it_is_made():
+    far = torch.tensor([0, 10**9])
+    for measure in (confusion_matrix, per_class_accuracy):
+        with pytest.raises(ValueError, match="1000000001 classes .*number them from 0 without gaps"):
+            measure(far, far)
+    rates = per_class_accuracy(torch.tensor([0, 10**6]), torch.tensor([0, 10**6]))
+    assert len(rates) == 10**6 + 1 and rates[[0, -1]].eq(1).all() and rates[1:-1].isnan().all()

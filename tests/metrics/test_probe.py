@@ -45,3 +45,9 @@ def test_bad_input_is_refused_in_one_line(change, words):
     assert words in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match="steps is 0"):
         linear_probe(*blobs(), blobs()[0], steps=0)
+
+
+def test_a_layer_by_the_largest_label_is_refused_before_it_is_made():
+    x, y = blobs()
+    with pytest.raises(ValueError, match="1000000001 classes .*number them from 0 without gaps"):
+        linear_probe(x, torch.where(y == 0, 10**9, y), x)

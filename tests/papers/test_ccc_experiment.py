@@ -9,7 +9,9 @@ import torch
 from kdnotes.crowdlearn import study
 from kdnotes.crowdlearn.committee import confusions, couple, posterior, probabilities
 from kdnotes.crowdlearn.study import PublishedCrowd, Task, agreement, new_network, scores
-from kdnotes.data import crowds
+from kdnotes.data.crowd_statistics import raw_accuracy
+from kdnotes.data.crowds import CrowdData, Labelled
+from kdnotes.data.synthetic_crowds import synthetic
 from kdnotes.experiment import Experiment, Planner
 from kdnotes.losses import annotators
 from kdnotes.models.perceptron import Perceptron
@@ -81,8 +83,8 @@ def test_equal_shares_are_infinite():
 ])
 def test_what_does_not_suit_the_data_is_refused_before_anything_is_trained(wrong, words, tmp_path, monkeypatch):
     x, truth = torch.randn(60, 5), torch.arange(60) % 10
-    crowd = crowds.synthetic(x, truth, tuple("abcdefghij"), "IND-D", annotators=9).crowd
-    monkeypatch.setattr(study, "load_crowd", lambda name, **kw: crowds.CrowdData(crowd, crowds.Labelled(x, truth)))
+    crowd = synthetic(x, truth, tuple("abcdefghij"), "IND-D", annotators=9).crowd
+    monkeypatch.setattr(study, "load_crowd", lambda name, **kw: CrowdData(crowd, Labelled(x, truth)))
     experiment = alone(Config.profile("demo", **TINY | wrong), tmp_path)
     with pytest.raises(ValueError, match=words):
         run(experiment)
@@ -141,7 +143,7 @@ def test_a_validation_crowd_is_held_out(tmp_path):
     stuff = stage_of("CCC", 0, config).task.material(here)
     assert stuff.crowd.items == 108 and stuff.valid.items == 12 and stuff.theta.shape == (12, 10, 10)
     p = torch.nn.functional.one_hot(stuff.valid.truth.reveal(), 10).float()
-    assert agreement(p, stuff.valid) == pytest.approx(100 * crowds.raw_accuracy(stuff.valid))
+    assert agreement(p, stuff.valid) == pytest.approx(100 * raw_accuracy(stuff.valid))
     again = stage_of("MajorVote", 0, config).task.material(here)
     assert torch.equal(stuff.crowd.label, again.crowd.label)
 
@@ -220,16 +222,16 @@ def test_a_published_crowd_runs_too(tmp_path, monkeypatch):
     g = torch.Generator().manual_seed(0)
     truth = torch.arange(90) % 3
     x = torch.nn.functional.one_hot(truth, 5).float() + 0.3 * torch.randn(90, 5, generator=g)
-    drawn = crowds.synthetic(x, truth, tuple("abc"), "IND-D", annotators=9, seed=0).crowd
+    drawn = synthetic(x, truth, tuple("abc"), "IND-D", annotators=9, seed=0).crowd
     crowd = dataclasses.replace(drawn, name="labelme")
-    data = crowds.CrowdData(crowd, crowds.Labelled(x, truth), crowds.Labelled(x, truth))
+    data = CrowdData(crowd, Labelled(x, truth), Labelled(x, truth))
     monkeypatch.setattr(study, "load_crowd", lambda name, **kw: data)
     tiny = TINY | {"train_size": 0, "network": "mlp:8:dropout"}
     config = Config.profile("real", seeds=(0,), methods=("MajorVote", "CCC"), group_sweep=(0,), meta_sweep=(),
                             gamma_sweep=(), **tiny)
     experiment, stage = alone(config, tmp_path / "first"), stage_of("CCC", 0, config)
     stuff = stage.task.material(experiment.here)
-    assert isinstance(stuff.valid, crowds.Labelled) and stuff.crowd.features.mean().abs() < 1e-5 and stuff.theta is None
+    assert isinstance(stuff.valid, Labelled) and stuff.crowd.features.mean().abs() < 1e-5 and stuff.theta is None
     found = experiment.made(stage)
     assert len(found["rows"]) == 3 and found["confusions"].shape == (9, 3, 3) and 0 <= found["meta_accuracy"] <= 100
     assert stage.correction == config.correction and stage.task == Task(PublishedCrowd("labelme", 0), (), 0.0, 0)
@@ -247,7 +249,7 @@ def test_fine_tuning_adds_a_row(tmp_path):
 
 
 def test_reading_back_and_fine_tuning():
-    made = crowds.synthetic(torch.randn(80, 6), torch.arange(80) % 4, tuple("abcd"), "IND-D", annotators=8, seed=0).crowd
+    made = synthetic(torch.randn(80, 6), torch.arange(80) % 4, tuple("abcd"), "IND-D", annotators=8, seed=0).crowd
     committee = couple(lambda: Perceptron(6, 4, [8]), made)
     with pytest.raises(ValueError, match="needs the meta sets"):
         ccc.fine_tune(committee, made, 1)
@@ -274,3 +276,16 @@ def test_reported_numbers_ship_with_the_package():
     row = select(table, table="real-world", dataset="LabelMe", method="CCC", metric="accuracy_best")
     assert len(table) == 182 and row.value.item() == 87.65
     assert set(table[table.table == "real-world"].method) < set(ccc.METHODS)  # the names join
+
+
+def test_a_lead_and_what_is_recovered_are_rows_of_methods_that_were_asked_for():
+    config = Config.profile("demo", seeds=(0,), methods=("CrowdLayer", "CrowdLayer ×2", "CCC"), density_sweep=(1.0, 2.0), **TINY)
+    rows = rows_of(config)
+    dense = [row for row in rows if row.table == "ablation: annotation density"]
+    leads = study.lead_rows(dense, "CCC", "CrowdLayer ×2", "lead")
+    assert [row.setting["labels_per_instance"] for row in leads] == [1.0, 2.0, 3.0]
+    assert all(row.stage.ours.task == row.stage.rival.task and row.table == "lead" for row in leads)
+    assert not study.lead_rows(dense, "CCC", "UnionNet", "lead")
+    main = [row for row in rows if row.table == "synthetic crowds" and row.method in ("CrowdLayer ×2", "CCC") and row.setting["case"] == "IND-S"]
+    assert [row.method for row in study.recovered_rows(main, beside="CCC")] == ["CrowdLayer ×2", "CCC", "raw labels", "MajorVote", "Dawid-Skene"]
+    assert [row.method for row in study.recovered_rows(main[:1], beside="CCC")] == ["CrowdLayer ×2"]

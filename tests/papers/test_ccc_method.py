@@ -13,8 +13,9 @@ from kdnotes.checks import refused
 from kdnotes.crowdlearn import committee as room
 from kdnotes.crowdlearn.baselines import APPROACHES
 from kdnotes.crowdlearn.committee import Committee, Expert, committee_step, couple, probabilities
-from kdnotes.data import crowds
-from kdnotes.data.crowds import Crowd
+from kdnotes.data.crowd_statistics import raw_accuracy
+from kdnotes.data.crowds import Crowd, take
+from kdnotes.data.synthetic_crowds import synthetic
 from kdnotes.losses.crowd import CrowdLayer, crowd_nll
 from kdnotes.models.classifiers import Prediction
 from kdnotes.papers import ccc
@@ -42,7 +43,7 @@ def clusters(items=240, seed=0, labels_per_item=3.0):
     g = torch.Generator().manual_seed(seed)
     truth = torch.arange(items) % C
     x = F.one_hot(truth, 6).float() * 2 + 0.7 * torch.randn(items, 6, generator=g)
-    return crowds.synthetic(x, truth, tuple("abcd"), "IND-A", annotators=R, labels_per_item=labels_per_item, seed=seed).crowd
+    return synthetic(x, truth, tuple("abcd"), "IND-A", annotators=R, labels_per_item=labels_per_item, seed=seed).crowd
 
 
 @pytest.fixture
@@ -372,7 +373,7 @@ def test_training_beats_the_raw_labels_and_hides_the_truth():
         trained(SMALL, crowd=crowd, callbacks=[peek])
     committee, history = trained(SMALL, crowd=crowd, epochs=25, warmup=5)
     p = probabilities(committee, crowd.features).mean(0)
-    assert (p.argmax(1) == crowd.truth.reveal()).double().mean() > crowds.raw_accuracy(crowd) + 0.2
+    assert (p.argmax(1) == crowd.truth.reveal()).double().mean() > raw_accuracy(crowd) + 0.2
     assert len(history.rows) == 30 and {"loss", "loss 1", "loss 2"} <= set(history.rows[-1])
 
 
@@ -470,7 +471,7 @@ def test_fit_ccc_on_a_network_of_ones_own():
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items()) and network.training and torch.equal(torch.get_rng_state(), state)
     assert list(found.predictions.index) == list(crowd.item_names) and crowd.item_names[:3] == ("img0.png", "img1.png", "img2.png")
     assert list(found.predictions.columns) == ["label", "belief", "recovered", "truth", "right"] and found.predictions["truth"].notna().sum() == 80
-    assert found.accuracy == pytest.approx(found.predictions["right"].dropna().mean()) and found.accuracy > crowds.raw_accuracy(crowd)
+    assert found.accuracy == pytest.approx(found.predictions["right"].dropna().mean()) and found.accuracy > raw_accuracy(crowd)
     answers = found.network(crowd.features)
     assert torch.allclose(answers.exp().sum(1), torch.ones(160), atol=1e-5) and not found.network.training
     assert [crowd.classes[c] for c in answers.argmax(1)] == list(found.predictions["label"])
@@ -493,7 +494,7 @@ def test_fit_ccc_takes_functions_names_and_frozen_parts():
 @pytest.mark.parametrize("name", APPROACHES)
 def test_every_approach_takes_a_network_of_ones_own_and_leaves_the_generators(name):
     crowd, state = own_crowd(60), torch.get_rng_state()
-    known = crowds.take(crowd, crowd.truth.known()[0]) if name == "clean labels" else crowd
+    known = take(crowd, crowd.truth.known()[0]) if name == "clean labels" else crowd
     committee, lesson = APPROACHES[name].assemble(Own, crowd, seed=0)
     assert torch.equal(torch.get_rng_state(), state) and lesson.items == known.items
     optimizer = torch.optim.Adam(APPROACHES[name].parameters(committee, 1e-2), 1e-2)

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..crowds import Crowd, CrowdData, Labelled, Truth, from_dense
+from ..crowds import Crowd, CrowdData, Labelled, from_dense
 from ..imageset import ImageSet
 from ..source import Source, reading
+from ..truth import Truth
 
 # %% ../../../nbs/data/sets/crowds.ipynb #d1c50b4f
 def crowd_folder(name: str, root: Path) -> Path:

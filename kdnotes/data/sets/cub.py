@@ -25,7 +25,10 @@ def read_table(path: Path) -> dict[int, str]:
 
 def box_corners(text: str) -> tuple[int, int, int, int]:
     """ "x y width height" as (left, upper, right, lower)."""
-    x, y, width, height = (round(float(value)) for value in text.split())
+    try:
+        x, y, width, height = (round(float(value)) for value in text.split())
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is no box; expected four numbers, x y width height") from None
     return x, y, x + width, y + height
 
 # %% ../../../nbs/data/sets/cub.ipynb #879facb9

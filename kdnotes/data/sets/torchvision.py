@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ..imageset import ImageSet, as_image_set, resize
-from ..source import Source, one_line, reading, verified
+from ..source import Source, check_split, one_line, reading, verified
 from ...files import make_folder
+from ...inputs import require_choice
 from ...runtime import log
 
 # %% ../../../nbs/data/sets/torchvision.ipynb #7ea1b890
@@ -73,6 +74,8 @@ def torchvision_files(kind: str, split: str) -> dict[str, str]:
     """
     from torchvision import datasets
 
+    check_split(split)
+    require_choice("torchvision_files", [row[0] for row in TORCHVISION.values()], kind=kind)
     listed = getattr(datasets, kind)
     if kind in ("MNIST", "FashionMNIST"):
         prefix = {"train": "train", "test": "t10k"}[split]
