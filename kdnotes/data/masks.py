@@ -434,6 +434,8 @@ def masked_faces(images: Tensor, landmarks: Tensor, frame: Frame, rows: Tensor,
     """`put_on` with a kind drawn for each face by `generator` and the view that its `landmarks` ask for; `rows`
     `(kinds, 3)` as `Templates.rows` gives them.
     """
+    if rows.ndim != 2 or rows.shape[1] != len(VIEWS) or not len(rows):
+        raise ValueError(f"masked_faces: rows are {tuple(rows.shape)}; expected (kinds, {len(VIEWS)}), one kind at least")
     where = generator.device if generator is not None else "cpu"
     kind = torch.randint(len(rows), (len(landmarks),), generator=generator, device=where).cpu()
     which = rows[kind, view_of(landmarks).cpu()]
