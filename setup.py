@@ -33,7 +33,7 @@ class BuildWithNotebooks(build_py):
         return [*super().get_outputs(include_bytecode), *([] if self.editable_mode else self.notebooks().values())]
 
 
-EXTRAS = ("dev", "cluster", "parquet", "faces")
+EXTRAS = ("dev", "cluster", "parquet", "faces", "video")
 
 setup(
     name=cfg["lib_name"],

@@ -36,7 +36,7 @@ World, recipe, KNOWN, KNOWN_WRONG = RECIPES.World, RECIPES.recipe, RECIPES.KNOWN
 ELSEWHERE, IN_PLACE, REFUSED_AS_IT_IS = RECIPES.ELSEWHERE, RECIPES.IN_PLACE, RECIPES.REFUSED_AS_IT_IS
 NAN_IS_NO_MATTER, NAN_WITHOUT_NAN, INFINITY = RECIPES.NAN_IS_NO_MATTER, RECIPES.NAN_WITHOUT_NAN, RECIPES.INFINITY_HAS_AN_ANSWER
 WRONG_IS_RIGHT, FREE = RECIPES.WRONG_IS_RIGHT, RECIPES.FREE
-ROOMS = ("data", "models", "losses", "metrics", "condense")
+ROOMS = ("data", "models", "losses", "metrics", "condense", "privacy")
 HALF = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 LABELS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
 

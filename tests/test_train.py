@@ -667,3 +667,43 @@ def test_predict():
     torch.testing.assert_close(low, tuple(expected), rtol=0.05, atol=0.05)
     with pytest.raises(ValueError, match=r"no images to predict: shape \(0, 1, 6, 6\)"):
         predict(model, images[:0])
+
+
+class Returning(nn.Module):
+    """A user's network: logits in a dict, and a frozen normalisation that stays in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.BatchNorm1d(6), nn.ReLU())
+        self.fc = nn.Linear(6, 3)
+        self.body[2].eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.fc(self.body(x))}
+
+
+def test_predict_takes_any_network_and_any_batches():
+    torch.manual_seed(0)
+    model, data = Returning(), digits()
+    pairs = TensorDataset(data["x"], data["y"])
+    logits, features = predict(model, data["x"])
+    assert features.shape == (len(data["x"]), 6) and torch.allclose(model.fc(features), logits, atol=1e-6)
+    assert model.training and model.body[1].training and not model.body[2].training           # flag by flag as it was
+    for images in (pairs, DataLoader(pairs, 7), list(DataLoader(pairs, 5)), [{"images": data["x"]}]):
+        torch.testing.assert_close(predict(model, images), (logits, features))
+    with pytest.raises(ValueError, match="an empty list"):
+        predict(model, [])
+
+
+def test_frozen_parts_stay_in_evaluation_mode_while_the_rest_learns():
+    torch.manual_seed(0)
+    model = Returning()
+    before, weight = model.body[2].running_mean.clone(), model.fc.weight.detach().clone()
+    seen = []
+
+    def step(wrapped: nn.Module, batch: dict) -> dict[str, Tensor]:
+        seen.append((model.training, model.body[2].training))
+        return {"loss": F.cross_entropy(wrapped(batch["x"])["logits"], batch["y"])}
+
+    fit(model, batches(), step, optimizer=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1), epochs=2, fabric=FABRIC)
+    assert set(seen) == {(True, False)} and torch.equal(model.body[2].running_mean, before) and not torch.equal(model.fc.weight, weight)

@@ -100,6 +100,8 @@ def tell(key: str, stages: Mapping[str, dict], told: set[str], depth: int = 0, r
 
     `changed` names, for a code print, the pieces of it that are other ones now.
     """
+    from kdnotes.runs import in_words
+
     note, space = stages.get(key), "  " * depth
     head = f"{space}{f'{role}: ' if role else ''}{note['stage'] if note else 'a stage without a note'} {key}"
     if note is None or key in told:
@@ -107,8 +109,8 @@ def tell(key: str, stages: Mapping[str, dict], told: set[str], depth: int = 0, r
         return
     told.add(key)
     made = f"{note.get('seconds', 0):g} s on {note.get('device', '?')}, built {note.get('built', '?')}"
-    since = ", ".join((changed or {}).get(note.get("code"), ()))
-    yield f"{head}: {made}, code {note.get('code', '?')}{f' (changed since: {since})' if since else ''}"
+    since = in_words((changed or {}).get(note.get("code"), ()), most=8)
+    yield f"{head}: {made}, code {note.get('code', '?')}{f' (changed since{since})' if since else ''}"
     yield from (f"{space}    {name} = {_shown(value)}" for name, value in note.get("fields", {}).items())
     yield from (f"{space}    data {name}: {print_}" for name, print_ in note.get("data", {}).items())
     for name, parent in note.get("parents", {}).items():

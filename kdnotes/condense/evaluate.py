@@ -19,7 +19,7 @@ from .matching import Network, Statistics, called, fresh, statistics
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.siamese import cutmix, parse, siamese
-from ..inputs import require_number, require_whole
+from ..inputs import as_labels, require_number, require_whole
 from ..parallel import parallel_map
 from ..runtime import derive_seed, make_fabric, make_generator
 from ..train import History, fit, multistep
@@ -74,6 +74,7 @@ def protocol_for(name: str, protocol: Protocol = Protocol()) -> Protocol:
 # %% ../../nbs/condense/evaluate.ipynb #37e1ab45
 def member_batch(rounds: "Rounds", seed: int, rows: Tensor, step: int) -> tuple[Tensor, ...]:
     """The batch `rows` of one network: images `(1, B, C, H, H)`, labels, partners' labels `(1, B)`, lam `(1,)`."""
+    rows = as_labels("member_batch", rows, classes=len(rounds.images), name="rows")
     p, generator = rounds.protocol, make_generator(seed, "augment", rounds.epoch, step)
     x = siamese(normalise(rounds.images[rows], *rounds.normal), p.strategy, generator, rule=p.rule)
     mixed, partners, lam = cutmix(x[None], rounds.labels[rows][None], generator, p.cutmix)
@@ -117,8 +118,12 @@ class Rounds:
 # %% ../../nbs/condense/evaluate.ipynb #8af5b3bd
 def mixed_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """Cross-entropy of `logits` `(E, B, K)`, mixed by `lam`, mean over the batch, summed over the networks."""
+    if logits.ndim != 3 or not logits.numel():
+        raise ValueError(f"mixed_loss: logits are {tuple(logits.shape)}; expected (E, B, K), no side 0")
+
     def entropy(labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
+        y = as_labels("mixed_loss", labels.flatten(), logits.shape[0] * logits.shape[1], logits.shape[2])
+        return F.cross_entropy(logits.float().flatten(0, 1), y, reduction="none").view(logits.shape[:2]).mean(1)
 
     return (batch["lam"] * entropy(batch["labels"]) + (1 - batch["lam"]) * entropy(batch["partners"])).sum()
 
@@ -296,8 +301,8 @@ def evaluate(
             f"expected images {test.shape} of {len(test.classes)} classes"
         )
     contest = Contest(
-        images,
-        labels,
+        images.detach(),
+        as_labels("evaluate", labels, len(images), len(test.classes)),
         test.to(images.device),
         protocol or protocol_for(test.name),
         network,

@@ -19,18 +19,26 @@ from .synthetic import SyntheticSet
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.siamese import siamese
+from ..inputs import as_labels, require_whole
 from ..runtime import derive_seed, make_generator
 from ..train import Loop, Terms
 
 # %% ../../nbs/condense/gradients.ipynb #960dde57
 def gradient_gap(learned: Iterable[Tensor], seen: Iterable[Tensor]) -> Tensor:
     """One minus cosine, summed over the rows of all weight tensors with at least two axes. Source: DC, eq. 10."""
+    learned, seen = list(learned), list(seen)
+    if [g.shape for g in learned] != [t.shape for t in seen]:
+        shapes = [tuple(map(tuple, (g.shape for g in side))) for side in (learned, seen)]
+        raise ValueError(f"gradient_gap: gradients of shapes {shapes[0]} and {shapes[1]}; expected the same of both")
     pairs = [(g.flatten(1), t.detach().flatten(1)) for g, t in zip(learned, seen) if g.ndim > 1]
     return sum((1 - F.cosine_similarity(g, t, dim=1, eps=1e-6)).sum() for g, t in pairs)
 
 # %% ../../nbs/condense/gradients.ipynb #79317c28
 def class_gradient(run: Matching, net: nn.Module, images: Tensor, c: Tensor, graph: bool) -> tuple[Tensor, ...]:
     """Gradient of the cross-entropy of one class's images `(1, n, C, H, H)` with respect to all weights of `net`."""
+    if not images.numel():
+        raise ValueError(f"class_gradient: images are {tuple(images.shape)}; expected (1, n, C, H, H), at least one")
+    c = as_labels("class_gradient", c, 1, len(run.real.classes), name="c")
     logits = run.show(net, images, c, "gradients").logits[0]
     entropy = F.cross_entropy(logits, c.expand(len(logits)))
     return torch.autograd.grad(entropy, list(net.parameters()), create_graph=graph)
@@ -78,17 +86,19 @@ class Inner:
     lr: float = 0.01
 
     def __post_init__(self):
-        if self.rounds < 1 or self.steps < 0 or self.lr <= 0:
+        if self.rounds < 1 or self.steps < 0 or not 0 < self.lr < float("inf"):
             raise ValueError(f"{self}; expected at least 1 round, 0 steps and lr > 0")
 
 
 def inner_for(ipc: int) -> Inner:
     """The published numbers of the next smaller set."""
+    require_whole("inner_for", ipc=ipc)
     return Inner(*ROUNDS[max(k for k in ROUNDS if k <= ipc)])
 
 # %% ../../nbs/condense/gradients.ipynb #fb0a4bb2
 def one_network(run: Matching, net: nn.Module, inner: Inner, turn: int) -> float:
     """The rounds of the network number `turn`; its last loss."""
+    require_whole("one_network", at_least=0, turn=turn)
     redraw(net, derive_seed(run.seed, "network", turn))
     run.iteration = turn * inner.rounds
     for k in range(inner.rounds):

@@ -176,6 +176,8 @@ def learn(
     inner: Inner | None = None,
 ) -> SyntheticSet:
     """Let `learned` learn from `real` by `method`, in place, and return it."""
+    if method not in RECIPES:
+        raise unknown_name("method", method, RECIPES)
     if method in ("dc", "dsa"):
         match_gradients(
             learned, real, net, settings, inner, seed=seed, fabric=fabric, checkpoint=checkpoint, desc=method

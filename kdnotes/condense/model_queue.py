@@ -17,6 +17,7 @@ from .matching import Pass, calibration, mean_gap, redraw, statistics
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.siamese import parse, siamese
+from ..inputs import as_labels, require_number, require_positive, require_whole
 from ..models.classifiers import Prediction
 from ..runtime import derive_seed, make_generator
 
@@ -51,6 +52,9 @@ class Member:
     right: float = 0.0
     seen: int = 0
 
+    def __post_init__(self) -> None:
+        require_number("Member", at_least=0, right=self.right, seen=self.seen)
+
     @property
     def accuracy(self) -> float:
         """Share of right answers on training batches, 0 before the first."""
@@ -67,10 +71,12 @@ def load_member(net: nn.Module, member: Member) -> nn.Module:
 
 def train_member(member: Member, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> Member:
     """`member` after a step of SGD on each of `batches` of standardised images and labels; `net` lends its shape."""
+    require_positive("train_member", lr=lr)
     load_member(net, member)
     right, seen, parameters = member.right, member.seen, list(net.parameters())
     for x, labels in batches:
         logits = net(x).logits
+        labels = as_labels("train_member", labels, *logits.shape)
         gradients = torch.autograd.grad(F.cross_entropy(logits, labels), parameters)
         torch._foreach_add_([p.data for p in parameters], gradients, alpha=-lr)
         right, seen = right + (logits.argmax(1) == labels).sum().item(), seen + len(labels)
@@ -143,6 +149,7 @@ class NetworkQueue(Members):
     """
 
     def __call__(self, iteration: int) -> nn.Module:
+        require_whole("NetworkQueue", at_least=0, iteration=iteration)
         if iteration < self.iteration:
             raise ValueError(
                 f"the queue is at iteration {self.iteration} and cannot go back to {iteration}; "
@@ -164,6 +171,9 @@ class KnowingGap:
 
     queue: NetworkQueue
     weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_number("KnowingGap", at_least=0, weight=self.weight)
 
     @property
     def key(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .synthetic import SyntheticSet, from_real
 from ..data.imageset import ImageSet, to_float
+from ..inputs import require_finite
 
 # %% ../../nbs/condense/selection.ipynb #804a5da4
 def herding(features: Tensor, count: int) -> Tensor:
@@ -26,6 +27,7 @@ def herding(features: Tensor, count: int) -> Tensor:
 
 
 def _check(features: Tensor, count: int) -> None:
+    require_finite("selection", features=features)
     if features.ndim != 2 or not 1 <= count <= len(features):
         raise ValueError(f"{count} images of features {tuple(features.shape)}; expected (N, d) and from 1 to N images")
 

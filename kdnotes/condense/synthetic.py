@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.imageset import ImageSet, rank_in_class, to_float
 from ..files import atomic_write
+from ..inputs import as_labels, require_whole
 from ..runtime import make_generator
 
 # %% ../../nbs/condense/synthetic.ipynb #fe097c8e
@@ -50,6 +51,8 @@ def mosaic(images: Tensor, factor: int) -> Tensor:
     neighbour; the inverse order of `decode`.
     """
     H = images.shape[-1]
+    if images.ndim != 4 or images.shape[-2] != H or not images.numel():
+        raise ValueError(f"mosaic: images are {tuple(images.shape)}; expected (f^2 n, C, H, H), at least one")
     check_factor(factor, H)
     n, t = len(images) // factor**2, -(-H // factor)
     small = images if factor == 1 else F.interpolate(images, size=(t, t), mode="nearest")
@@ -62,7 +65,8 @@ def draw_per_class(labels: Tensor, classes: int, count: int, seed: int) -> Tenso
 
     ValueError where a class has fewer.
     """
-    y = labels.cpu()
+    require_whole("draw_per_class", classes=classes, count=count)
+    y = as_labels("draw_per_class", labels, classes=classes).cpu()
     sizes = torch.bincount(y, minlength=classes)
     if int(sizes.min()) < count:
         c = int(sizes.argmin())
@@ -174,6 +178,7 @@ def contact_sheet(synthetic: SyntheticSet, columns: int = 10, zoom: int = 2) -> 
     """
     from torchvision.utils import make_grid
 
+    require_whole("contact_sheet", columns=columns, zoom=zoom)
     rows = synthetic.by_class()[:, :columns].detach().clamp(0, 1).cpu()
     grid = make_grid(rows.flatten(0, 1), nrow=rows.shape[1], padding=1, pad_value=1.0)
     return (grid * 255).round().byte().repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)

@@ -23,9 +23,9 @@ from ..runtime import make_generator
 def class_batches(labels: Tensor, batches: int, per_class: int, batch_size: int, generator: torch.Generator) -> Tensor:
     """Indices of images, `(batches, batch_size)`: in each row `per_class` different images of as many classes as fit.
     """
+    require_whole("class_batches", batches=batches, per_class=per_class, batch_size=batch_size)
     labels = as_labels("class_batches", labels, at_least=None)
     check_order(len(labels), batch_size, False, labels, per_class)
-    require_whole("class_batches", batches=batches)
     present, y, counts = labels.unique(return_inverse=True, return_counts=True)
     P, K = batch_size // per_class, per_class
     drawn = torch.rand(batches, len(present), generator=generator).argsort(1)[:, :P]  # P distinct classes a batch

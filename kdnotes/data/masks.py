@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .faces import LANDMARKS
-from ..inputs import as_labels, as_pixels, require_choice, require_finite, require_whole
+from kdnotes.inputs import (
+    as_images, as_labels, as_pixels, require_choice, require_finite, require_number, require_whole,
+)
 
 # %% ../../nbs/data/masks.ipynb #f0d2ca16
 LEAST_ALPHA = 0.05                   # what is thinner than this is no mask
@@ -34,10 +36,20 @@ class Masked(NamedTuple):
     map: Tensor
 
 
+def _of_one_size(where: str, x: Tensor, **others: Tensor) -> None:
+    """Refuse what is no `(N, C or 1, H, W)` of the same N, H and W as the images `x`."""
+    as_images(where, x)
+    for name, y in others.items():
+        as_images(where, y, name)
+        if y.shape[1] not in (1, x.shape[1]) or (len(y), *y.shape[2:]) != (len(x), *x.shape[2:]):
+            raise ValueError(f"{where}: images are {tuple(x.shape)}, {name} {tuple(y.shape)}; expected one size")
+
+
 def composed(x: Tensor, alpha: Tensor, o: Tensor) -> Tensor:
     """`x (1 - alpha) + alpha o`: the picture `o` over `x`, both `(N, C, H, W)`, with the opacity `alpha`
     `(N, 1, H, W)`. No gradient flows to `o`: it may depend on the brightness of `x`.
     """
+    _of_one_size("composed", x, alpha=alpha, o=o)
     return x * (1 - alpha) + alpha * o.detach()
 
 
@@ -46,6 +58,8 @@ def blanked(x: Tensor, m: Tensor, fill: float = 1.0) -> Tensor:
 
     Source: the input of ICT's upsampler (Wan et al., ICCV 2021), whose holes are white.
     """
+    require_number("blanked", fill=fill)
+    _of_one_size("blanked", x, m=m)
     return torch.where(m > 0, torch.as_tensor(fill, dtype=x.dtype, device=x.device), x)
 
 # %% ../../nbs/data/masks.ipynb #f13da377
@@ -396,13 +410,12 @@ def put_on(images: Tensor, points: Tensor, frame: Frame, which: Tensor) -> Maske
     if not len(x):
         return Masked(x, x[:, :1], x[:, :1])
     with torch.no_grad():
-        anchors = frame.anchors[which]
+        V, S, direction, alpha, anchors, value = (part.float()[which] for part in frame)
         H = homography(anchors, points.to(x.device))
         _check_fit(H, anchors)
         top = min(_topmost(H, frame), x.shape[2] - 1)
-        beta = 1 + x[:, 0].maximum(x[:, 1]).maximum(x[:, 2]).float().mean((1, 2)) - frame.value[which]
-        alpha = frame.alpha[which]
-        worn = torch.cat([relit(frame.V[which], frame.S[which], frame.direction[which], beta).mul_(alpha), alpha], 1)
+        beta = 1 + x[:, 0].maximum(x[:, 1]).maximum(x[:, 2]).float().mean((1, 2)) - value
+        worn = torch.cat([relit(V, S, direction, beta).mul_(alpha), alpha], 1)
         worn = F.grid_sample(worn, _lookup(H, x.shape[2:], alpha.shape[-2:], top), mode="bilinear",
                              padding_mode="zeros", align_corners=True)
         worn *= worn[:, 3:] > LEAST_ALPHA
@@ -421,6 +434,8 @@ def masked_faces(images: Tensor, landmarks: Tensor, frame: Frame, rows: Tensor,
     """`put_on` with a kind drawn for each face by `generator` and the view that its `landmarks` ask for; `rows`
     `(kinds, 3)` as `Templates.rows` gives them.
     """
+    if rows.ndim != 2 or rows.shape[1] != len(VIEWS) or not len(rows):
+        raise ValueError(f"masked_faces: rows are {tuple(rows.shape)}; expected (kinds, {len(VIEWS)}), kinds >= 1")
     where = generator.device if generator is not None else "cpu"
     kind = torch.randint(len(rows), (len(landmarks),), generator=generator, device=where).cpu()
     which = rows[kind, view_of(landmarks).cpu()]

@@ -22,6 +22,7 @@ __all__ = ['MIXTURES', 'CASES', 'draw_rates', 'draw_assignment', 'symmetric', 'p
 # %% ../../nbs/data/synthetic_crowds.ipynb #72f32935
 def draw_rates(annotators: int, labels_per_item: float, alpha: float, rng: np.random.Generator) -> np.ndarray:
     """Each annotator's probability `(R,)` of labelling an item; `alpha = inf` makes all equal."""
+    require_whole("draw_rates", annotators=annotators)
     m = labels_per_item / annotators
     if not 0 < m < 1 or not alpha > 0:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Loss', 'on_relations', 'on_embeddings', 'point_loss', 'pair_distances', 'pair_potentials', 'pair_loss',
-           'triplet_cosines', 'triplet_loss', 'similarity_matrix', 'class_centroids', 'group_loss',
+           'triplet_cosines', 'triplet_loss', 'similarity_matrix', 'class_centroids', 'group_loss', 'cosine_loss',
            'neighbour_probabilities', 'pkt_loss', 'correlation_kernel', 'correlation_loss']
 
 # %% ../../nbs/losses/relational.ipynb #4a83f098
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..inputs import as_labels, as_rows, require_choice, require_positive, require_whole
+from ..inputs import as_labels, as_rows, require_choice, require_positive, require_share, require_whole
 from .distill import hint_loss, through
 
 # %% ../../nbs/losses/relational.ipynb #8d04632f
@@ -162,21 +162,28 @@ def _sides_(V: Tensor, psi: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
     R = V_e.mul_(e[:, :, None]).sum(0)
     return at_vertex, R
 
+# %% ../../nbs/losses/relational.ipynb #74e1f7c1
+def _long_sides(d_s: Tensor, d_t: Tensor, least_side: float) -> tuple[Tensor, Tensor]:
+    """Both sides' distances `(N, N)`, 0 where the student's is shorter than `least_side` times its mean."""
+    far = d_s > least_side * d_s.sum() / (d_s > 0).sum().clamp_min(1)
+    return torch.where(far, d_s, 0), torch.where(far, d_t, 0)
+
 # %% ../../nbs/losses/relational.ipynb #be1bb889
-def _triplet_huber(d_s: Tensor, d_t: Tensor, j: Tensor, delta: float, chunk: int,
+def _triplet_huber(d_s: Tensor, d_t: Tensor, j: Tensor, delta: float, chunk: int, least_side: float,
                    backward: bool) -> tuple[Tensor, Tensor | None]:
     """Mean Huber difference of the cosines at the vertices `j` from the distances `(N, N)` of both sides,
-    and its gradient by `d_s` if `backward`.
+    and its gradient by `d_s` if `backward`; without what has a side at the vertex that is too short.
     """
-    N = len(d_s)
-    e_s, e_t, d2_s, d2_t = _inverse(d_s), _inverse(d_t), d_s**2, d_t**2
+    N, d2_s, d2_t = len(d_s), d_s**2, d_t**2
+    at_s, at_t = _long_sides(d_s, d_t, least_side) if least_side else (d_s, d_t)
+    e_s, e_t = _inverse(at_s), _inverse(at_t)
     loss, gradient, R = d_s.new_zeros(()), torch.zeros_like(d_s), torch.zeros_like(d_s)
     tables = d_s.new_empty(3, min(chunk, len(j)), N, N)
     for part in j.split(chunk):
         psi, W, V = tables[:, : len(part)]
         e = e_s[part]
-        _cosines_at(d_s[part], e, d2_s, out=psi)
-        _cosines_at(d_t[part], e_t[part], d2_t, out=W)
+        _cosines_at(at_s[part], e, d2_s, out=psi)
+        _cosines_at(at_t[part], e_t[part], d2_t, out=W)
         torch.sub(psi, W, out=W)
         loss += _huber_(W, delta, V)
         if backward:
@@ -188,8 +195,8 @@ def _triplet_huber(d_s: Tensor, d_t: Tensor, j: Tensor, delta: float, chunk: int
 # %% ../../nbs/losses/relational.ipynb #e642924a
 class _TripletHuber(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, d_s: Tensor, d_t: Tensor, j: Tensor, delta: float, chunk: int) -> Tensor:
-        loss, gradient = _triplet_huber(d_s, d_t, j, delta, chunk, backward=ctx.needs_input_grad[0])
+    def forward(ctx, d_s: Tensor, d_t: Tensor, j: Tensor, delta: float, chunk: int, least_side: float) -> Tensor:
+        loss, gradient = _triplet_huber(d_s, d_t, j, delta, chunk, least_side, backward=ctx.needs_input_grad[0])
         ctx.save_for_backward(gradient)
         return loss
 
@@ -197,7 +204,7 @@ class _TripletHuber(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dL: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return dL * gradient, None, None, None, None
+        return dL * gradient, None, None, None, None, None
 
 # %% ../../nbs/losses/relational.ipynb #f2c3e91f
 def _vertices_at_once(N: int, device: torch.device) -> int:
@@ -214,24 +221,27 @@ def _draw_vertices(N: int, M: int | None, generator: torch.Generator | None, dev
 @on_relations
 def triplet_loss(
     student: Tensor, teacher: Tensor, delta: float = 1.0, vertices: int | None = None,
-    generator: torch.Generator | None = None, chunk: int | None = None
+    generator: torch.Generator | None = None, chunk: int | None = None, least_side: float = 0.0
 ) -> Tensor:
     """Third order: Huber difference of the angles' cosines of `(N, D_s)` and `(N, D_t)`, mean over all N^3 triplets;
     a scalar.
 
     Unchanged by moving, rotating, mirroring and scaling either side. Triplets whose vertex is also i or k agree on both
     sides and are counted in the mean. `vertices=M` looks from M random vertices only (`generator`): an unbiased
-    estimate. `chunk` vertices are held at once (default: by the device). Time O(N^2 (D_s + D_t) + M N^2), memory
-    O(chunk N^2 + N D); differentiable once. Raises ValueError on N < 2, different N, other than two dimensions, NaN
-    (host memory), `vertices` outside 1..N and `chunk` < 1.
+    estimate. `chunk` vertices are held at once (default: by the device). Triplets with a student's side at the vertex
+    shorter than `least_side` times the mean distance agree as well: 1e-3 keeps the gradient of near duplicates small.
+    Time O(N^2 (D_s + D_t) + M N^2), memory O(chunk N^2 + N D); differentiable once. Raises ValueError on N < 2,
+    different N, other than two dimensions, NaN
+    (host memory), `vertices` outside 1..N, `chunk` < 1 and `least_side` outside [0, 1].
     Source: triplet order of HORKD (Ge et al., AAAI 2020), in the form of RKD-A (Park et al., CVPR 2019, eq. 6 and 7).
     """
     N, device = len(student), student.device
     chunk = _vertices_at_once(N, device) if chunk is None else chunk
     require_positive("triplet_loss", delta=delta)
     require_whole("triplet_loss", chunk=chunk)
+    require_share("triplet_loss", least_side=least_side)
     j = _draw_vertices(N, vertices, generator, device)
-    return _TripletHuber.apply(pair_distances(student), pair_distances(teacher), j, delta, chunk)
+    return _TripletHuber.apply(pair_distances(student), pair_distances(teacher), j, delta, chunk, least_side)
 
 # %% ../../nbs/losses/relational.ipynb #86b7c13a
 @on_embeddings
@@ -276,6 +286,15 @@ def group_loss(student: Tensor, teacher: Tensor, labels: Tensor | None = None, k
         raise ValueError("group_loss: the batch holds one class; kind 'centroid' needs two or more, so draw "
                          "several classes per batch")
     return pair_loss(s, t) + 2 * triplet_loss(s, t)
+
+# %% ../../nbs/losses/relational.ipynb #6fe05635
+@on_relations
+def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared difference of the cosines among the rows of `(N, D_s)` and among those of `(N, D_t)`, mean over N^2; a
+    scalar. Unchanged by rotating either side and by scaling any row.
+    """
+    s, t = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+    return (s @ s.T - t @ t.T).square().mean()
 
 # %% ../../nbs/losses/relational.ipynb #e3611f67
 @on_embeddings

@@ -61,10 +61,10 @@ class DawidSkene:
     other: Tensor
 
     def confusion(self, annotator: int) -> Tensor:
-        """The confusion matrix `(C, C)` of an annotator (rows: true class). IndexError for one that is not there."""
+        """The confusion matrix `(C, C)` of an annotator (rows: true class). ValueError for one that is not there."""
         r, c = self.other.shape
         if not 0 <= annotator < r:
-            raise IndexError(f"annotator {annotator} is not there; expected 0..{r - 1}")
+            raise ValueError(f"annotator {annotator} is not there; expected 0..{r - 1}")
         first, last = torch.searchsorted(self.pairs, torch.tensor([annotator * c, (annotator + 1) * c])).tolist()
         matrix = self.other[annotator][:, None].repeat(1, c)
         matrix[:, self.pairs[first:last] % c] = self.given[first:last].T

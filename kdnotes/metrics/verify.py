@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['pair_scores', 'Cuts', 'cuts', 'best_threshold', 'fold_numbers', 'given_folds', 'Folds', 'judge_folds',
-           'kfold_accuracy', 'Roc', 'roc', 'check_rates', 'tar_at_far', 'equal_error_rate', 'similarity_margin',
-           'histogram_intersection', 'identification_rate', 'templates', 'IdentityRanks', 'best_of_each',
-           'identity_ranks', 'tpir_at_fpir', 'open_set_rate', 'PairsInFolds', 'verification', 'by_first_picture',
-           'recognition', 'search']
+           'kfold_accuracy', 'Roc', 'roc', 'check_rates', 'tar_at_far', 'equal_error_rate', 'ErrorRates', 'fmr_fnmr',
+           'similarity_margin', 'histogram_intersection', 'identification_rate', 'templates', 'IdentityRanks',
+           'best_of_each', 'identity_ranks', 'tpir_at_fpir', 'open_set_rate', 'PairsInFolds', 'verification',
+           'by_first_picture', 'recognition', 'search']
 
 # %% ../../nbs/metrics/verify.ipynb #4c943a55
 from collections.abc import Iterable
@@ -208,6 +208,27 @@ def equal_error_rate(scores: Tensor, same: Tensor) -> float:
     i = int((excess >= 0).nonzero()[0])
     share = -excess[i - 1] / (excess[i] - excess[i - 1])
     return float(far[i - 1] + share * (far[i] - far[i - 1]))
+
+# %% ../../nbs/metrics/verify.ipynb #3ee9d1aa
+class ErrorRates(NamedTuple):
+    """Rate of false matches, `fmr`, and of false non-matches, `fnmr`, each in [0, 1]."""
+
+    fmr: float
+    fnmr: float
+
+
+def fmr_fnmr(scores: Tensor, same: Tensor, threshold: float) -> ErrorRates:
+    """Shares of impostors that a `threshold` accepts (score >= threshold) and of genuine pairs that it rejects, from
+    `scores` `(N,)` of pairs that are genuine where `same` `(N,)`. ValueError without both kinds, and for other bad
+    input; infinite thresholds accept none or all.
+
+    Source: ISO/IEC 19795-1.
+    """
+    scores, same = _checked(scores, same)
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or threshold != threshold:
+        raise ValueError(f"fmr_fnmr: threshold is {threshold!r}; expected one number")
+    accepted = scores >= threshold
+    return ErrorRates(float(accepted[~same].double().mean()), float((~accepted[same]).double().mean()))
 
 # %% ../../nbs/metrics/verify.ipynb #40803890
 def similarity_margin(scores: Tensor, same: Tensor) -> float:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ..config import unknown_name
 from ..inputs import require_whole
 
 # %% ../../nbs/models/classifiers.ipynb #d047e55d
@@ -42,24 +43,24 @@ def normalised_values(network: nn.Module, channels: int, size: int, count: int =
     require_whole("normalised_values", channels=channels, size=size, count=count)
     counts: dict[str, int] = {}
 
-    def note(name: str, layer: nn.Module, inputs: tuple) -> None:
-        N, C, *places = inputs[0].shape
+    def note(name: str, layer: nn.Module, x: Tensor) -> Tensor:
+        N, C, *places = x.shape
         batch = isinstance(layer, _BatchNorm)
         each = N if batch else C // layer.num_groups if isinstance(layer, nn.GroupNorm) else 1
         counts[name] = min(counts.get(name, each * math.prod(places)), each * math.prod(places))
+        return x                                               # as it is: only its shape matters
 
     kinds = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, kinds)}
-    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
     state = (*network.named_parameters(), *network.named_buffers())
     ghosts = {name: value.detach().to("meta") for name, value in state}
     try:
+        for name, layer in layers.items():
+            layer.forward = partial(note, name, layer)
         torch.func.functional_call(network, ghosts, torch.empty(count, channels, size, size, device="meta"))
-    except ValueError:                                         # PyTorch refuses to normalise one value by a batch
-        pass
     finally:
-        for hook in hooks:
-            hook.remove()
+        for layer in layers.values():
+            layer.__dict__.pop("forward", None)
     return counts
 
 
@@ -319,8 +320,11 @@ def torchvision_resnet(channels: int, size: int, architecture: str,
     needs `size` > 64 and 3 channels.
     """
     require_whole("torchvision_resnet", channels=channels, size=size)
-    from torchvision.models import get_model
+    import torchvision
+    from torchvision.models import get_model, list_models
 
+    if architecture not in (known := list_models(module=torchvision.models, include="*resnet*")):
+        raise unknown_name("architecture", architecture, known)
     if pretrained and (size <= 64 or channels != 3):
         raise ValueError(f"ImageNet weights belong to RGB images larger than 64 pixels; got "
                          f"channels={channels}, size={size}")

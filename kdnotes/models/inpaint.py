@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..inputs import as_images, as_pixels, require_choice, require_number, require_whole
+from ..inputs import as_images, as_labels, as_pixels, as_rows, require_choice, require_number, require_whole
 
 # %% ../../nbs/models/inpaint.ipynb #8c17e6b1
 def drawn(module: nn.Module, std: float = 0.02) -> nn.Module:
@@ -43,8 +43,9 @@ class GenerativeEncoder(nn.Module):
     """The first half of ICT's guided upsampler: images `(N, inputs, H, W)`, H and W multiples of 4 and at least 12, to
     the descriptor `(N, widths[2], H / 4, W / 4)`.
 
-    `forward(x, upto)` stops after that many residual blocks. Published: 6 inputs (the picture with a white hole, and
-    the prior), widths 64, 128, 256, 8 blocks: 10,115,904 parameters.
+    `forward(x, upto)` stops after that many residual blocks. Weights are drawn with deviation 0.02 at the published
+    width, and with that times sqrt(64 / widths[0]) at another: narrow layers sum fewer terms. Published: 6 inputs (the
+    picture with a white hole, and the prior), widths 64, 128, 256, 8 blocks: 10,115,904 parameters.
     Source: Wan et al., ICCV 2021, and the authors' code.
     """
 
@@ -59,7 +60,7 @@ class GenerativeEncoder(nn.Module):
                                   nn.Conv2d(a, b, 4, stride=2, padding=1), nn.ReLU(),
                                   nn.Conv2d(b, c, 4, stride=2, padding=1), nn.ReLU())
         self.blocks = nn.Sequential(*(DilatedResidual(c) for _ in range(blocks)))
-        drawn(self)
+        drawn(self, 0.02 * (64 / a) ** 0.5)
 
     def forward(self, x: Tensor, upto: int | None = None) -> Tensor:
         as_images("GenerativeEncoder", x, channels=self.inputs)
@@ -80,7 +81,7 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(nn.ConvTranspose2d(c, b, 4, stride=2, padding=1), nn.ReLU(),
                                     nn.ConvTranspose2d(b, a, 4, stride=2, padding=1), nn.ReLU(),
                                     nn.ReflectionPad2d(3), nn.Conv2d(a, channels, 7))
-        drawn(self)
+        drawn(self, 0.02 * (64 / a) ** 0.5)
 
     def forward(self, f: Tensor) -> Tensor:
         return (self.layers(f).tanh() + 1) / 2
@@ -138,8 +139,21 @@ def to_tokens(images: Tensor, palette: Tensor) -> Tensor:
         0, x.shape[1], dtype=torch.int64)
 
 
+def _as_tokens(where: str, tokens: Tensor, colours: int, unknown: Tensor | None = None) -> Tensor:
+    """Tokens `(N, T)` of any integer type, from 0 to `colours` - 1, as int64."""
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or unknown is not None and unknown.shape != tokens.shape:
+        given = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in (tokens, unknown)]
+        raise ValueError(f"{where}: tokens are {given[0]}, unknown {given[1]}; expected (N, T) each")
+    return as_labels(where, tokens.flatten(), classes=colours, name="tokens").reshape(tokens.shape)
+
+
 def to_images(tokens: Tensor, palette: Tensor, side: int) -> Tensor:
     """Pictures `(N, 3, side, side)` of tokens `(N, side^2)`."""
+    require_whole("to_images", side=side)
+    tokens = _as_tokens("to_images", tokens, len(palette))
+    if tokens.shape[1] != side * side or palette.shape[1:] != (3,):
+        raise ValueError(f"to_images: tokens {tuple(tokens.shape)} of a palette {tuple(palette.shape)}; expected "
+                         f"(N, {side * side}) and (K, 3)")
     return palette[tokens].movedim(2, 1).reshape(len(tokens), 3, side, side)
 
 
@@ -200,7 +214,12 @@ class TransformerPrior(nn.Module):
 def prior_loss(logits: Tensor, tokens: Tensor, unknown: Tensor, over: str = "all") -> Tensor:
     """Cross-entropy of the `unknown` tokens from `logits` `(N, T, K)`, over "all" tokens or only the "unknown" ones."""
     require_choice("prior_loss", ("all", "unknown"), over=over)
-    entropy = F.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none") * unknown
+    (logits,) = as_rows("prior_loss", dims=3, logits=logits)
+    tokens = _as_tokens("prior_loss", tokens, logits.shape[2], unknown)
+    if tokens.shape != logits.shape[:2]:
+        raise ValueError(f"prior_loss: logits are {tuple(logits.shape)}, tokens {tuple(tokens.shape)}; expected "
+                         "(N, T, K) and (N, T)")
+    entropy = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none") * unknown
     return entropy.sum() / (entropy.numel() if over == "all" else unknown.sum().clamp_min(1))
 
 # %% ../../nbs/models/inpaint.ipynb #890f7d1f
@@ -210,7 +229,8 @@ def sampled(prior: TransformerPrior, tokens: Tensor, unknown: Tensor, top_k: int
     """`tokens` `(N, T)` with the `unknown` ones drawn from the `prior`; what stood in their place is not looked at."""
     require_whole("sampled", top_k=top_k)
     require_number("sampled", above=0, temperature=temperature)
-    tokens, unknown = torch.where(unknown, 0, tokens), unknown.clone()
+    tokens, unknown = _as_tokens("sampled", tokens, prior.colours, unknown), unknown.bool().clone()
+    tokens = torch.where(unknown, 0, tokens)
 
     def draw(logits: Tensor) -> Tensor:
         best, which = (logits.float() / temperature).topk(min(top_k, logits.shape[-1]), dim=-1)

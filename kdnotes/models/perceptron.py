@@ -29,10 +29,12 @@ class Perceptron(nn.Module):
         for before, after in pairwise((inputs, *widths)):
             layers += [nn.Linear(before, after), nn.ReLU()] + ([nn.Dropout(0.5)] if dropout else [])
             layers += [nn.BatchNorm1d(after, affine=False)] if norm else []
-        self.body, self.feature_dim = nn.Sequential(*layers), widths[-1]
+        self.inputs, self.body, self.feature_dim = inputs, nn.Sequential(*layers), widths[-1]
         self.classifier = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Prediction:
+        if x.ndim < 2 or x.flatten(1).shape[1] != self.inputs:
+            raise ValueError(f"inputs are of shape {tuple(x.shape)}; expected (N, ...) with {self.inputs} numbers each")
         x = x.to(self.classifier.weight.dtype)
         features = alone(self.body, x) if self.training and len(x) == 1 else self.body(x)
         return Prediction(self.classifier(features), features)

@@ -6,6 +6,7 @@ __all__ = ['IMAGES', 'Passage', 'first_tensor', 'hearing', 'unwrapped', 'layer_n
            'returns_prediction', 'as_predictor', 'evaluating', 'device_of', 'inputs_of', 'InputBatches', 'as_batches']
 
 # %% ../../nbs/models/predictor.ipynb #d0d4ef10
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -229,8 +230,13 @@ class Predictor(nn.Module):
     def extra_repr(self) -> str:
         return f"of {type(self.given).__name__}, features: {self._layer or 'what the last linear layer reads'}"
 
-    @torch.compiler.disable
     def forward(self, *inputs: Any, **named: Any) -> Prediction:
+        # loads the compiler only where it is in use, and keeps it out: compiled code does not tell what passes
+        undisturbed = torch.compiler.disable if "torch._dynamo" in sys.modules else lambda function: function
+        return undisturbed(self.look)(*inputs, **named)
+
+    def look(self, *inputs: Any, **named: Any) -> Prediction:
+        """`forward`, as it is written."""
         inputs = tuple(in_type_of(self.given, x) if isinstance(x, Tensor) else x for x in inputs)
         asked = {} if self._layer is None else {self._layer: layer_of(self.given, self._layer)}
         with (

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..files import cache_folder, make_folder, recall, store
-from ..inputs import as_pixels, require_whole
+from ..inputs import as_pixels, as_rows, require_whole, require_width
 from ..parallel import parallel_map
 from ..runtime import fingerprint
 
@@ -152,4 +152,6 @@ def mean_colour(images: Tensor) -> Answer:
 # %% ../../nbs/models/recognisers.ipynb #82bd6534
 def centred(embeddings: Tensor, mean: Tensor) -> Tensor:
     """Embeddings `(N, D)` less the training `mean` `(D,)`, at length 1."""
-    return F.normalize(embeddings - mean.to(embeddings), dim=1)
+    (e,) = as_rows("centred", dims=2, embeddings=embeddings)
+    require_width("centred", e.shape[1], mean=mean)
+    return F.normalize(e - mean.to(e), dim=1)

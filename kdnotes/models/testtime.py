@@ -68,16 +68,19 @@ def adapted(network: nn.Module, x: Tensor, order: Tensor, how: Adapting) -> Pred
     float32, in the order of `x`.
 
     The evaluation is transductive: but for "none", unlabelled test images are read before they are answered.
-    ValueError without images, and for a network without BatchNorm layers.
+    A single last image joins the batch before it. ValueError without images, for a network without BatchNorm layers,
+    and where a layer would be adapted to the variance of one value.
     """
     if not len(x) or not order.sort().values.equal(torch.arange(len(x), device=order.device)):
         raise ValueError(f"{len(x)} images come in an order of {len(order)} places; expected at least one image, and "
                          "each of them once")
     mode, two_passes = ADAPTATIONS[how.adaptation]
-    batches = x[order].split(batch_of(how, x))
+    batches = list(x[order].split(batch_of(how, x)))
+    if len(batches) > 1 and len(batches[-1]) == 1 < len(batches[0]):    # of a single last image there are no statistics
+        batches[-2:] = [torch.cat(batches[-2:])]
     if how.adaptation == "TENT":
         with Tent(network, lr=how.tent_lr) as tent:
-            tent.adapt([part for part in batches if len(part) > 1])      # a single last image has no statistics
+            tent.adapt([part for part in batches if len(part) > 1])
             tent.freeze()
             return adapted(network, x, order, replace(how, adaptation="FaceBN"))
     with torch.inference_mode(), FaceBN(network, mode, a=0.5, rho=how.rho, layers=how.layers) as face:

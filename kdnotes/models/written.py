@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..inputs import require_whole
 from . import convnets, embedders  # noqa: F401  the first adds its names to those of the classifiers
 from .classifiers import ARCHITECTURES, Classifier, build, look_up, options_of
 from .embedders import Recogniser
@@ -88,6 +89,7 @@ def recogniser(text: str, people: int, channels: int, size: int, head: type[nn.M
     """The embedder `text` (512 features unless it says another number) for images of `size`, with the head
     `head(features, people, **margin)`.
     """
+    require_whole("recogniser", people=people)
     name, options = parse_recogniser(text)
     dim = options.pop("embedding", 512)
     return Recogniser(embedders.embedder(name, dim, channels, size, **options), head(dim, people, **margin))
@@ -114,7 +116,10 @@ def printed(text: str, hyphen: str = "-") -> str:
     "" "ResNet18".
     """
     name, _, rest = text.partition(":")
-    family, depth = re.fullmatch(r"([a-z_]*?)(\d.*)?", name).groups()
+    matched = re.fullmatch(r"([a-z_]*?)(\d.*)?", name)
+    if matched is None:
+        return text
+    family, depth = matched.groups()
     if name not in ONE_BY_ONE and family not in (*FAMILIES, "wrn_"):
         return text
     long = f"WRN-{depth.replace('_', '-')}" if family == "wrn_" else f"{FAMILIES.get(family)}{hyphen}{depth}"

@@ -345,7 +345,8 @@ class Release:
                                  f"one from 0 on for each of {len(self.orders)} orders")
         if not self.valid and not self.why:
             raise ValueError(f"{where}: it is said not to be valid; expected why, in a sentence")
-        object.__setattr__(self, "parameters", dict(self.parameters))
+        plain = {name: x.item() if hasattr(x, "item") else x for name, x in self.parameters.items()}
+        object.__setattr__(self, "parameters", plain)             # a checkpoint keeps no numbers of NumPy
         if self.gaussian is not None:
             object.__setattr__(self, "gaussian", tuple(float(x) for x in self.gaussian))
 

@@ -233,6 +233,7 @@ class LNMax:
 
     def noise(self, queries: int, classes: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """All noise for so many queries, float64."""
+        require_whole("LNMax.noise", at_least=0, queries=queries, classes=classes)
         size, sign = (torch.rand(queries, classes, generator=generator, dtype=torch.float64) for _ in range(2))
         return (torch.where(sign < 0.5, -1.0, 1.0) * -torch.log1p(-size) / self.gamma,)
 
@@ -272,6 +273,7 @@ class GNMax:
 
     def noise(self, queries: int, classes: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """All noise for so many queries, float64."""
+        require_whole("GNMax.noise", at_least=0, queries=queries, classes=classes)
         return (self.sigma * torch.randn(queries, classes, generator=generator, dtype=torch.float64),)
 
     def decide(self, votes: Tensor, noise: tuple[Tensor, ...], student: Tensor | None = None) -> Answers:
@@ -303,6 +305,7 @@ class GNMax:
 def threshold_log_p(top: np.ndarray, threshold: float, sigma1: float) -> np.ndarray:
     """Log of the probability that the largest count `top` `(Q,)` plus noise `sigma1` reaches `threshold`: `(Q,)`."""
     require_number("threshold_log_p", above=0, sigma1=sigma1)
+    require_number("threshold_log_p", threshold=threshold)
     return special.log_ndtr((np.asarray(top, dtype=np.float64) - threshold) / sigma1)
 
 
@@ -313,6 +316,7 @@ def threshold_rdp(top: np.ndarray, threshold: float, sigma1: float, orders: Sequ
     Source: Papernot et al., ICLR 2018, section 4.2.
     """
     require_number("threshold_rdp", above=0, sigma1=sigma1)
+    require_number("threshold_rdp", threshold=threshold)
     distance = (np.asarray(top, dtype=np.float64) - threshold) / sigma1
     rare = special.log_ndtr(-np.abs(distance))                    # the less likely of the two answers
     return gaussian_rdp_of_log_q(rare, math.sqrt(2) * sigma1, orders)
@@ -335,6 +339,7 @@ class ConfidentGNMax:
 
     def noise(self, queries: int, classes: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """All noise for so many queries, float64: of the threshold, and of the counts."""
+        require_whole("ConfidentGNMax.noise", at_least=0, queries=queries, classes=classes)
         one, each = (torch.randn(queries, k, generator=generator, dtype=torch.float64) for k in (1, classes))
         return self.sigma1 * one[:, 0], self.sigma2 * each
 

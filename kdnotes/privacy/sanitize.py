@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['Loss', 'KNOWN_LAYERS', 'METHODS', 'clip_factors', 'clip_rows', 'trainable', 'require_private_model', 'count_records',
-           'check_losses', 'micro_gradients', 'vmap_gradients', 'Passage', 'unfolded', 'margins', 'record_gradients',
-           'squared_norms', 'weighted_sum', 'unknown_layer', 'OutsideOfLayers', 'passages', 'Clipped', 'ghost_sum',
-           'clipped_sum', 'noisy_rows', 'noise_like', 'poisson_batch', 'Budget', 'Sanitizer']
+           'check_losses', 'micro_gradients', 'vmap_gradients', 'Passage', 'margins', 'padded', 'unfolded',
+           'convolution_gradients', 'record_gradients', 'squared_norms', 'weighted_sum', 'unknown_layer',
+           'OutsideOfLayers', 'passages', 'Clipped', 'ghost_sum', 'clipped_sum', 'noisy_rows', 'noise_like',
+           'poisson_batch', 'Budget', 'Sanitizer']
 
 # %% ../../nbs/privacy/sanitize.ipynb #15835047
 import math
@@ -167,15 +168,6 @@ class Passage(NamedTuple):
         return x if self.draws == 1 else x.reshape(-1, self.draws, *x.shape[1:]).sum(1)
 
 
-def unfolded(layer: nn.Conv1d | nn.Conv2d, a: Tensor) -> Tensor:
-    """The patches that a convolution sees, `(rows, C * k * k, P)`."""
-    flat = isinstance(layer, nn.Conv1d)
-    kernel, step, spread = ((1, *x) if flat else x for x in (layer.kernel_size, layer.stride, layer.dilation))
-    if any(sides := [s for pair in reversed(margins(layer)) for s in pair]):
-        a = F.pad(a, sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-    return F.unfold(a[:, :, None] if flat else a, kernel, dilation=spread, stride=step)
-
-
 def margins(layer: nn.Conv1d | nn.Conv2d) -> list[tuple[int, int]]:
     """What a convolution pads before and behind, for each of its sides."""
     if layer.padding == "valid":
@@ -184,6 +176,32 @@ def margins(layer: nn.Conv1d | nn.Conv2d) -> list[tuple[int, int]]:
         whole = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size)]
         return [(n // 2, n - n // 2) for n in whole]
     return [(n, n) for n in layer.padding]
+
+
+def padded(layer: nn.Conv1d | nn.Conv2d, a: Tensor) -> Tensor:
+    """The input of a convolution with its margins."""
+    sides = [s for pair in reversed(margins(layer)) for s in pair]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(a, sides, mode=mode) if any(sides) else a
+
+
+def unfolded(layer: nn.Conv1d | nn.Conv2d, a: Tensor) -> Tensor:
+    """The patches that a convolution sees, `(rows, C * k * k, P)`."""
+    flat = isinstance(layer, nn.Conv1d)
+    kernel, step, spread = ((1, *x) if flat else x for x in (layer.kernel_size, layer.stride, layer.dilation))
+    a = padded(layer, a)
+    return F.unfold(a[:, :, None] if flat else a, kernel, dilation=spread, stride=step)
+
+
+def convolution_gradients(layer: nn.Conv1d | nn.Conv2d, a: Tensor, d: Tensor, copies: int = 1) -> Tensor:
+    """The gradient of a convolution's weights: the sum over the rows, or, with all rows as so many `copies` of the
+    groups of one row, that of each, `(rows * out, in / groups, k, k)`.
+    """
+    weight_of = nn.grad.conv1d_weight if isinstance(layer, nn.Conv1d) else nn.grad.conv2d_weight
+    a, (out, *rest) = padded(layer, a), layer.weight.shape
+    if copies > 1:
+        a, d = (x.reshape(1, -1, *x.shape[2:]) for x in (a, d))
+    return weight_of(a, (copies * out, *rest), d, layer.stride, 0, layer.dilation, copies * layer.groups)
 
 # %% ../../nbs/privacy/sanitize.ipynb #d0789573
 def record_gradients(use: Passage) -> dict[str, Tensor]:
@@ -204,10 +222,11 @@ def record_gradients(use: Passage) -> dict[str, Tensor]:
             seen = F.layer_norm(a, side, eps=layer.eps)
             products = {name: x.reshape(len(x), -1, *side).sum(1) for name, x in (("weight", seen * d), ("bias", d))}
         return {name: use.per_record(x) for name, x in products.items()}
-    a, d, groups = use.columns()
-    shape = layer.weight.shape
-    bias = d.sum(2).reshape(-1, shape[0])
-    return {"weight": (d @ a.mT).reshape(-1, *shape), "bias": bias}
+    if isinstance(layer, nn.Linear):
+        a, d, _ = use.columns()
+        return {"weight": d @ a.mT, "bias": d.sum(2)}
+    weight = convolution_gradients(layer, a, d, copies=len(a)).reshape(len(a), *layer.weight.shape)
+    return {"weight": use.per_record(weight), "bias": use.per_record(d.flatten(2).sum(2))}
 
 
 def squared_norms(use: Passage) -> dict[str, Tensor]:
@@ -224,15 +243,16 @@ def squared_norms(use: Passage) -> dict[str, Tensor]:
         return {"weight": ((d @ d.mT) * same).sum((1, 2))}
     if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
         return {name: g.reshape(len(g), -1).square().sum(1) for name, g in record_gradients(use).items()}
-    a, d, groups = use.columns()
-    positions, size = a.shape[2], a.shape[1] * d.shape[1]
+    size, width = layer.weight.numel() // getattr(layer, "groups", 1), layer.weight.shape[0]
+    positions = use.draws * use.d[0].numel() // width
     if 2 * positions**2 < size:
-        squares = ((a.mT @ a) * (d.mT @ d)).sum((1, 2))
-    else:
-        some = max(1, 2**24 // size)                              # records at a time: 64 MiB of gradients
-        squares = torch.cat([(d[i:i + some] @ a[i:i + some].mT).square().sum((1, 2)) for i in range(0, len(a), some)])
-    return {"weight": squares.reshape(-1, groups).sum(1),
-            "bias": d.sum(2).square().sum(1).reshape(-1, groups).sum(1)}
+        a, d, groups = use.columns()
+        return {"weight": ((a.mT @ a) * (d.mT @ d)).sum((1, 2)).reshape(-1, groups).sum(1),
+                "bias": d.sum(2).square().sum(1).reshape(-1, groups).sum(1)}
+    some = use.draws * max(1, 2**22 // (use.draws * layer.weight.numel()))         # rows at a time: 16 MiB of gradients
+    parts = [use._replace(a=a, d=d) for a, d in zip(use.a.split(some), use.d.split(some))]
+    squares = [{name: g.flatten(1).square().sum(1) for name, g in record_gradients(part).items()} for part in parts]
+    return {name: torch.cat([part[name] for part in squares]) for name in ("weight", "bias")}
 
 
 def weighted_sum(use: Passage, factors: Tensor) -> dict[str, Tensor]:
@@ -247,11 +267,8 @@ def weighted_sum(use: Passage, factors: Tensor) -> dict[str, Tensor]:
         if layer.padding_idx is not None:
             values = values * (index != layer.padding_idx)[:, None]
         return {"weight": d.new_zeros(layer.weight.shape).index_add_(0, index, values)}
-    convolution = isinstance(layer, nn.Conv1d | nn.Conv2d)
-    if convolution and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-        weight_of = nn.grad.conv1d_weight if isinstance(layer, nn.Conv1d) else nn.grad.conv2d_weight
-        weight = weight_of(use.a, layer.weight.shape, d, layer.stride, layer.padding, layer.dilation, layer.groups)
-        return {"weight": weight, "bias": d.flatten(2).sum((0, 2))}
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return {"weight": convolution_gradients(layer, use.a, d), "bias": d.flatten(2).sum((0, 2))}
     return {name: g.sum(0) for name, g in record_gradients(use._replace(d=d)).items()}
 
 # %% ../../nbs/privacy/sanitize.ipynb #b7e7c821
@@ -419,9 +436,11 @@ def noisy_rows(rows: Tensor, clip: float, noise_multiplier: float, generator: to
 
 
 def noise_like(x: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    """Gaussian noise of the shape of `x` and a standard deviation of `std`, drawn on the generator's device."""
-    drawn = torch.randn(x.shape, generator=generator, device=generator.device, dtype=wide_dtype(x))
-    return (std * drawn).to(x.device)
+    """Gaussian noise of the shape of `x` and a standard deviation of `std`, drawn in float32 on the generator's device.
+    """
+    require_number("noise_like", at_least=0, std=std)
+    drawn = torch.randn(x.shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return std * drawn.to(x.device, wide_dtype(x))
 
 # %% ../../nbs/privacy/sanitize.ipynb #e389b1eb
 def poisson_batch(records: int, sample_rate: float, generator: torch.Generator) -> Tensor:

@@ -115,20 +115,25 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def front_table(results: Path, root: Path) -> str:
-    """The Markdown table of everything in `results`, with links relative to the folder `root` of the notebooks."""
+    """The Markdown table of everything in `results`, and of papers below the folder `root` of the notebooks that have
+    nothing there yet, with links relative to it.
+    """
     link = lambda path: Path(relpath(path, root)).as_posix()
     slugs = sorted({p.parent.name for p in results.glob("*/manifest.json")}
-                   | {p.parts[-3] for p in results.glob("*/*/*/manifest.json")})
+                   | {p.parts[-3] for p in results.glob("*/*/*/manifest.json")}
+                   | {p.stem for p in root.glob("papers/*.ipynb")})
     lines = ["| paper | what it shows | executed notebook | claims ✓ supported · ✗ not · ~ inconclusive | real data |",
              "|" + "---|" * 5]
     for slug in slugs:
         folder, evidence = results / slug, [p.parent for p in sorted(results.glob(f"*/{slug}/*/manifest.json"))]
         books = [p / "notebook.ipynb" for p in [folder, *evidence] if (p / "notebook.ipynb").is_file()]
+        live = root / "papers" / f"{slug}.ipynb"
+        books += [live] if live.is_file() else []
         book = read_notebook(books[0]) if books else {}
         demo = f"[demo run]({link(folder / 'notebook.ipynb')})" if (folder / "notebook.ipynb").is_file() else "—"
         shown = [p / "notebook.ipynb" if (p / "notebook.ipynb").is_file() else p for p in evidence]
         real = "<br>".join(f"[{_evidence_name(p)}]({link(what)})" for p, what in zip(evidence, shown))
-        live, name = root / "papers" / f"{slug}.ipynb", f"**{_cell_text(heading(book) or slug)}**"
+        name = f"**{_cell_text(heading(book) or slug)}**"
         name = f"[{name}]({link(live)})" if live.is_file() else name
         lines.append(f"| {name} | {_cell_text(abstract(book))} | {demo} | {_score(folder)} | {real or '—'} |")
     return "\n".join(lines)

@@ -98,7 +98,7 @@ def test_a_network_is_drawn_anew_from_its_seed():
 def test_what_is_no_network_is_refused_in_one_line(digits):
     for network, words in ((Token(), "can draw token anew"), (Own(classes=3), "(2, 10)"), (3, "int"), (lambda: 3, "int"),
                            (nn.Sequential(nn.Flatten(), nn.Linear(9, 10)), "does not take images of (1, 8, 8)"),
-                           (nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "first images"),
+                           (nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "wait for images"),
                            (nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten()), "no linear layer"), ("resnet9", "resnet8")):
         assert words in refused(condense, digits, 1, "dm", network=network, iterations=1)
     assert "options" in refused(condense, digits, 1, "dm", network=Own, options={"width": 8}, iterations=1)

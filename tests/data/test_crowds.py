@@ -60,6 +60,17 @@ def test_the_seal_is_lifted_after_an_error():
     assert len(Truth([1]).reveal()) == 1
 
 
+def test_parts_of_a_truth_stay_sealed():
+    truth = Truth([2, None, 1])
+    with sealed():
+        part = truth.take([2, 1, 2])
+        with pytest.raises(RuntimeError, match="sealed"):
+            part.known()
+    assert [each.tolist() for each in part.known()] == [[0, 2], [1, 1]] and truth.take([True, False, False]).reveal().tolist() == [2]
+    assert "expected numbers in -3..2" in refused(truth.take, [3])
+    assert truth.check(3) is None and refused(truth.check, 2) == "unknown true class 2 in item 0: expected 0..1"
+
+
 @pytest.mark.parametrize("labels", [[0, None, 1, -1], [0.0, math.nan, 1.0, -1], np.array([0, -1, 1, -1], np.int8), torch.tensor([0.0, math.nan, 1, -1]),
                                     pd.Series([0, None, 1, None]), pd.array([0, None, 1, None], dtype="Int64")], ids=lambda v: type(v).__name__)
 def test_an_unknown_class_is_no_class(labels):

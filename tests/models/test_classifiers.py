@@ -182,6 +182,8 @@ def test_large_images_get_the_imagenet_net(name, count):
 @pytest.mark.parametrize("name", [name for name in names() if not name.startswith("convnet")])
 def test_shapes_and_stage_names(name):
     for channels, size in ((3, 32), (1, 28), (1, 8)):
+        if size == 8 and name in ("resnet10_in", "resnetap10"):                     # blind there: tests/models/test_sight.py
+            continue
         net = on_meta(name, 10, channels, size).eval()
         prediction = net(torch.empty(2, channels, size, size, device="meta"))
         assert isinstance(prediction, Prediction)

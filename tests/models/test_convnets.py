@@ -79,7 +79,7 @@ def test_convnet_is_written_as_published():
 
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: build("convnet3", 10, size=4), "at least 8 pixels"),
-    (lambda: build("convnet3", 10, norm_kind="layer"), "unknown norm 'layer'"),
+    (lambda: build("convnet3", 10, norm_kind="layer"), "norm_kind is 'layer'"),
     (lambda: build("resnet10", 10, size=4), "at least 8 pixels"), (lambda: build("convnet9", 10), "did you mean"),
     (lambda: build("densenet121", 10, size=4), "at least 8 pixels"),
     (lambda: build("convnet3", 10, depth=2), "it takes embedding, norm_kind, width"),

@@ -59,10 +59,10 @@ def test_values_are_counted_layer_by_layer():
     net = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.BatchNorm2d(4),
                         nn.Conv2d(4, 4, 3, 2, 1), nn.BatchNorm2d(4))
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    assert normalised_values(net, 1, 4, images=3) == {"1": 4, "2": 8, "3": 12, "5": 3}
-    assert normalised_values(net, 1, 4, images=1)["5"] == 1
+    assert normalised_values(net, 1, 4, count=3) == {"1": 4, "2": 8, "3": 12, "5": 3}
+    assert normalised_values(net, 1, 4, count=1)["5"] == 1
     assert all(value.equal(before[key]) for key, value in net.state_dict().items())
-    assert not any(layer._forward_pre_hooks for layer in net)
+    assert not any("forward" in vars(layer) for layer in net)
 
 
 def test_a_single_image_in_training_mode_is_refused_where_nothing_is_left_of_it():

@@ -33,6 +33,9 @@ def test_predictions_come_back_in_the_order_of_the_images(network):
         assert torch.allclose(adapted(network, x, order, how).features, whole.features, atol=1e-4)
     for name in ADAPTATIONS:
         for batch in (5, 1):                                           # one image at a time is a batch, too
+            if batch == 1 and name in ("prediction-time BN", "EMA, one pass", "EMA, two passes"):
+                assert "one value per channel" in refused(adapted, network, x, order, Adapting(name, batch=batch))
+                continue
             found = adapted(network, x, order, Adapting(name, batch=batch))
             assert found.features.shape == plain.features.shape and found.features.isfinite().all()
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
@@ -54,10 +57,12 @@ def test_faces_arrive_shuffled_or_person_by_person():
     assert shuffled.sort().values.equal(torch.arange(20)) and labels[sorted_].equal(labels.sort().values) and not labels[shuffled].equal(labels.sort().values)
 
 
-@pytest.mark.parametrize("count", [9, 1])
-def test_a_single_last_image_does_not_stop_tent(network, count):
-    found = adapted(network, images(count), torch.arange(count), Adapting("TENT", batch=4))
-    assert found.features.shape == (count, 16) and found.features.isfinite().all()
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_a_single_last_image_joins_the_batch_before_it(network, name):
+    found = adapted(network, images(9), torch.arange(9), Adapting(name, batch=4))
+    assert found.features.shape == (9, 16) and found.features.isfinite().all()
+    if name in ("prediction-time BN", "FaceBN", "TENT"):
+        assert "one value per channel" in refused(adapted, network, images(1), torch.arange(1), Adapting(name))
 
 
 def test_what_cannot_be_adapted_is_refused(network):

@@ -276,3 +276,16 @@ def test_reported_numbers_ship_with_the_package():
     row = select(table, table="real-world", dataset="LabelMe", method="CCC", metric="accuracy_best")
     assert len(table) == 182 and row.value.item() == 87.65
     assert set(table[table.table == "real-world"].method) < set(ccc.METHODS)  # the names join
+
+
+def test_a_lead_and_what_is_recovered_are_rows_of_methods_that_were_asked_for():
+    config = Config.profile("demo", seeds=(0,), methods=("CrowdLayer", "CrowdLayer ×2", "CCC"), density_sweep=(1.0, 2.0), **TINY)
+    rows = rows_of(config)
+    dense = [row for row in rows if row.table == "ablation: annotation density"]
+    leads = study.lead_rows(dense, "CCC", "CrowdLayer ×2", "lead")
+    assert [row.setting["labels_per_instance"] for row in leads] == [1.0, 2.0, 3.0]
+    assert all(row.stage.ours.task == row.stage.rival.task and row.table == "lead" for row in leads)
+    assert not study.lead_rows(dense, "CCC", "UnionNet", "lead")
+    main = [row for row in rows if row.table == "synthetic crowds" and row.method in ("CrowdLayer ×2", "CCC") and row.setting["case"] == "IND-S"]
+    assert [row.method for row in study.recovered_rows(main, beside="CCC")] == ["CrowdLayer ×2", "CCC", "raw labels", "MajorVote", "Dawid-Skene"]
+    assert [row.method for row in study.recovered_rows(main[:1], beside="CCC")] == ["CrowdLayer ×2"]

@@ -16,6 +16,7 @@ from kdnotes.privacy.accounting import (
     OPACUS_ORDERS,
     PATE_ORDERS,
     Ledger,
+    Release,
     calibrate,
     check_delta,
     epsilon,
@@ -208,6 +209,7 @@ def test_every_step_counts_once():
 def test_a_checkpoint_keeps_every_bit():
     ledger, file = mixed(), io.BytesIO()
     ledger.spend(unprotected("teacher", "trained without noise").but(data_dependent=True))
+    ledger.spend(Release("own", {"share": np.float64(0.1), "count": np.int64(3)}, OPACUS_ORDERS, np.ones(len(OPACUS_ORDERS))))
     torch.save(ledger.state_dict(), file)
     file.seek(0)
     again = Ledger(covers="something else")
