@@ -147,12 +147,17 @@ def test_a_paper_notebook_runs_under_plain_papermill(path, tmp_path):
 
 def run_cells(notebook: str, said: str) -> None:
     """`nbdev_test` on one notebook in this process; what it prints goes to the file `said`."""
+    from joblib.externals.loky import reusable_executor
     from nbdev.test import nbdev_test
 
     with open(said, "w") as file:
         os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
     os.chdir(ROOT)
-    nbdev_test(path=notebook, n_workers=0, do_print=True)
+    try:
+        nbdev_test(path=notebook, n_workers=0, do_print=True)
+    finally:                                             # the end of a fork waits for them, and they for more work
+        if workers := reusable_executor._executor:
+            workers.shutdown(kill_workers=True)
 
 
 if __name__ == IN_A_FORK:
