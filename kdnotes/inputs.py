@@ -102,6 +102,7 @@ def require_finite(where: str, **tensors: Tensor) -> None:
 _ROWS = {
     None: "rows (N, ...)",
     2: "rows (N, D); pool or flatten feature maps first",
+    3: "sequences (N, T, D)",
     4: "feature maps (N, C, h, w)",
 }
 

@@ -128,14 +128,25 @@ def mixed_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     return (batch["lam"] * entropy(batch["labels"]) + (1 - batch["lam"]) * entropy(batch["partners"])).sum()
 
 # %% ../../nbs/condense/evaluate.ipynb #efce47ab
+def _check_stack(where: str, x: Tensor, count: int, shared: bool) -> None:
+    """Refuse what is not a batch for each of `count` networks, or one for all of them."""
+    if not shared and (x.ndim != 5 or len(x) != count):
+        raise ValueError(f"{where}: images are {tuple(x.shape)}; expected ({count}, B, C, H, H), a batch for each "
+                         "network, or one for all with shared=True")
+
+
 class OneByOne(nn.Module):
-    """Networks called in turn: `(E, B, ...)` to logits `(E, B, K)`; `each(x)` shows all of them the same images."""
+    """Networks called in turn: `(E, B, C, H, H)` to logits `(E, B, K)`; with `shared` all see the same `(B, C, H, H)`.
+
+    ValueError for other images.
+    """
 
     def __init__(self, nets: Sequence[nn.Module]):
         super().__init__()
         self.nets = nn.ModuleList(nets)
 
     def forward(self, x: Tensor, shared: bool = False) -> Tensor:
+        _check_stack("OneByOne", x, len(self.nets), shared)
         return torch.stack([net(x if shared else x[e]).logits for e, net in enumerate(self.nets)])
 
 # %% ../../nbs/condense/evaluate.ipynb #7a3bc7cd
@@ -155,6 +166,8 @@ class Together(nn.Module):
         self.call = [copy.deepcopy(nets[0]).to("meta")]                      # in a list: its own weights are not ours
 
     def forward(self, x: Tensor, shared: bool = False) -> Tensor:
+        _check_stack("Together", x, len(self.weights[0]), shared)
+
         def one(weights: dict[str, Tensor], x: Tensor) -> Tensor:
             return torch.func.functional_call(self.call[0], weights, (x,)).logits
 

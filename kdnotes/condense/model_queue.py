@@ -17,7 +17,7 @@ from .matching import Pass, calibration, mean_gap, redraw, statistics
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.siamese import parse, siamese
-from ..inputs import as_labels, require_number, require_positive, require_whole
+from ..inputs import as_labels, require_finite, require_number, require_positive, require_whole
 from ..models.classifiers import Prediction
 from ..runtime import derive_seed, make_generator
 
@@ -53,7 +53,9 @@ class Member:
     seen: int = 0
 
     def __post_init__(self) -> None:
-        require_number("Member", at_least=0, right=self.right, seen=self.seen)
+        require_finite("Member", **self.weights)
+        require_whole("Member", at_least=0, seen=self.seen)
+        require_number("Member", at_least=0, right=self.right)
 
     @property
     def accuracy(self) -> float:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from .faces import LANDMARKS
 from kdnotes.inputs import (
-    as_images, as_labels, as_pixels, require_choice, require_finite, require_number, require_whole,
+    as_images, as_labels, as_pixels, require_choice, require_finite, require_number, require_whole, wide_dtype,
 )
 
 # %% ../../nbs/data/masks.ipynb #f0d2ca16
@@ -45,6 +45,28 @@ def _of_one_size(where: str, x: Tensor, **others: Tensor) -> None:
             raise ValueError(f"{where}: images are {tuple(x.shape)}, {name} {tuple(y.shape)}; expected one size")
 
 
+def _in_shapes(where: str, **given: tuple[Tensor, str]) -> list[Tensor]:
+    """Finite tensors with the sides that are told, such as `H=(H, "N 3 3")`, in float32 or float64.
+
+    A letter stands for the same number in all of them, and only N may be 0. ValueError for anything else.
+    """
+    sides: dict[str, int] = {}
+    for name, (x, form) in given.items():
+        letters = form.split()
+        fit = isinstance(x, Tensor) and x.is_floating_point() and x.ndim == len(letters)
+        for letter, size in zip(letters, x.shape if fit else ()):
+            wanted = int(letter) if letter.isdigit() else sides.setdefault(letter, size)
+            fit = fit and size == wanted and (size > 0 or letter == "N")
+        if not fit:
+            shown = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            beside = ", ".join(f"{letter} = {sides[letter]}" for letter in letters if letter in sides)
+            raise ValueError(f"{where}: {name} is {shown}; expected floating point ({', '.join(letters)})"
+                             + (f" with {beside}" if beside else ""))
+    tensors = {name: x for name, (x, _) in given.items()}
+    require_finite(where, **tensors)
+    return [x.to(wide_dtype(*tensors.values())) for x in tensors.values()]
+
+
 def composed(x: Tensor, alpha: Tensor, o: Tensor) -> Tensor:
     """`x (1 - alpha) + alpha o`: the picture `o` over `x`, both `(N, C, H, W)`, with the opacity `alpha`
     `(N, 1, H, W)`. No gradient flows to `o`: it may depend on the brightness of `x`.
@@ -56,10 +78,12 @@ def composed(x: Tensor, alpha: Tensor, o: Tensor) -> Tensor:
 def blanked(x: Tensor, m: Tensor, fill: float = 1.0) -> Tensor:
     """`x (1 - m) + m fill`: images `(N, C, H, W)` without what lies under the binary map `m` `(N, 1, H, W)`.
 
+    ValueError for NaN and infinity, in the hole too.
     Source: the input of ICT's upsampler (Wan et al., ICCV 2021), whose holes are white.
     """
     require_number("blanked", fill=fill)
     _of_one_size("blanked", x, m=m)
+    require_finite("blanked", x=x, m=m)
     return torch.where(m > 0, torch.as_tensor(fill, dtype=x.dtype, device=x.device), x)
 
 # %% ../../nbs/data/masks.ipynb #f13da377
@@ -109,7 +133,13 @@ class Crossings(NamedTuple):
 
 
 def crossings(line: Tensor, through: Tensor, direction: Tensor) -> Crossings:
-    """Where the straight lines `through` points `(N, 2)` in a `direction` `(N, 2)` meet the polylines `(N, K, 2)`."""
+    """Where the straight lines `through` points `(N, 2)` in a `direction` `(N, 2)` meet the polylines `(N, K, 2)`,
+    K >= 2. ValueError for other shapes and for what is not finite.
+    """
+    line, through, direction = _in_shapes("crossings", line=(line, "N K 2"), through=(through, "N 2"),
+                                          direction=(direction, "N 2"))
+    if line.shape[1] < 2:
+        raise ValueError(f"crossings: line has shape {tuple(line.shape)}; expected at least two points a row")
     p, u = line - through[:, None], direction[:, None]
     s = u[..., 0] * p[..., 1] - u[..., 1] * p[..., 0]
     change = (s[:, 1:] > 0) != (s[:, :-1] > 0)
@@ -200,7 +230,8 @@ def _equations(p: Tensor, w: Tensor, q: Tensor) -> Tensor:
 
 
 def projected(H: Tensor, p: Tensor) -> Tensor:
-    """Where the homographies `(N, 3, 3)` carry points `(N, K, 2)`."""
+    """Where the homographies `(N, 3, 3)` carry points `(N, K, 2)`. ValueError for other shapes."""
+    H, p = _in_shapes("projected", H=(H, "N 3 3"), p=(p, "N K 2"))
     h = F.pad(p, (0, 1), value=1.0) @ H.mT
     return h[..., :2] / h[..., 2:]
 
@@ -318,7 +349,11 @@ def colour_parts(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def relit(V: Tensor, S: Tensor, direction: Tensor, beta: Tensor) -> Tensor:
-    """The colours `(N, 3, h, w)` of what `colour_parts` gives, with value and saturation moved by `beta` `(N,)`."""
+    """The colours `(N, 3, h, w)` of what `colour_parts` gives, with value and saturation moved by `beta` `(N,)`.
+    ValueError for other shapes and for what is not finite.
+    """
+    V, S, direction, beta = _in_shapes("relit", V=(V, "N 1 h w"), S=(S, "N 1 h w"), direction=(direction, "N 3 h w"),
+                                       beta=(beta, "N"))
     beta = beta[:, None, None, None]
     return (beta * V).clamp_(0, 1) * (1 - ((2 - beta) * S).clamp_(0, 1) * direction)
 

@@ -210,11 +210,14 @@ def equal_error_rate(scores: Tensor, same: Tensor) -> float:
     return float(far[i - 1] + share * (far[i] - far[i - 1]))
 
 # %% ../../nbs/metrics/verify.ipynb #3ee9d1aa
-class ErrorRates(NamedTuple):
-    """Rate of false matches, `fmr`, and of false non-matches, `fnmr`, each in [0, 1]."""
+class ErrorRates(NamedTuple("ErrorRates", [("fmr", float), ("fnmr", float)])):
+    """Rate of false matches, `fmr`, and of false non-matches, `fnmr`; ValueError for what is not in [0, 1]."""
 
-    fmr: float
-    fnmr: float
+    __slots__ = ()
+
+    def __new__(cls, fmr: float, fnmr: float) -> "ErrorRates":
+        require_share("ErrorRates", fmr=fmr, fnmr=fnmr)
+        return super().__new__(cls, fmr, fnmr)
 
 
 def fmr_fnmr(scores: Tensor, same: Tensor, threshold: float) -> ErrorRates:

@@ -90,12 +90,13 @@ class Classifier(nn.Module):
     """Trunk, optional linear embedding, linear classifier; `(N, channels, H, W)` float images to a `Prediction`.
 
     `trunk` gives `(N, width)`; `feature_dim` is `embedding` where one is asked for, else `width`.
-    ValueError for other images, and for a single one in training mode that leaves a batch norm one value per channel.
+    ValueError for other images, for those of a size that the trunk was not built for, and for a single one in training
+    mode that leaves a batch norm one value per channel.
     """
     def __init__(self, trunk: nn.Module, width: int, classes: int, channels: int = 3, embedding: int | None = None):
         super().__init__()
         require_whole("Classifier", width=width, classes=classes, channels=channels)
-        self.channels, self.feature_dim = channels, embedding or width
+        self.channels, self.width, self.feature_dim = channels, width, embedding or width
         self.trunk = trunk
         self.embed = nn.Linear(width, embedding) if embedding else nn.Identity()
         self.classifier = nn.Linear(self.feature_dim, classes)
@@ -105,7 +106,11 @@ class Classifier(nn.Module):
             raise ValueError(f"images are {images.dtype} of shape {tuple(images.shape)}; expected floating point "
                              f"(N, {self.channels}, H, W): scale uint8 images to [0, 1] first")
         trunk = partial(alone, self.trunk) if self.training and len(images) == 1 else self.trunk
-        features = self.embed(trunk(images.to(self.classifier.weight.dtype)))
+        found = trunk(images.to(self.classifier.weight.dtype))
+        if found.shape[1:] != (self.width,):
+            raise ValueError(f"images of shape {tuple(images.shape)} leave the trunk as {tuple(found.shape)}; expected "
+                             f"(N, {self.width}): give images of the size that the network was built for")
+        features = self.embed(found)
         return Prediction(self.classifier(features), features)
 
 # %% ../../nbs/models/classifiers.ipynb #ee0cc1da

@@ -12,13 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..inputs import as_images, as_labels, as_pixels, as_rows, require_choice, require_number, require_whole
+from kdnotes.inputs import (
+    as_images, as_labels, as_pixels, as_rows, require_choice, require_finite, require_number, require_whole,
+    require_width, wide_dtype,
+)
+from .classifiers import in_type_of
 
 # %% ../../nbs/models/inpaint.ipynb #8c17e6b1
 def drawn(module: nn.Module, std: float = 0.02) -> nn.Module:
     """Draw the weights of convolutions, linear layers and embeddings from N(0, `std`^2) in place, biases 0; return the
     module.
     """
+    require_number("drawn", at_least=0, std=std)
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
             nn.init.normal_(layer.weight, std=std)
@@ -32,6 +37,7 @@ class DilatedResidual(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
+        require_whole("DilatedResidual", width=width)
         self.branch = nn.Sequential(nn.ReflectionPad2d(2), nn.Conv2d(width, width, 3, dilation=2), nn.ReLU(),
                                     nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3))
 
@@ -63,7 +69,7 @@ class GenerativeEncoder(nn.Module):
         drawn(self, 0.02 * (64 / a) ** 0.5)
 
     def forward(self, x: Tensor, upto: int | None = None) -> Tensor:
-        as_images("GenerativeEncoder", x, channels=self.inputs)
+        x = in_type_of(self, as_images("GenerativeEncoder", x, channels=self.inputs))
         if x.shape[2] % 4 or x.shape[3] % 4 or min(x.shape[2:]) < 12:
             raise ValueError(f"GenerativeEncoder: images are {tuple(x.shape)}; expected sides that are multiples of 4, "
                              "at least 12")
@@ -77,13 +83,18 @@ class Decoder(nn.Module):
 
     def __init__(self, channels: int = 3, widths: Sequence[int] = (64, 128, 256)):
         super().__init__()
+        require_whole("Decoder", channels=channels)
+        if len(widths) != 3:
+            raise ValueError(f"Decoder: widths are {tuple(widths)}; expected three")
         a, b, c = widths
+        self.inputs = c
         self.layers = nn.Sequential(nn.ConvTranspose2d(c, b, 4, stride=2, padding=1), nn.ReLU(),
                                     nn.ConvTranspose2d(b, a, 4, stride=2, padding=1), nn.ReLU(),
                                     nn.ReflectionPad2d(3), nn.Conv2d(a, channels, 7))
         drawn(self, 0.02 * (64 / a) ** 0.5)
 
     def forward(self, f: Tensor) -> Tensor:
+        f = in_type_of(self, as_images("Decoder", f, "descriptors", channels=self.inputs))
         return (self.layers(f).tanh() + 1) / 2
 
 # %% ../../nbs/models/inpaint.ipynb #06d1e977
@@ -98,13 +109,14 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: int = 3, width: int = 64):
         super().__init__()
         require_whole("PatchDiscriminator", channels=channels, width=width)
+        self.channels = channels
         widths, strides = (channels, width, 2 * width, 4 * width, 8 * width, 1), (2, 2, 2, 1, 1)
         convs = [nn.Conv2d(a, b, 4, stride=s, padding=1, bias=False) for a, b, s in zip(widths, widths[1:], strides)]
         layers = [part for conv in drawn(nn.ModuleList(convs)) for part in (spectral_norm(conv), nn.LeakyReLU(0.2))]
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        as_images("PatchDiscriminator", x)
+        x = in_type_of(self, as_images("PatchDiscriminator", x, channels=self.channels))
         if min(x.shape[2:]) < 32:
             raise ValueError(f"PatchDiscriminator: images are {tuple(x.shape)}; expected at least 32 pixels a side")
         return self.layers(x)
@@ -134,6 +146,8 @@ def fit_palette(images: Tensor, colours: int = 512, steps: int = 20, pixels: int
 def to_tokens(images: Tensor, palette: Tensor) -> Tensor:
     """The nearest colour of the `palette` `(K, 3)` for each pixel of images `(N, 3, h, w)` in [0, 1]: `(N, h w)`."""
     x = as_pixels("to_tokens", images, channels=3)
+    (palette,) = as_rows("to_tokens", dims=2, palette=palette)
+    require_width("to_tokens", 3, palette=palette)
     x = (x.float() / 255 if x.dtype == torch.uint8 else x.float()).movedim(1, -1).flatten(1, 2)
     return torch.cdist(x, palette.to(x)[None].expand(len(x), -1, -1)).argmin(2) if len(x) else x.new_zeros(
         0, x.shape[1], dtype=torch.int64)
@@ -157,10 +171,22 @@ def to_images(tokens: Tensor, palette: Tensor, side: int) -> Tensor:
     return palette[tokens].movedim(2, 1).reshape(len(tokens), 3, side, side)
 
 
+def _with_map(where: str, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures `(N, 3, H, W)` and their maps `(N, 1, H, W)`, finite, in float32 or float64; ValueError otherwise."""
+    as_images(where, x, "pictures", channels=3), as_images(where, m, "maps", channels=1)
+    if not x.is_floating_point() or not m.is_floating_point() or (len(m), *m.shape[2:]) != (len(x), *x.shape[2:]):
+        raise ValueError(f"{where}: pictures are {x.dtype} of shape {tuple(x.shape)}, maps {m.dtype} of shape "
+                         f"{tuple(m.shape)}; expected floating point of one number and size")
+    require_finite(where, pictures=x, maps=m)
+    return x.to(wide_dtype(x)), m.to(wide_dtype(m))
+
+
 def coarse(x: Tensor, m: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Blanked pictures `(N, 3, side, side)` (bilinear, antialiased) and their maps `(N, 1, side, side)` (nearest, then
     grown by a pixel: a coarse pixel that the mask touches is unknown).
     """
+    require_whole("coarse", side=side)
+    x, m = _with_map("coarse", x, m)
     small = F.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
     near = (F.interpolate(m, (side, side), mode="nearest") > 0.5).to(m.dtype)
     return small, F.max_pool2d(near, 3, stride=1, padding=1)
@@ -171,6 +197,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
+        require_whole("Block", width=width, heads=heads)
         self.heads = heads
         self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
@@ -207,6 +234,7 @@ class TransformerPrior(nn.Module):
         if tokens.shape != unknown.shape or tokens.ndim != 2 or tokens.shape[1] != T or tokens.is_floating_point():
             raise ValueError(f"TransformerPrior: tokens {tokens.dtype} of shape {tuple(tokens.shape)}, unknown "
                              f"{tuple(unknown.shape)}; expected whole numbers (N, {T}) and as many truths")
+        tokens = _as_tokens("TransformerPrior", tokens, self.colours, unknown)
         e = self.tokens(tokens) * ~unknown.bool()[..., None]
         return self.head(self.norm(self.blocks(e + self.places)))
 
@@ -253,6 +281,7 @@ def prior_picture(prior: TransformerPrior, palette: Tensor, x: Tensor, m: Tensor
     """The prior's guess `(N, 3, H, W)` for pictures `x` `(N, 3, H, W)` in [0, 1] with the binary map `m`
     `(N, 1, H, W)`, enlarged (bicubic). Made from what is outside of the map alone.
     """
+    x, m = _with_map("prior_picture", x, m)
     small, unknown = coarse(torch.where(m > 0, 1, x), m, prior.side)
     tokens = sampled(prior, to_tokens(small, palette), unknown.flatten(1) > 0, at_once=at_once, generator=generator)
     guess = to_images(tokens, palette.to(x), prior.side)

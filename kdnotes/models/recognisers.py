@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..files import cache_folder, make_folder, recall, store
-from ..inputs import as_pixels, as_rows, require_whole, require_width
+from ..inputs import as_images, as_pixels, as_rows, require_whole, require_width
 from ..parallel import parallel_map
 from ..runtime import fingerprint
 
@@ -56,6 +56,8 @@ def _dlib() -> tuple:
 
 def enlarged(images: Tensor, side: int = ENLARGED) -> Tensor:
     """Square uint8 images `(N, 3, H, H)` at `side` pixels, bicubic, uint8; bit for bit as they are at that size."""
+    require_whole("enlarged", side=side)
+    as_images("enlarged", images, square=True)
     if images.shape[-1] == side:
         return images
     x = F.interpolate(images.float(), (side, side), mode="bicubic", antialias=images.shape[-1] > side,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..config import unknown_name
 from ..inputs import as_images, require_whole
-from .classifiers import conv3x3
+from .classifiers import conv3x3, in_type_of
 
 # %% ../../nbs/models/reformers.ipynb #4f71cab8
 UNITS = {
@@ -75,7 +75,7 @@ class Reformer(nn.Module):
         self.head = nn.Linear(widths[-1], embedding)
 
     def forward(self, f: Tensor) -> Tensor:
-        as_images("Reformer", f, "descriptors", channels=self.inputs)
+        f = in_type_of(self, as_images("Reformer", f, "descriptors", channels=self.inputs))
         return self.head(self.pool(self.stages(self.stem(f))).flatten(1))
 
 

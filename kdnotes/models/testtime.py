@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import unknown_name
+from ..inputs import as_labels, require_number, require_share
 from .adapt import FaceBN, Tent
 from .classifiers import Prediction
 from ..runtime import make_generator
@@ -40,6 +41,8 @@ class Adapting:
             raise unknown_name("adaptation", self.adaptation, ADAPTATIONS)
         if self.order not in ORDERS:
             raise unknown_name("order", self.order, ORDERS)
+        require_share("Adapting", rho=self.rho)
+        require_number("Adapting", at_least=0, tent_lr=self.tent_lr)
         if self.batch < 0:
             raise ValueError(f"batch={self.batch}; expected a number of images, or 0 for all at once")
 
@@ -71,6 +74,7 @@ def adapted(network: nn.Module, x: Tensor, order: Tensor, how: Adapting) -> Pred
     A single last image joins the batch before it. ValueError without images, for a network without BatchNorm layers,
     and where a layer would be adapted to the variance of one value.
     """
+    order = as_labels("adapted", order, name="places in the order", at_least=None)
     if not len(x) or not order.sort().values.equal(torch.arange(len(x), device=order.device)):
         raise ValueError(f"{len(x)} images come in an order of {len(order)} places; expected at least one image, and "
                          "each of them once")
