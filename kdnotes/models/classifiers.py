@@ -107,7 +107,7 @@ class Classifier(nn.Module):
                              f"(N, {self.channels}, H, W): scale uint8 images to [0, 1] first")
         trunk = partial(alone, self.trunk) if self.training and len(images) == 1 else self.trunk
         found = trunk(images.to(self.classifier.weight.dtype))
-        if found.shape[1:] != (self.width,):
+        if found.ndim != 2 or found.shape[1] != self.width:
             raise ValueError(f"images of shape {tuple(images.shape)} leave the trunk as {tuple(found.shape)}; expected "
                              f"(N, {self.width}): give images of the size that the network was built for")
         features = self.embed(found)
