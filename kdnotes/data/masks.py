@@ -204,7 +204,7 @@ def view_of(landmarks: Tensor) -> Tensor:
     Source: MaskTheFace, which turns at 13 degrees.
     """
     psi = turn_of(landmarks)
-    if len(psi) and float(psi.abs().max()) > BEYOND:
+    if len(psi) and float(psi.detach().abs().max()) > BEYOND:
         row = int(psi.abs().argmax())
         raise ValueError(f"the face in row {row} is turned by {float(psi[row]):.0f} degrees; the templates reach to "
                          f"{BEYOND:.0f}: check its landmarks, or leave it out")

@@ -6,9 +6,9 @@
 __all__ = ['RIVALS', 'CONTROLS', 'OURS', 'EVERYTHING', 'ORL', 'LFW', 'PAPER', 'EYES', 'PAIRS', 'MAIN', 'BY_DEPTH', 'BY_SHAPE',
            'CLOSED', 'COST', 'TEACHERS', 'PAINTED', 'coded', 'completion_terms', 'boxes', 'Losses', 'instance',
            'relation_terms', 'Images', 'Networks', 'Training', 'Config', 'scaled', 'masked_batch', 'boxed_batch',
-           'batches_of', 'Teacher', 'Targets', 'vectors', 'Painting', 'Painter', 'Student', 'Labelled', 'Related',
-           'Invariant', 'Named', 'Both', 'filled', 'inpainted', 'behind', 'judged', 'named', 'operations', 'Cast',
-           'rows', 'run', 'claims']
+           'batches_of', 'Network', 'Teacher', 'Targets', 'vectors', 'Painting', 'Painter', 'Student', 'Labelled',
+           'Related', 'Invariant', 'Named', 'Both', 'filled', 'inpainted', 'behind', 'judged', 'named', 'operations',
+           'Cast', 'rows', 'run', 'claims']
 
 # %% ../../nbs/papers/g2d.ipynb #578614ff
 from collections.abc import Mapping
@@ -231,7 +231,19 @@ def batches_of(images: ImageSet, how: Optimisation, seed: int, transform, **more
 
 # %% ../../nbs/papers/g2d.ipynb #c0ad25f5
 @dataclass(frozen=True)
-class Teacher(Stage):
+class Network(Stage):
+    """A trained network: its weights are kept, and it is opened frozen. Subclasses say what `fresh` it begins as."""
+
+    def fresh(self, here: Here) -> nn.Module:
+        """The network before it has learned anything."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it begins as")
+
+    def open(self, kept: dict[str, Tensor], here: Here) -> nn.Module:
+        return frozen(self.fresh(here), kept, here.device)
+
+
+@dataclass(frozen=True)
+class Teacher(Network):
     """A recogniser of unmasked faces; with `shapes` it then goes on with masked ones from `start`."""
 
     faces: Data
@@ -263,9 +275,6 @@ class Teacher(Stage):
         images = here.read(self.faces).to(here.device)
         optimise(network, batches_of(images, self.how, self.seed, transform), step, self.how, here.fabric, checkpoint)
         return weights_of(network)
-
-    def open(self, kept: dict[str, Tensor], here: Here) -> nn.Module:
-        return frozen(self.fresh(here), kept, here.device)
 
 
 @dataclass(frozen=True)
@@ -311,7 +320,7 @@ class Painting(nn.Module):
 
 
 @dataclass(frozen=True)
-class Painter(Stage):
+class Painter(Network):
     """Stage 1: an inpainting network; on boxes, or, from `start`, on masks of `shapes`. It knows no identities."""
 
     faces: Data
@@ -358,12 +367,9 @@ class Painter(Stage):
                  None if adversary else checkpoint)
         return weights_of(network)
 
-    def open(self, kept: dict[str, Tensor], here: Here) -> Painting:
-        return frozen(self.fresh(here), kept, here.device)
-
 # %% ../../nbs/papers/g2d.ipynb #2ea73124
 @dataclass(frozen=True)
-class Student(Stage):
+class Student(Network):
     """Stage 2: a cascade. Freezing is by construction: the optimiser holds only what learns, and a frozen encoder runs
     without gradient. Subclasses say what it learns from.
     """
@@ -416,9 +422,6 @@ class Student(Stage):
         optimise(model, batches, step, self.how, here.fabric, checkpoint)
         return weights_of(cascade)
 
-    def open(self, kept: dict[str, Tensor], here: Here) -> Cascade:
-        return frozen(self.fresh(here), kept, here.device)
-
 
 @dataclass(frozen=True)
 class Labelled(Student):
@@ -470,7 +473,7 @@ class Invariant(Student):
 
 # %% ../../nbs/papers/g2d.ipynb #ffa36347
 @dataclass(frozen=True)
-class Named(Stage):
+class Named(Network):
     """Stage 3: a linear classifier behind a frozen student."""
 
     student: Student
@@ -500,12 +503,9 @@ class Named(Stage):
         optimise(model, batches_of(images, self.how, self.seed, transform), step, self.how, here.fabric, checkpoint)
         return weights_of(model)
 
-    def open(self, kept: dict[str, Tensor], here: Here) -> nn.Module:
-        return frozen(self.fresh(here), kept, here.device)
-
 
 @dataclass(frozen=True)
-class Both(Stage):
+class Both(Network):
     """A painter, and a teacher that is shown what it painted."""
 
     teacher: Teacher
@@ -519,9 +519,6 @@ class Both(Stage):
 
     def build(self, parents: Mapping[str, nn.Module], here: Here, checkpoint: Path) -> dict[str, Tensor]:
         return weights_of(nn.ModuleDict(dict(parents)))
-
-    def open(self, kept: dict[str, Tensor], here: Here) -> nn.Module:
-        return frozen(self.fresh(here), kept, here.device)
 
 # %% ../../nbs/papers/g2d.ipynb #dad2af32
 def filled(x: Tensor, m: Tensor) -> Tensor:

@@ -210,8 +210,22 @@ class Answers(NamedTuple):
     answered: Tensor
 
 
+class _NoisyMax:
+    """A label for each query from its votes and noise on them. Subclasses draw the `noise`."""
+
+    def decide(self, votes: Tensor, noise: tuple[Tensor, ...], student: Tensor | None = None) -> Answers:
+        """Labels from votes `(Q, K)` and the noise of `noise`."""
+        counts = check_votes(type(self).__name__, votes)
+        return Answers((counts + noise[0]).argmax(1), torch.ones(len(counts), dtype=torch.bool))
+
+    def draw(self, votes: Tensor, generator: torch.Generator, student: Tensor | None = None) -> Answers:
+        """Labels with fresh noise. Who draws twice pays twice: see `Oracle`."""
+        counts = check_votes(type(self).__name__, votes)
+        return self.decide(counts, self.noise(*counts.shape, generator), student)
+
+
 @dataclass(frozen=True)
-class LNMax:
+class LNMax(_NoisyMax):
     """Laplace noise of scale 1/`gamma` on every count; `gamma` is infinite for no noise. Source: ICLR 2017."""
 
     gamma: float
@@ -237,16 +251,6 @@ class LNMax:
         size, sign = (torch.rand(queries, classes, generator=generator, dtype=torch.float64) for _ in range(2))
         return (torch.where(sign < 0.5, -1.0, 1.0) * -torch.log1p(-size) / self.gamma,)
 
-    def decide(self, votes: Tensor, noise: tuple[Tensor, ...], student: Tensor | None = None) -> Answers:
-        """Labels from votes `(Q, K)` and the noise of `noise`."""
-        counts = check_votes("LNMax", votes)
-        return Answers((counts + noise[0]).argmax(1), torch.ones(len(counts), dtype=torch.bool))
-
-    def draw(self, votes: Tensor, generator: torch.Generator) -> Answers:
-        """Labels with fresh noise. Who draws twice pays twice: see `Oracle`."""
-        counts = check_votes("LNMax", votes)
-        return self.decide(counts, self.noise(*counts.shape, generator))
-
     def rdp_independent(self, orders: Sequence[float], asked: int = 1, answered: int | None = None) -> np.ndarray:
         """Rényi divergence of `asked` queries whatever the votes, `(L,)`."""
         grid = check_orders("LNMax", orders)
@@ -263,7 +267,7 @@ class LNMax:
 
 
 @dataclass(frozen=True)
-class GNMax:
+class GNMax(_NoisyMax):
     """Gaussian noise of standard deviation `sigma` on every count; 0 for no noise. Source: ICLR 2018."""
 
     sigma: float
@@ -275,16 +279,6 @@ class GNMax:
         """All noise for so many queries, float64."""
         require_whole("GNMax.noise", at_least=0, queries=queries, classes=classes)
         return (self.sigma * torch.randn(queries, classes, generator=generator, dtype=torch.float64),)
-
-    def decide(self, votes: Tensor, noise: tuple[Tensor, ...], student: Tensor | None = None) -> Answers:
-        """Labels from votes `(Q, K)` and the noise of `noise`."""
-        counts = check_votes("GNMax", votes)
-        return Answers((counts + noise[0]).argmax(1), torch.ones(len(counts), dtype=torch.bool))
-
-    def draw(self, votes: Tensor, generator: torch.Generator) -> Answers:
-        """Labels with fresh noise. Who draws twice pays twice: see `Oracle`."""
-        counts = check_votes("GNMax", votes)
-        return self.decide(counts, self.noise(*counts.shape, generator))
 
     def rdp_independent(self, orders: Sequence[float], asked: int = 1, answered: int | None = None) -> np.ndarray:
         """Rényi divergence of `asked` queries whatever the votes, `(L,)`."""
@@ -323,7 +317,7 @@ def threshold_rdp(top: np.ndarray, threshold: float, sigma1: float, orders: Sequ
 
 
 @dataclass(frozen=True)
-class ConfidentGNMax:
+class ConfidentGNMax(_NoisyMax):
     """GNMax with noise `sigma2` on the queries whose largest count, plus noise `sigma1`, reaches `threshold`.
 
     Source: Papernot et al., ICLR 2018, algorithm 1.
@@ -352,11 +346,6 @@ class ConfidentGNMax:
         counts = check_votes(type(self).__name__, votes)
         answered = self.top(counts, student) + noise[0] >= self.threshold
         return Answers(torch.where(answered, (counts + noise[1]).argmax(1), -1), answered)
-
-    def draw(self, votes: Tensor, generator: torch.Generator, student: Tensor | None = None) -> Answers:
-        """Labels with fresh noise. Who draws twice pays twice: see `Oracle`."""
-        counts = check_votes(type(self).__name__, votes)
-        return self.decide(counts, self.noise(*counts.shape, generator), student)
 
     def rdp_independent(self, orders: Sequence[float], asked: int = 1, answered: int | None = None) -> np.ndarray:
         """Rényi divergence of `asked` queries of which `answered` (None: all) got an answer, at any votes: `(L,)`.
