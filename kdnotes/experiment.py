@@ -28,7 +28,7 @@ from .data.catalogue import check_sets
 from .data.source import data_root, files_read
 from .files import atomic_write, make_folder, recall, store, write_json
 from .parallel import parallel_map
-from .prints import code_parts, code_print, members
+from .prints import code_parts, code_print, members, print_of
 from .results import Claim, Results, judge, show
 from .runs import CODE, RunFolder, open_run, runs_folder
 from kdnotes.runtime import (
@@ -707,7 +707,8 @@ def chains(experiment: Experiment) -> tuple[dict[str, dict], pd.DataFrame]:
 def pieces_by_print(experiment: Experiment, *code: object) -> dict[str, dict[str, str]]:
     """The pieces (see `prints.code_parts`) of `code` and of the code of all stages that a number rests on, by print."""
     stages = {node.code: node.stage for level in generations(experiment.nodes.values()) for node in level}
-    return {code_print(*things): code_parts(*things) for things in [code, *map(code_of, stages.values())]}
+    parts = (code_parts(*things) for things in [code, *map(code_of, stages.values())])
+    return {print_of(found): found for found in parts}
 
 
 def say_where(place: Path) -> None:

@@ -727,6 +727,7 @@ ELSEWHERE: dict[str, str] = {
     "data.source.Source.files": "a field, not a method",
     "condense.matching.compiled": "half a minute of a compiler: tests/condense/test_matching.py",
     "condense.matching.Remade": "of a function that makes a network: tests/condense/test_own_networks.py",
+    "models.classifiers.multiply_adds": "of any function: tests/models/test_classifiers.py",
     "models.classifiers.check_sight": "of a function that makes a trunk: tests/models/test_sight.py",
     "models.classifiers.alone": "of any network, whose own refusals it passes on: tests/models/test_sight.py",
     "data.perturb.compress_h264": "needs an encoder: tests/data/test_perturb.py",

@@ -336,7 +336,7 @@ def plan_run(slug: str, notebook: Path, given: Given, out: Path, here: bool = Tr
     """The run of `notebook` with the parameters `given` below `out`; errors as in `resolve` and `check_data`."""
     from kdnotes.config import further_sets
     from kdnotes.data.source import data_root
-    from kdnotes.prints import notebook_parts, notebook_print
+    from kdnotes.prints import notebook_parts, print_of
     from kdnotes.runs import is_name, run_id
 
     parameters, everything = resolve(slug, notebook, given, here)
@@ -351,7 +351,8 @@ def plan_run(slug: str, notebook: Path, given: Given, out: Path, here: bool = Tr
     folder = portable(out / slug / run_id(slug, parameters["profile"], dataset, everything))
     parameters["out"] = folder
     try:
-        options["code"], options["pieces"] = notebook_print(notebook), notebook_parts(notebook)
+        options["pieces"] = notebook_parts(notebook)
+        options["code"] = print_of(options["pieces"])
     except ImportError:                                          # the run will say what it misses
         options["code"] = "incomplete"
     return PlannedRun(slug, portable(notebook), folder, parameters, dataset, str(Path.cwd()), **options)

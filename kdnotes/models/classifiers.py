@@ -5,7 +5,7 @@ __all__ = ['ARCHITECTURES', 'Prediction', 'normalised_values', 'in_type_of', 'al
            'conv3x3', 'PostActivation', 'PreActivation', 'stage', 'three_stages', 'resnet', 'wide_resnet',
            'plain_stage', 'vgg', 'smallconv', 'narrow', 'GroupedUnit', 'SplitUnit', 'shufflenet', 'torchvision_resnet',
            'names', 'options_of', 'look_up', 'check_sight', 'build', 'stage_of', 'listening', 'count_parameters',
-           'count_multiply_adds']
+           'multiply_adds', 'count_multiply_adds']
 
 # %% ../../nbs/models/classifiers.ipynb #5492f8f1
 import copy
@@ -456,14 +456,19 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def multiply_adds(compute: Callable[[], object]) -> int:
+    """Multiply-adds of convolutions, linear layers and attention while `compute()` runs, without gradient."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        compute()
+    return counter.get_total_flops() // 2
+
+
 def count_multiply_adds(model: Classifier, size: int = 32) -> int:
     """Multiply-adds of convolutions and linear layers for one `size` x `size` image, counted on shapes alone;
     `model` stays as it is.
     """
     require_whole("count_multiply_adds", size=size)
-    from torch.utils.flop_counter import FlopCounterMode
-
     ghost = copy.deepcopy(model).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        ghost(torch.empty(1, model.channels, size, size, device="meta"))
-    return counter.get_total_flops() // 2
+    return multiply_adds(lambda: ghost(torch.empty(1, model.channels, size, size, device="meta")))

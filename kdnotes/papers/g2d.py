@@ -32,6 +32,7 @@ from ..losses.margin import CosFace
 from ..losses.relational import cosine_loss, pair_loss, triplet_loss
 from ..metrics.classify import accuracy
 from ..metrics.verify import fmr_fnmr, identification_rate, judge_folds, pair_scores, roc
+from ..models.classifiers import multiply_adds
 from ..models.inpaint import Decoder, GenerativeEncoder, PatchDiscriminator
 from ..models.recognisers import kept_answers
 from ..models.reformers import UNITS, Cascade, Reformer
@@ -589,13 +590,10 @@ def named(stage: Named, model: nn.Module, here: Here, test: Data, shape: str, se
 
 def operations(stage: Stage, network: nn.Module, here: Here, faces: Data, eyes: str) -> dict[str, float]:
     """Multiply-adds, in millions, of one probe, from picture to vector."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     channels, size, _ = here.read(faces).shape
     x = torch.rand(1, channels, size, size, device=here.device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        EYES[eyes](network, x, (x[:, :1] > 0.5).float())
-    return {"multiply_adds": counter.get_total_flops() / 2e6}
+    done = multiply_adds(lambda: EYES[eyes](network, x, (x[:, :1] > 0.5).float()))
+    return {"multiply_adds": done / 1e6}
 
 # %% ../../nbs/papers/g2d.ipynb #be687e82
 class Cast:
