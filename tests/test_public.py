@@ -57,8 +57,10 @@ def public() -> dict[str, object]:
 
 
 def methods(name: str, thing: type) -> dict[str, object]:
-    """The public methods that a class defines itself, and the call of an instance."""
-    own = {key: value for key, value in vars(thing).items() if inspect.isfunction(value) and (not key.startswith("_") or key == "__call__")}
+    """The public methods that a class defines itself or has from a private base, and the call of an instance."""
+    kinds = [kind for kind in reversed(thing.__mro__) if kind is thing or kind.__name__.startswith("_") and kind in thing.__bases__]
+    given = {key: value for kind in kinds for key, value in vars(kind).items()}
+    own = {key: value for key, value in given.items() if inspect.isfunction(value) and (not key.startswith("_") or key == "__call__")}
     return {f"{name}.{key}": value for key, value in own.items() if not issubclass(thing, tuple) or not key.startswith("_")}
 
 
