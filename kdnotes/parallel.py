@@ -66,6 +66,8 @@ def parallel_map(function: Callable, items: Iterable, workers: int | None = None
     jobs = [(derive_seed(place, "parallel_map"), item) for place, item in enumerate(items)]
     if workers is not None and workers < 1:
         raise ValueError(f"{workers} workers; give at least 1, or None for one per core")
+    if not jobs:                                          # no bar for nothing
+        return []
     workers = min(workers or joblib.cpu_count(), len(jobs))
     alone = workers <= 1 or is_quiet()
     results = _first_here(function, jobs, float("inf") if alone else patience, workers)

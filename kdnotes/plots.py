@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .results import interval, metric_label
+from .results import interval, is_percent, metric_label
 from .files import atomic_write, make_folder
 
 # %% ../nbs/plots.ipynb #665106c3
@@ -103,7 +103,7 @@ def save_figure(fig: Figure, folder: str | Path, name: str) -> Path:
 def bars(ax: Axes, frame: pd.DataFrame, by: str = "method", value: str = "value", order: Sequence[str] | None = None,
          zoom: bool = False, label: str | None = None) -> Axes:
     """Mean and 95 % t-interval of `frame[value]` for each `frame[by]`,
-    top to bottom in `order` (default: of appearance); seeds as dots.
+    top to bottom in `order` (default: of appearance); seeds as dots. No interval is drawn beyond what a rate can reach.
 
     `label` names the axis, by default the metric of `frame`. ValueError when there is nothing to draw.
     """
@@ -113,7 +113,7 @@ def bars(ax: Axes, frame: pd.DataFrame, by: str = "method", value: str = "value"
         x = frame.loc[frame[by] == name, value].to_numpy(dtype=float)
         if not len(x):
             raise ValueError(f"no rows with {by}={name!r}; there are {', '.join(map(str, dict.fromkeys(frame[by])))}")
-        mean, low, high = interval(x)
+        mean, low, high = _within_reach(np.array(interval(x)), frame)
         if zoom:
             ax.plot(mean, y, "o", color=colors[name], markersize=9, zorder=3)
         else:
@@ -134,6 +134,12 @@ def _finish_bars(ax: Axes, order: Sequence[str], frame: pd.DataFrame, label: str
     return ax
 
 
+def _within_reach(intervals: np.ndarray, frame: pd.DataFrame) -> np.ndarray:
+    """`intervals`, ending at 0 and 100 where all metrics of `frame` are rates in percent."""
+    rates = "metric" in frame and frame["metric"].map(is_percent).all()
+    return intervals.clip(0, 100) if rates else intervals
+
+
 def _value_label(frame: pd.DataFrame, label: str | None) -> str:
     """`label`, or else the one metric of `frame` as it stands in print."""
     metrics = list(dict.fromkeys(frame["metric"])) if "metric" in frame else []
@@ -143,7 +149,7 @@ def _value_label(frame: pd.DataFrame, label: str | None) -> str:
 def lines(ax: Axes, frame: pd.DataFrame, x: str, value: str = "value", by: str = "method",
           order: Sequence[str] | None = None, label: str | None = None, xlabel: str | None = None) -> Axes:
     """`frame[value]` against the numbers `frame[x]`, a line for each `frame[by]`:
-    mean over equal `x`, its 95 % t-interval as a band.
+    mean over equal `x`, its 95 % t-interval as a band, which ends where a rate does.
 
     ValueError when `frame[x]` is not numeric.
     """
@@ -156,6 +162,7 @@ def lines(ax: Axes, frame: pd.DataFrame, x: str, value: str = "value", by: str =
     for i, name in enumerate(order):
         groups = frame[frame[by] == name].groupby(x)[value]
         at, stats = list(groups.groups), np.array([interval(values) for _, values in groups]).reshape(-1, 3)
+        stats = _within_reach(stats, frame)
         ax.plot(at, stats[:, 0], marker=MARKERS[i % len(MARKERS)], color=colors[name], label=str(name), markersize=5)
         ax.fill_between(at, stats[:, 1], stats[:, 2], color=colors[name], alpha=0.15, linewidth=0)
     if (frame[x] % 1 == 0).all():

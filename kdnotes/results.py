@@ -239,8 +239,9 @@ LABELS = {"fid": "FID", "inception_score": "Inception score", "epsilon": "ε", "
           "equal_error_rate": "EER (%)", "mean_average_precision": "mAP (%)",
           "peak_memory_mib": "peak memory (MiB)", "relative_seconds": "relative time",
           "seconds_per_step": "seconds per step"}
-PERCENT = {"accuracy", "recall", "rate", "auc", "tar", "tpir20", "average", "pct"}
-SIGNS = {"recall_at_": "Recall@", "tar_at_far_": "TAR@FAR=", "tpir20_at_fpir_": "TPIR20@FPIR="}
+PERCENT = {"accuracy", "recall", "rate", "auc", "tar", "tpir20", "fmr", "fnmr", "average", "pct"}
+SIGNS = {"recall_at_": "Recall@", "tar_at_far_": "TAR@FAR=", "tpir20_at_fpir_": "TPIR20@FPIR=", "fnmr": "FNMR",
+         "fmr": "FMR"}
 LOWER_IS_BETTER = {"fid", "epsilon", "loss", "error", "discrepancy", "divergence", "distance", "drop", "seconds",
                    "parameters"}
 
