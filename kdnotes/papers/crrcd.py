@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['BASELINES', 'OURS', 'METHODS', 'STUDY_NAMES', 'PAIRS', 'CLOSED', 'READINGS', 'EVERY_READING', 'READ', 'PEERS',
            'CROSS', 'GREY', 'COLOUR', 'SGD', 'SMALL_FACES', 'CASIA', 'JUDGED_ON', 'EVERY_METHOD', 'PAIRED', 'TRANSFER',
-           'NUMBERS', 'JUDGED', 'DRAWN', 'TABLES', 'DATASET_NAMES', 'JUDGES', 'STUDIES', 'CLOSED_SETS', 'Objective',
-           'recipe_of', 'Images', 'check_pair', 'Networks', 'Sweeps', 'Faces', 'Training', 'Config', 'Classes', 'named',
-           'people_of', 'task_of', 'student_of', 'pair_similarities', 'verified', 'main_rows', 'retrieval_rows',
-           'classification_rows', 'probe_rows', 'changed', 'swept', 'sweep_rows', 'readings_rows', 'pairs_rows',
-           'judge_of', 'protocols_of', 'further', 'faces_rows', 'rows', 'run', 'embedding_claims', 'closed_claims',
-           'face_claims', 'sweep_claims', 'claims']
+           'NUMBERS', 'JUDGED', 'DRAWN', 'TABLES', 'DATASET_NAMES', 'HELD_OUT', 'JUDGES', 'STUDIES', 'CLOSED_SETS',
+           'Objective', 'recipe_of', 'Images', 'check_pair', 'Networks', 'Sweeps', 'Faces', 'Training', 'Config',
+           'Classes', 'named', 'people_of', 'task_of', 'student_of', 'pair_similarities', 'verified', 'main_rows',
+           'retrieval_rows', 'classification_rows', 'probe_rows', 'with_weight', 'weight_rows', 'balanced_task',
+           'gradient_rows', 'changed', 'swept', 'sweep_rows', 'readings_rows', 'pairs_rows', 'judge_of', 'protocols_of',
+           'further', 'faces_rows', 'rows', 'run', 'embedding_claims', 'closed_claims', 'face_claims', 'sweep_claims',
+           'claims']
 
 # %% ../../nbs/papers/crrcd.ipynb #dcad9122
 import itertools
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from ..config import Settings, section, setting
 from kdnotes.crossres import (
-    Head, Optimisation, Pictures, Probe, Task, Taught, Tuned, Unaided, Views, classified, identified, probed,
-    retrieved, searched, seen_by,
+    Head, Optimisation, Pictures, Probe, Task, Taught, Tuned, Unaided, Views, balance_rows, classified, identified,
+    probed, retrieved, searched, seen_by,
 )
 from ..data.catalogue import load
 from ..data.degrade import MODES
@@ -38,10 +39,12 @@ from ..results import Claim, Results
 # %% ../../nbs/papers/crrcd.ipynb #3160f0db
 @dataclass(frozen=True)
 class Objective:
-    """The weights of the objective, and what CRRCD, CRCD and CRD contrast."""
+    """The weights of the objective, how long it holds, and what CRRCD, CRCD and CRD contrast."""
 
     alpha: float = setting(0.5, "paper", "weight of L_kd", above=0)
     beta: float = setting(2.0, "paper", "weight of L_rcd", above=0)
+    until: float = setting(1.0, "component", "share of the training in which CRRCD and CRCD distil; CRCD's code 0.96",
+                           above=0, at_most=1)
     rho: float = setting(4.0, "paper", "temperature of its soft labels", above=0)
     n: int = setting(128, "scale; paper 512", "chance pairs to a true one", at_least=1)
     tau: float = setting(0.1, "paper", "temperature of the critic", above=0)
@@ -64,8 +67,9 @@ class Objective:
         return RelationalContrast(self.beta, temperature=self.tau, **options)
 
 # %% ../../nbs/papers/crrcd.ipynb #37fcbc81
-BASELINES = ("KD", "FitNet", "AT", "SP", "CC", "VID", "PKT", "RKD", "CRD", "CRCD")
-OURS = ("RCD only", "CRRCD", "CRRCD, literal critic")
+BASELINES = ("KD", "FitNet, embedding", "AT, one stage", "SP, embedding", "CC", "VID, embedding", "PKT", "RKD", "CRD",
+             "CRCD")
+OURS = ("CE + KD", "RCD only", "CRRCD", "CRRCD, literal critic")
 METHODS = ("Student", *BASELINES, *OURS)
 
 
@@ -75,12 +79,17 @@ def recipe_of(method: str, objective: Objective) -> Recipe:
     if method not in OURS:
         memory = {"p": objective.p, "policy": objective.policy}
         relations = memory | {"n": objective.n, "anchors": objective.anchors}
-        return recipe(method).fitted(crd=memory | {"n": objective.crd_n}, crcd=relations)
+        found = recipe(method).fitted(crd=memory | {"n": objective.crd_n}, crcd=relations)
+        return replace(found, until=objective.until) if method == "CRCD" else found
     soft = () if method == "RCD only" else (SoftLabels(objective.alpha, temperature=objective.rho, form="ce"),)
-    return Recipe(1.0, (*soft, replace(own, norm="none") if method == "CRRCD, literal critic" else own))
+    if method == "CE + KD":
+        return Recipe(1.0, soft)
+    contrast = replace(own, norm="none") if method == "CRRCD, literal critic" else own
+    return Recipe(1.0, (*soft, contrast), objective.until)
 
 # %% ../../nbs/papers/crrcd.ipynb #ad40d644
-STUDY_NAMES = ("retrieval", "classification", "probe", "negatives", "temperature", "readings", "pairs", "faces")
+STUDY_NAMES = ("retrieval", "classification", "probe", "weight", "balance", "negatives", "temperature", "readings",
+               "pairs", "faces")
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ class Images:
 
 # %% ../../nbs/papers/crrcd.ipynb #114fef99
 PAIRS = (("smallconv:16-32-64:64", "smallconv:8-16-32:32", "peer"), ("resnet8", "smallconv:8-16-32:32", "cross"))
-CLOSED = ("Student", "KD", "CRD", "CRRCD", "CRRCD, literal critic")
+CLOSED = ("Student", "KD", "CE + KD", "CRD", "CRRCD", "CRRCD, literal critic")
 
 
 def check_pair(pair: tuple[str, str, str]) -> None:
@@ -131,15 +140,17 @@ READINGS: dict[str, dict] = {
     "shared input map in F^t": {"share_in": True}, "index bank": {"bank": "index"},
     "negatives of any class": {"policy": "index"}, "plain differences": {"relation": "difference"},
     "half as many anchors": {"anchors": 0.5}, "literal critic": {"norm": "none"},
+    "labels alone in the last tenth": {"until": 0.9},
 }
 EVERY_READING = tuple(READINGS)[1:]
-READ = ("both sides, tied modules", "student side alone", "negatives of any class")
+READ = ("both sides, tied modules", "student side alone", "negatives of any class", "labels alone in the last tenth")
 
 
 @dataclass(frozen=True)
 class Sweeps:
-    """What is varied in retrieval."""
+    """What is varied: the weight on images held out of the training and on test images, the rest in retrieval."""
 
+    betas: tuple[float, ...] = setting((0.05, 0.5, 2.0), "ours; paper 2", "further values of beta", above=0)
     negatives: tuple[int, ...] = setting((16, 256), "paper", "further values of n; paper 64 to 1024", at_least=1)
     taus: tuple[float, ...] = setting((0.02, 0.3), "paper", "further values of tau", above=0)
     readings: tuple[str, ...] = setting(READ, "ours", "readings of what the paper leaves open", choices=EVERY_READING)
@@ -237,8 +248,8 @@ EVERY_METHOD = {"closed_methods": (), "anchors": 16, "negatives": (16, 512), "ta
 # %% ../../nbs/papers/crrcd.ipynb #886f2e58
 Config.PROFILES = {
     "smoke": {
-        "seeds": (0,), "train_size": 20, "n": 16, "p": 8, "anchors": 4, "negatives": (8,), "taus": (0.3,),
-        "readings": ("both sides, tied modules", "plain differences"),
+        "seeds": (0,), "train_size": 20, "n": 16, "p": 8, "anchors": 4, "betas": (2.0,), "negatives": (8,),
+        "taus": (0.3,), "readings": ("both sides, tied modules", "plain differences"),
         "networks": {"student": "smallconv:2-4-8:8", "teacher": "smallconv:4-8-16:16", "closed_methods": (),
                      "pairs": (("smallconv:4-8-16:16", "resnet8", "cross"),), "pair_methods": ("Student", "CRRCD")},
         "faces": {"people": (12, 20), "pictures": 6, "pairs": 100, "size": 16, "steps": 4, "teacher": "smallface:4-8:8",
@@ -264,7 +275,7 @@ Config.PROFILES = {
 PAIRED = tuple((*pair, family) for family, pairs in (("peer", PEERS), ("cross", CROSS)) for pair in pairs)
 TRANSFER = {"studies": ("pairs", "probe"), "images.low": 32, "images.restore": True, "probe_dataset": "stl10",
             "networks.teacher": "wrn_40_2", "networks.student": "shufflenet_v1", "networks.pairs": PAIRED,
-            "pair_methods": ("Student", *BASELINES, "RCD only", "CRRCD")}
+            "pair_methods": ("Student", *BASELINES, "CE + KD", "RCD only", "CRRCD")}
 NUMBERS = {"studies": ("classification",), "networks.teacher": "resnet56", "networks.student": "vgg8",
            "training.steps": 26_700, "training.teacher_steps": 26_700, "training.batch_size": 96, "images.flip": False,
            "milestones": (21, 28, 32), "milestones_of": 35}
@@ -295,7 +306,8 @@ class Classes(People):
 # %% ../../nbs/papers/crrcd.ipynb #61bd9ab1
 TABLES = {
     "retrieval": "retrieval of unseen classes", "classification": "low-resolution classification",
-    "probe": "linear probe", "negatives": "number of negatives", "temperature": "temperature of the critic",
+    "probe": "linear probe", "weight": "weight of the relational contrast", "balance": "balance of the gradients",
+    "negatives": "number of negatives", "temperature": "temperature of the critic",
     "readings": "readings of the relational contrast", "pairs": "architecture pairs",
     "verification": "verification of faces", "identification": "identification of faces", "search": "search for faces",
 }
@@ -398,6 +410,48 @@ def probe_rows(seed: int, config: Config) -> list[Row]:
     task = task_of("classification", seed, config) if other else task
     return main_rows("probe", task, config, measure, dataset=named(dataset))
 
+# %% ../../nbs/papers/crrcd.ipynb #c2bae7f2
+HELD_OUT = {"retrieval": {"by": "classes", "every": 2}, "classification": {"by": "images", "every": 5},
+            "faces": {"by": "classes", "every": 5, "pairs": 600}}
+
+
+def with_weight(beta: float, config: Config) -> Config:
+    """`config` with another weight of the contrast."""
+    return replace(config, objective=replace(config.objective, beta=beta))
+
+
+def weight_rows(seed: int, config: Config) -> list[Row]:
+    """The plain student and CRRCD with several weights, on held-out images and on test images."""
+    rows = []
+    for name in [name for name in HELD_OUT if name in config.images.studies]:
+        whole = task_of(name, seed, config)
+        for on, task in {"held out": whole.held_out(**HELD_OUT[name]), "test": whole}.items():
+            measures = {"retrieval": partial(retrieved, test=task.test, ks=(1,)),
+                        "classification": partial(classified, test=task.test),
+                        "faces": partial(verified, unseen=task.test)}
+            measure = partial(measures[name], view="low", views=task.views)
+            stages = {"Student": (student_of("Student", task, config), {})}
+            stages |= {f"CRRCD, {beta:g}": (student_of("CRRCD", task, with_weight(beta, config)), {"beta": beta})
+                       for beta in swept("beta", config)}
+            rows += [Row(TABLES["weight"], method.split(",")[0], stage, measure, {"task": name, "on": on} | told,
+                         task.dataset) for method, (stage, told) in stages.items()]
+    return rows
+
+
+def balanced_task(config: Config) -> str:
+    """Where the gradients are looked at: in retrieval, else in classification, else on faces."""
+    return next(name for name in HELD_OUT if name in config.images.studies or name == "faces")
+
+
+def gradient_rows(seed: int, config: Config) -> list[Row]:
+    """The balance of every term of every method, in the training of the first seed."""
+    if seed != config.seeds[0]:
+        return []
+    name = balanced_task(config)
+    task, methods = task_of(name, seed, config), config.faces.methods if name == "faces" else METHODS
+    students = {method: student_of(method, task, config) for method in METHODS if method in methods}
+    return balance_rows(TABLES["balance"], students, task.dataset)
+
 # %% ../../nbs/papers/crrcd.ipynb #037addde
 def changed(
     study: str, seed: int, config: Config, method: str, changes: dict[str, dict], tell: bool = True
@@ -415,8 +469,8 @@ def changed(
 
 
 def swept(key: str, config: Config) -> list[float]:
-    """The values of "n" or "tau" that are compared, ascending."""
-    further = {"n": config.sweeps.negatives, "tau": config.sweeps.taus}[key]
+    """The values of "n", "tau" or "beta" that are compared, ascending."""
+    further = {"n": config.sweeps.negatives, "tau": config.sweeps.taus, "beta": config.sweeps.betas}[key]
     return sorted({getattr(config.objective, key), *further})
 
 
@@ -490,6 +544,7 @@ def faces_rows(seed: int, config: Config) -> list[Row]:
 # %% ../../nbs/papers/crrcd.ipynb #5bcee8df
 STUDIES: dict[str, Callable[[int, Config], list[Row]]] = {
     "retrieval": retrieval_rows, "classification": classification_rows, "probe": probe_rows,
+    "weight": weight_rows, "balance": gradient_rows,
     "negatives": partial(sweep_rows, "negatives", "n"), "temperature": partial(sweep_rows, "temperature", "tau"),
     "readings": readings_rows, "pairs": pairs_rows, "faces": faces_rows,
 }
