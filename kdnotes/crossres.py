@@ -4,8 +4,8 @@
 __all__ = ['Views', 'both_views', 'Pictures', 'Share', 'HeldOut', 'fresh_network', 'fresh_recogniser', 'Recalled', 'answers',
            'size_of_maps', 'paired_batches', 'Optimisation', 'optimise', 'learnt', 'weights_of', 'frozen',
            'predict_view', 'Head', 'Network', 'Unaided', 'Answers', 'Outside', 'Taught', 'Balance', 'balanced',
-           'balance_rows', 'Tuned', 'Task', 'seen_by', 'classified', 'retrieved', 'Probe', 'probed', 'identified',
-           'searched']
+           'balance_rows', 'Tuned', 'at_size', 'Task', 'seen_by', 'classified', 'retrieved', 'Probe', 'probed',
+           'identified', 'searched']
 
 # %% ../nbs/crossres.ipynb #0adfd0b1
 from collections.abc import Mapping
@@ -624,6 +624,11 @@ class Tuned(Stage):
         return self.network.open(kept, here, self.images)
 
 # %% ../nbs/crossres.ipynb #01505c43
+def at_size(faces: People | HeldOut, size: int) -> People | HeldOut:
+    """The same `faces` at another size."""
+    return replace(faces, of=at_size(faces.of, size)) if isinstance(faces, HeldOut) else replace(faces, size=size)
+
+
 @dataclass(frozen=True)
 class Task:
     """What the networks of one task are made of, for one seed."""
@@ -648,10 +653,11 @@ class Task:
         common, side = self.common(self.networks[0], "high", self.teaching), outsider_side(self.networks[0])
         if not side:
             return Unaided(**common)
-        if not isinstance(self.train, People):
+        faces = isinstance(self.train.of if isinstance(self.train, HeldOut) else self.train, People)
+        if not faces:
             raise ValueError(f"teacher={self.networks[0]!r} knows faces, and the task {self.name!r} is one of "
                              f"{self.dataset}; name a network, such as smallconv:32-64-128:128")
-        return Outside(**common, pictures=tuple((data, replace(data, size=side)) for data in (self.train, self.test)))
+        return Outside(**common, pictures=tuple((data, at_size(data, side)) for data in (self.train, self.test)))
 
     def held_out(self, by: str = "images", every: int = 5, pairs: int = 0) -> "Task":
         """The same task on its images to learn from alone, see `HeldOut`: what a setting is chosen on."""

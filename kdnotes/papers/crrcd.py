@@ -32,7 +32,7 @@ from ..data.protocols import FaceSets
 from ..experiment import Experiment, Row, Stage, Study
 from ..faces import NativeTest, People
 from ..metrics.verify import histogram_intersection, judge_folds, pair_scores, similarity_margin
-from ..models.written import parse, parse_recogniser, printed
+from ..models.written import parse, parse_recogniser, parse_teacher, printed
 from ..recipes import Recipe, RelationalContrast, SoftLabels, recipe
 from ..results import Claim, Results
 
@@ -165,7 +165,8 @@ class Faces:
     nuisance: float = setting(0.6, "scale", "how much pose, light and so on vary", at_least=0, at_most=1)
     size: int = setting(32, "scale; paper 112", "high resolution in pixels", at_least=4)
     low: int = setting(5, "scale; paper 16", "low resolution, native: a seventh, as in the paper", at_least=1)
-    teacher: str = setting("smallface:8-16-32-64:64", "scale", "teacher", check=parse_recogniser)
+    teacher: str = setting("smallface:8-16-32-64:64", "scale", 'teacher; "dlib": an outside one',
+                         check=parse_teacher)
     student: str = setting("smallface:8-16-32:32", "scale", "student", check=parse_recogniser)
     methods: tuple[str, ...] = setting(("Student", "KD", "CRD", "CRRCD"), "scale", "of the tables", choices=METHODS)
     margin: str = setting("arcface", "paper", "head", choices=("arcface", "cosface"))
