@@ -240,6 +240,7 @@ def paired_batches(
     stage: str = "",
     at: tuple[int, int] | None = None,
     known: Mapping[str, Tensor] | None = None,
+    still: bool = False,
 ) -> Batches:
     """Shuffled, whole batches of `train` (on the device where it lies) with both views and what the frozen `teachers`,
     `{name: (network, view)}`, make of theirs (one from outside sees pictures as they lie). They are smaller where there
@@ -248,10 +249,10 @@ def paired_batches(
     `statistics`: the channels' mean and std, where they are not those of `train` itself (the teacher may have been
     trained on more). `stage`: whose maps of the teachers are wanted, "" for none, and `at` which size at most.
     `known`: entries for all images of `train`, `(m, ...)`, such as answers that were computed before; ValueError where
-    the views are random.
+    the views are random, unless they are those of a teacher who sees every picture `still`.
     """
     mean, std = (part.to(train.images.device) for part in statistics or channel_statistics(train.images))
-    if known and views.random:
+    if known and views.random and not still:
         raise ValueError(
             f"{', '.join(known)} are known for images as they are, but {views} moves them; "
             "let the teachers look at each batch"
@@ -530,8 +531,14 @@ class Taught(Network):
         """Whether maps are compared."""
         return any(term.maps for term in self.recipe.terms)
 
+    @property
+    def still(self) -> bool:
+        """Whether the teacher sees every picture as it lies."""
+        return isinstance(self.teacher, Outside)
+
     def needs(self) -> dict[str, Stage]:
-        anew = self.views.random or self.share != self.teacher.share       # the images differ from those of the answers
+        moved = self.views.random and not self.still
+        anew = moved or self.share != self.teacher.share                   # the images differ from those of the answers
         return {"teacher": self.teacher} | ({} if anew or self.looks else {"answers": Answers(self.teacher)})
 
     def lesson(self, parents: Mapping[str, nn.Module], here: Here) -> tuple[Learner, Batches]:
@@ -545,7 +552,7 @@ class Taught(Network):
         learner = self.learner(network, self.recipe, here, dims, stage, sizes[1])
         if known:
             learner.remember(known["teacher.features"].to(here.device))
-        return learner, self.batches(here, asked, known=known, stage=stage, at=sizes[0])
+        return learner, self.batches(here, asked, known=known, still=self.still, stage=stage, at=sizes[0])
 
 # %% ../nbs/crossres.ipynb #01505c61
 @dataclass(frozen=True)
