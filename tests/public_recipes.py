@@ -641,11 +641,24 @@ PAINTERS: dict[str, Callable[[World], object]] = {
     "diffusion.Conditional.conditions.self": lambda w: denoiser(w), "diffusion.Conditional.null": value(True), "diffusion.DenoisingMLP.null": value(True), "diffusion.UNet.null": value(True),
     "diffusion.UNet.channels": value(1), "diffusion.DenoisingMLP.time": value(64), "diffusion.UNet.classes": value(CLASSES), "diffusion.denoiser": lambda w: _module("models.diffusion").Preconditioned(denoiser(w)),
     "generators.inputs": value(5), "generators.channels": value(1), "generators.size": value(8), "generators.width": value(4), "generators.latent": value(3), "generators.widths": value((4, 6)), "generators.mu": rows(3), "generators.log_var": rows(3),
-    "generators.VAE.self": lambda w: _module("models.generators").VAE(1, 8, 3, (4, 6)).eval(), "generators.DAFLGenerator.self": lambda w: _module("models.generators").DAFLGenerator(5, 1, 8, 4).eval(), "generators.z": rows(3), "generators.DAFLGenerator.forward.z": rows(5),
+    "generators.VAE.self": lambda w: _module("models.generators").VAE(1, 8, 3, (4, 6)).eval(), "generators.DAFLGenerator.self": lambda w: _module("models.generators").DAFLGenerator(5, 1, 8, 4).eval(), "generators.z": rows(3), "generators.DAFLGenerator.forward.z": rows(5), "generators.FlatGenerator.forward.z": rows(5),
     "generators.x": lambda w: w.unit(1, 8, 8), "generators.images": lambda w: w.unit(1, 8, 8), "generators.made": lambda w: w.unit(1, 8, 8),
+    "lenets.classes": value(CLASSES), "lenets.channels": value(1), "lenets.size": value(16), "lenets.LeNet5.widths": value((2, 3, 4, 5)), "lenets.images": lambda w: w.unit(1, 16, 16),
+    "lenets.step": value(700), "lenets.LeNet5.self": lambda w: _module("models.lenets").LeNet5(CLASSES, 1, 16, (2, 3, 4, 5)).eval(),
+    "lenets.PATENet.self": lambda w: _module("models.lenets").PATENet(CLASSES, 1, 16).eval(),
+    "stacked.count": value(2), "stacked.inputs": value(4), "stacked.widths": value((3,)), "stacked.classes": value(CLASSES), "stacked.x": rows(4), "stacked.j": value(1), "stacked.networks": lambda w: two_lenets(w),
+    "stacked.StackedPerceptron.self": lambda w: _module("models.stacked").StackedPerceptron(2, 4, CLASSES, (3,)), "stacked.Stacked.self": lambda w: _module("models.stacked").Stacked(two_lenets(w)),
+    "stacked.Stacked.forward.x": lambda w: w.unit(1, 16, 16), "stacked.network": lambda w: two_lenets(w)[0], "stacked.StackOfOne.j": value(0),
+    "stacked.StackOfOne.self": lambda w: _module("models.stacked").StackOfOne(two_lenets(w)[0]), "stacked.StackOfOne.forward.x": lambda w: w.unit(1, 16, 16), "stacked.stack": lambda w: _module("models.stacked").StackedPerceptron(2, 4, CLASSES), "stacked.images": rows(4),
+    "stacked.logits": lambda w: _bytwo(w, CLASSES), "stacked.labels": lambda w: w.labels().repeat(2, 1), "stacked.weights": lambda w: w.unit().repeat(2, 1),
     "inpaint.fit_palette.images": lambda w: w.unit(3, 4, 4), "inpaint.Decoder.self": lambda w: _module("models.inpaint").Decoder(3, (4, 4, 8)).eval(),
 }
 
+
+
+def two_lenets(w: World) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [_module("models.lenets").LeNet5(CLASSES, 1, 16, (2, 3, 4, 5)) for _ in range(2)]
 
 
 def _module(name: str):
@@ -835,6 +848,7 @@ INFINITY_HAS_AN_ANSWER: set[str] = {
     "privacy.audit.audit_one_run", "privacy.audit.audit_runs", "privacy.audit.guess",
     "losses.contrastive.noise_contrast", "losses.contrastive.contrast", "losses.mmd.radial", "losses.annotators.max_mig_loss",
     "metrics.classify.accuracy", "metrics.classify.per_class_accuracy", "metrics.retrieve.average_precision", "metrics.verify.tpir_at_fpir",
+    "models.lenets.LeNet5.forward", "models.lenets.PATENet.forward", "models.lenets.PATENet.seen",    # the limit of a ReLU
 }
 
 # names and numbers that are only shown, or may be anything
