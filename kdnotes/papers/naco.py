@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['NETS', 'BY_HAND', 'OURS', 'RANDOM', 'NO_LABELS', 'TUNED', 'ONE_MODULE', 'SUPERVISED', 'METHODS', 'PROTOCOLS', 'LOO',
            'CROSS', 'BARE', 'CORRUPTED', 'ABLATED', 'FEW', 'LIVE', 'STAGE_1', 'REALS', 'EVERYTHING', 'Clips', 'Look',
-           'Networks', 'Losses', 'Learner', 'drawn', 'collapse', 'Backbone', 'Untrained', 'Pretrained', 'Published',
-           'Kept', 'plain', 'cut', 'read_off', 'Features', 'corrupted', 'fold_rows', 'HeadBank', 'HeadTraining', 'Key',
-           'Heads', 'Detector', 'EndToEnd', 'surprises', 'ByHeads', 'ByDetectors', 'ByPrediction', 'ByHand', 'Case',
-           'auc_of', 'detected', 'fallen', 'natural', 'Videos', 'Pretraining', 'Rivals', 'Config', 'Cast', 'key_of',
-           'mean_of', 'held_out', 'across', 'robust', 'ablated', 'few_labels', 'rows', 'run', 'publish_backbone',
-           'claims']
+           'Networks', 'Losses', 'Learner', 'drawn', 'collapse', 'Backbone', 'Untrained', 'Learned', 'Pretrained',
+           'Published', 'Kept', 'as_json', 'cut', 'read_off', 'Features', 'corrupted', 'fold_rows', 'HeadBank',
+           'HeadTraining', 'Key', 'Heads', 'Detector', 'EndToEnd', 'surprises', 'ByHeads', 'ByDetectors',
+           'ByPrediction', 'ByHand', 'Case', 'auc_of', 'detected', 'fallen', 'natural', 'Videos', 'Pretraining',
+           'Rivals', 'Config', 'Cast', 'key_of', 'mean_of', 'held_out', 'across', 'robust', 'ablated', 'few_labels',
+           'rows', 'run', 'publish_backbone', 'claims']
 
 # %% ../../nbs/papers/naco.ipynb #d18c4e42
 import json
@@ -184,8 +184,8 @@ class Backbone(NamedTuple):
     """A network of stage 1, frozen, with its task, how it was learned, and why that `failed` ("": it did not)."""
 
     net: VideoNet
-    task: NaturalConsistency
-    history: list[dict[str, float]]
+    task: NaturalConsistency | None = None        # None: of a network that has not learned
+    history: Sequence[dict[str, float]] = ()
     failed: str = ""
 
 
@@ -195,39 +195,53 @@ class Untrained(Stage):
 
     seed: int
     networks: Networks
-    losses: Losses
     size: int
     frames: int
-    modules: tuple[str, ...] = ("spm", "tcm")
 
-    def fresh(self) -> nn.ModuleDict:
-        """The network and its task as they begin."""
+    def fresh(self) -> VideoNet:
+        """The network as it begins."""
         seed_everything(derive_seed(self.seed, "pretraining"))
-        net = self.networks.fresh(self.size, self.frames)
-        return nn.ModuleDict({"net": net, "task": self.losses.task(self.networks.d, self.frames, self.modules)})
+        return self.networks.fresh(self.size, self.frames)
 
     def build(self, parents: Mapping[str, object], here: Here, checkpoint: Path) -> dict:
-        return {"weights": weights_of(self.fresh()), "history": []}
+        return {"weights": weights_of(self.fresh())}
 
     def open(self, kept: dict, here: Here) -> Backbone:
-        parts = frozen(self.fresh(), kept["weights"], here.device)
-        return Backbone(parts["net"], parts["task"], kept["history"])
+        return Backbone(frozen(self.fresh(), kept["weights"], here.device))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrained(Untrained):
-    """Stage 1: a network that has learned from real clips; `patience` as in `collapse`."""
+class Learned(Untrained):
+    """A network with the task by `modules` that it has learned by. Subclasses say how; `patience` as in `collapse`."""
+
+    losses: Losses
+    modules: tuple[str, ...] = ("spm", "tcm")
+    patience: int
+
+    def parts(self) -> nn.ModuleDict:
+        """The network and its task as they begin."""
+        net = self.fresh()
+        return nn.ModuleDict({"net": net, "task": self.losses.task(self.networks.d, self.frames, self.modules)})
+
+    def open(self, kept: dict, here: Here) -> Backbone:
+        parts = frozen(self.parts(), kept["weights"], here.device)
+        failed = collapse(kept["history"], self.modules, self.patience)
+        return Backbone(parts["net"], parts["task"], kept["history"], failed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(Learned):
+    """Stage 1: a network that has learned from real clips."""
 
     clips: Clips
     look: Look
     how: Optimisation
-    patience: int
 
     def build(self, parents: Mapping[str, object], here: Here, checkpoint: Path) -> dict:
         clips = here.read(self.clips).real().clips.to(here.device)
         if clips.shape[1] < self.frames:
             raise ValueError(f"clips to learn from have {clips.shape[1]} frames; expected at least {self.frames}")
-        parts = self.fresh().to(here.device)
+        parts = self.parts().to(here.device)
         learner = Learner(parts["net"], parts["task"], self.losses).to(here.device)
         transform = partial(drawn, look=self.look, twice=self.losses.positive == "view")
         batches = Batches({"clips": clips}, min(self.how.batch_size, len(clips)), seed=self.seed, drop_last=True,
@@ -245,10 +259,6 @@ class Pretrained(Untrained):
         learner.load_state_dict(state)
         return terms
 
-    def open(self, kept: dict, here: Here) -> Backbone:
-        found = super().open(kept, here)
-        return found._replace(failed=collapse(found.history, self.modules, self.patience))
-
 # %% ../../nbs/papers/naco.ipynb #29a4ae9c
 @dataclass(frozen=True)
 class Published(Data):
@@ -261,28 +271,25 @@ class Published(Data):
         return {"tensors": found.tensors, "made": found.made}
 
 
-@dataclass(frozen=True)
-class Kept(Stage):
-    """The pretraining `run`, as it was done once; its weights are read, in half precision."""
+@dataclass(frozen=True, kw_only=True)
+class Kept(Learned):
+    """A pretraining as it was done once; its weights are read, in half precision."""
 
-    run: Pretrained
     weights: Published
+    asked: str                                    # the fields of the `Pretrained` that it has to be, as JSON
 
     def build(self, parents: Mapping[str, object], here: Here, checkpoint: Path) -> dict:
         found = here.read(self.weights)
-        asked, made = plain(shown(self.run)), found["made"]["fields"]
+        asked, made = json.loads(self.asked), found["made"]["fields"]
         if other := sorted(name for name in asked if asked[name] != made.get(name)):
             raise ValueError(f"the backbone {self.weights.name!r} was made with another {other[0]}: "
                              f"{shorten(made.get(other[0]))}, not {shorten(asked[other[0]])}; set training.kept=False")
         return {"weights": found["tensors"], "history": found["made"]["history"]}
 
-    def open(self, kept: dict, here: Here) -> Backbone:
-        return self.run.open(kept, here)
 
-
-def plain(value: object) -> object:
-    """`value` as JSON gives it back."""
-    return json.loads(json.dumps(value))
+def as_json(stage: Stage) -> str:
+    """The fields of a stage."""
+    return json.dumps(shown(stage), sort_keys=True)
 
 # %% ../../nbs/papers/naco.ipynb #4f5f54bd
 def cut(videos: Tensor, frames: int, backpad: bool = False) -> tuple[Tensor, Tensor]:
@@ -304,7 +311,7 @@ class Features(Stage):
     """
 
     clips: Clips
-    backbone: Untrained | Kept
+    backbone: Untrained
     frames: int
     read: str
     part: str = "time"
@@ -481,9 +488,11 @@ class EndToEnd(Stage):
     networks: Networks
     size: int
     look: Look
-    head: HeadTraining
+    read: str
+    hidden: int
+    dropout: float
     how: Optimisation
-    begin: Pretrained | Kept | None = None
+    begin: Learned | None = None
 
     def needs(self) -> dict[str, Stage]:
         return {"begin": self.begin} if self.begin else {}
@@ -495,8 +504,8 @@ class EndToEnd(Stage):
         net = n.fresh(self.size, self.look.frames)
         if self.net != "video":
             net.time = Recurrent(n.d) if self.net == "CNN-GRU" else Still()
-        read = "tokens" if self.net == "frame" else self.head.read
-        return Detector(net, ForgeryHead(n.d, self.head.hidden, self.head.dropout, read))
+        read = "tokens" if self.net == "frame" else self.read
+        return Detector(net, ForgeryHead(n.d, self.hidden, self.dropout, read))
 
     def build(self, parents: Mapping[str, Backbone], here: Here, checkpoint: Path) -> dict[str, Tensor]:
         videos = here.read(self.clips)
@@ -585,7 +594,7 @@ class ByDetectors(Stage):
 class ByPrediction(Stage):
     """The scores of a test set by how much its frames surprise a backbone."""
 
-    backbone: Pretrained | Kept
+    backbone: Learned
     clips: Clips
     frames: int
     keys: tuple[Key, ...] = (Key(),)
@@ -816,13 +825,16 @@ class Cast:
         """A pretraining by `modules` on so many real videos (0: all), with other `losses`."""
         c = self.config
         clips = self.clips("pretrain", {"real": corpus or c.videos.pretrain}, c.videos.pretrain_frames)
-        return Pretrained(seed, c.networks, replace(c.losses, **losses), c.videos.size, c.videos.frames, modules,
-                          clips=clips, look=self.look, how=self.how, patience=c.training.patience)
+        return Pretrained(seed, c.networks, c.videos.size, c.videos.frames, losses=replace(c.losses, **losses),
+                          modules=modules, clips=clips, look=self.look, how=self.how, patience=c.training.patience)
 
-    def ours(self, seed: int) -> Pretrained | Kept:
+    def ours(self, seed: int) -> Learned:
         """The backbone of NACO."""
-        run = self.pretrained(0 if self.config.training.kept else seed)
-        return Kept(run, Published("naco")) if self.config.training.kept else run
+        if not self.config.training.kept:
+            return self.pretrained(seed)
+        run = self.pretrained(0)
+        return Kept(0, run.networks, run.size, run.frames, losses=run.losses, modules=run.modules,
+                    patience=run.patience, weights=Published("naco"), asked=as_json(run))
 
     def live(self, seed: int) -> Pretrained:
         """A run that shows that stage 1 works, and no more."""
@@ -830,19 +842,18 @@ class Cast:
         few = min(t.live_clips, self.config.videos.pretrain)
         return replace(self.pretrained(seed, corpus=few), how=replace(self.how, steps=t.live_steps))
 
-    def backbone(self, method: str, seed: int) -> Untrained | Kept:
+    def backbone(self, method: str, seed: int) -> Untrained:
         """The frozen backbone of a method."""
         if method == RANDOM:
-            return Untrained(seed, self.config.networks, self.config.losses, self.config.videos.size,
-                             self.config.videos.frames)
+            return Untrained(seed, self.config.networks, self.config.videos.size, self.config.videos.frames)
         return self.pretrained(seed, ONE_MODULE[method]) if method in ONE_MODULE else self.ours(seed)
 
-    def features(self, backbone: Untrained | Kept, clips: Clips, part: str = "time",
+    def features(self, backbone: Untrained, clips: Clips, part: str = "time",
                  perturbed: tuple[str, int] = ("", 0)) -> Features:
         """What a backbone makes of clips."""
         return Features(clips, backbone, self.config.videos.frames, self.config.heads.read, part, perturbed)
 
-    def by_heads(self, backbone: Untrained | Kept, seed: int, part: str = "time",
+    def by_heads(self, backbone: Untrained, seed: int, part: str = "time",
                  perturbed: tuple[str, int] = ("", 0)) -> ByHeads:
         """The test set as the heads of a backbone judge it: all folds, numbers of labels and seeds at once."""
         labels = self.config.labels if FEW in self.config.protocols else ()
@@ -857,8 +868,9 @@ class Cast:
         c, r = self.config, self.config.rivals
         epochs = {"supervised frame": r.frame_epochs, TUNED: r.tuned_epochs}.get(method, r.epochs)
         how = self.epochs(epochs, r.tuned_lr if method == TUNED else r.lr)
-        return EndToEnd(self.train, held, seed, SUPERVISED.get(method, "video"), c.networks, c.videos.size, self.look,
-                        c.heads, how, self.ours(seed) if method == TUNED else None)
+        net, h = SUPERVISED.get(method, "video"), c.heads
+        return EndToEnd(self.train, held, seed, net, c.networks, c.videos.size, self.look, h.read, h.hidden, h.dropout,
+                        how, self.ours(seed) if method == TUNED else None)
 
     def folds(self, method: str) -> tuple[str, ...]:
         """The kinds that may be held out from a method, "" for none."""
@@ -964,6 +976,7 @@ def rows(config: Config) -> list[Row]:
         found += ablated(cast, seed) if ABLATED in asked else []
         for method in learned:
             found += few_labels(cast, method, seed) if FEW in asked else []
+        for method in [method for method in learned if method != RANDOM]:
             found.append(Row(STAGE_1, method, cast.backbone(method, seed), of_people, seed=seed))
     if config.training.live_steps:
         live = cast.live(config.seeds[0])
@@ -985,7 +998,7 @@ def publish_backbone(path: str | Path, root: str | Path) -> dict:
     node = experiment.node(stage)
     if Path(path).is_file():
         made = read_weights(path).made
-        if made["fields"] == plain(shown(stage)) and made["data"] == plain(note_of(node, experiment.here)["data"]):
+        if made["fields"] == json.loads(as_json(stage)) and made["data"] == note_of(node, experiment.here)["data"]:
             return made
     backbone = experiment.made(stage)
     if backbone.failed:

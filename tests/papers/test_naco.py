@@ -3,6 +3,8 @@
 The items of the checklist on the losses, the network, the clips and the perturbations are held by tests/losses/test_consistency.py,
 tests/models/test_video.py, tests/data/test_clips.py and tests/data/test_perturb.py, video AUC by tests/metrics/test_video.py.
 """
+import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from kdnotes.checks import refused
-from kdnotes.data.clips import HELD_OUT, TRAINED, WITHOUT_FINGERPRINT, ClipSet, toytalk
+from kdnotes.data.clips import HELD_OUT, TRAINED, WITHOUT_FINGERPRINT, toytalk
 from kdnotes.experiment import Experiment
 from kdnotes.losses.consistency import draw_mask, draw_shuffle, reorder, squared_distance
 from kdnotes.metrics.video import roc_auc
@@ -18,7 +20,7 @@ from kdnotes.models.weights import packaged, read_weights
 from kdnotes.papers import naco
 from kdnotes.papers.naco import (
     ABLATED, BARE, BY_HAND, CORRUPTED, CROSS, FEW, LOO, METHODS, NO_LABELS, ONE_MODULE, OURS, PROTOCOLS, RANDOM, STAGE_1, TUNED, Case, Cast, Config, HeadBank,
-    Heads, Key, Kept, Learner, Look, Losses, Published, collapse, cut, fold_rows, plain, rows, shown, surprises,
+    Key, Kept, Learner, Look, Losses, collapse, cut, fold_rows, rows, surprises,
 )
 from kdnotes.results import select
 from kdnotes.runtime import fingerprint, make_generator
@@ -45,11 +47,10 @@ def state(*modules: torch.nn.Module) -> str:
 
 
 @pytest.fixture(scope="module")
-def published() -> naco.Backbone:
+def published(tmp_path_factory) -> naco.Backbone:
     """The backbone that comes with the package."""
-    stage, found = Cast(Config.profile("demo")).ours(0), read_weights(packaged("naco"))
-    here = type("Here", (), {"device": torch.device("cpu")})
-    return stage.open({"weights": found.tensors, "history": found.made["history"]}, here)
+    config = Config.profile("demo")
+    return Experiment.alone("naco", config, tmp_path_factory.mktemp("published")).made(Cast(config).ours(0))
 
 
 # 1: only real videos in stage 1, and no held-out kind in stage 2
@@ -88,10 +89,8 @@ def test_a_fold_of_an_unknown_kind_is_refused():
 
 def test_no_forged_clip_of_the_kind_held_out_reaches_head_or_network(experiment, cast):
     """Whatever those clips are, all that is learned in their fold stays as it is to the bit."""
-    clips = experiment.read(cast.train)
     ours = cast.judge(OURS, 0).heads
     heads = experiment.made(ours)
-    spoilt = torch.tensor([kind == "NT" for kind in clips.kinds])
     parents = {part: dict(experiment.made(getattr(ours, part))) for part in ("train", "val")}
     for part, stage in (("train", cast.train), ("val", cast.val)):
         away = torch.tensor([kind == "NT" for kind in experiment.read(stage).kinds])[parents[part]["video"]]
@@ -100,7 +99,6 @@ def test_no_forged_clip_of_the_kind_held_out_reaches_head_or_network(experiment,
     for k, key in enumerate(ours.keys):
         same = all(w[k].equal(again[name][k]) for name, w in heads.state_dict().items())
         assert same == (key.held == "NT"), key
-    assert spoilt.any()
 
 
 # people: pretraining, training, validation and test share nobody
@@ -112,7 +110,7 @@ def test_parts_share_no_person(experiment, cast):
 
 # one pass of the CNN a step, and features shuffled as pixels would be
 def test_a_step_passes_the_cnn_once(cast):
-    parts = cast.pretrained(0).fresh()
+    parts = cast.pretrained(0).parts()
     learner, passes = Learner(parts["net"], parts["task"], Losses()), []
     learner.net.frame.register_forward_hook(lambda *_: passes.append(1))
     terms = learner({"seen": torch.rand(5, 4, 3, 16, 16)})
@@ -284,10 +282,15 @@ def test_the_published_backbone_tells_the_order_of_people_it_has_not_seen(publis
     assert published.history[-1]["spread_f"] > 0.1 * published.history[0]["spread_f"]
 
 
+def test_the_published_backbone_has_the_size_that_is_known(published):
+    backbone = sum(p.numel() for p in published.net.parameters())
+    heads = sum(p.numel() for p in published.task.parameters())
+    assert backbone == 346_160 and backbone + heads == 402_224
+
+
 def test_the_published_backbone_is_of_the_run_that_the_demo_asks_for():
     stage, made = Cast(Config.profile("demo")).ours(0), read_weights(packaged("naco")).made
-    assert isinstance(stage, Kept) and made["fields"] == plain(shown(stage.run)) and made["stage"] == "Pretrained"
-    assert sum(w.numel() for name, w in read_weights(packaged("naco")).tensors.items() if name.startswith("net.") and w.numel() > 1) == 346_160
+    assert isinstance(stage, Kept) and made["fields"] == json.loads(stage.asked) and made["stage"] == "Pretrained"
 
 
 def test_a_backbone_of_another_run_is_refused(tmp_path):
@@ -297,20 +300,14 @@ def test_a_backbone_of_another_run_is_refused(tmp_path):
         experiment.made(Cast(config).ours(0))
 
 
-def test_half_precision_moves_no_score(published):
-    """What rounding does to the weights once more, in the least step of half precision, does not change who is told from whom."""
-    clips = toytalk({"real": 30, "NT": 30}, "test", seed=2, frames=12).clips
-    clean = surprises(published, clips).mean(1)
-    nudged = [{name: w * (1 + 2**-12 * (torch.rand_like(w) * 2 - 1)) if w.is_floating_point() else w for name, w in part.state_dict().items()}
-              for part in published[:2]]
-    net, task = (type(published)(*published[:3])._asdict()[name] for name in ("net", "task"))
-    before = [part.state_dict() for part in (net, task)]
-    before = [{name: w.clone() for name, w in part.items()} for part in before]
-    net.load_state_dict(nudged[0]), task.load_state_dict(nudged[1])
-    moved = surprises(published, clips).mean(1)
-    net.load_state_dict(before[0]), task.load_state_dict(before[1])
-    y = torch.arange(60) >= 30
-    assert abs(roc_auc(clean, y) - roc_auc(moved, y)) <= 0.002
+def test_half_precision_moves_no_auc(published):
+    """Another rounding, by up to half a unit in the last place of half precision, tells the same clips from the same."""
+    clips, y = toytalk({"real": 30, "NT": 30}, "test", seed=2, frames=12).clips, torch.arange(60) >= 30
+    rounded = copy.deepcopy(published)
+    for w in (*rounded.net.parameters(), *rounded.task.parameters()):
+        w.mul_(1 + 2**-11 * (2 * torch.rand(w.shape, generator=make_generator(0)) - 1))
+    before, after = (roc_auc(surprises(backbone, clips).mean(1), y) for backbone in (published, rounded))
+    assert abs(before - after) <= 0.002 and before > 0.7
 
 
 @pytest.mark.slow
@@ -332,6 +329,7 @@ def test_the_published_run_is_made_again_where_it_is_of_other_clips(tmp_path):
 
 
 # the tables
+@pytest.mark.slow
 def test_every_method_and_protocol_has_its_rows(tmp_path):
     config = Config.profile("smoke", seeds="0", methods=METHODS, protocols=PROTOCOLS, shares=(0.3,), corpora=(6,), folds=("none", *TRAINED))
     experiment = Experiment.alone("naco", config, tmp_path)
@@ -353,7 +351,7 @@ def test_what_a_seed_repeats_where_the_backbone_is_kept():
     config = Config.profile("demo", seeds="0,1")
     cast = Cast(config)
     assert cast.judge(OURS, 0) == cast.judge(OURS, 1) and cast.judge(RANDOM, 0) != cast.judge(RANDOM, 1)
-    assert {key.seed for key in cast.judge(OURS, 0).keys} == {0, 1} and cast.ours(1).run.seed == 0
+    assert {key.seed for key in cast.judge(OURS, 0).keys} == {0, 1} and cast.ours(1).seed == 0
 
 
 @pytest.mark.parametrize("profile", ["smoke", "demo", "real", "paper"])
@@ -380,7 +378,7 @@ def test_every_reading_of_the_losses_runs(tmp_path, config, losses):
 
 
 def test_a_moving_average_is_what_is_predicted(cast):
-    parts = cast.pretrained(0).fresh()
+    parts = cast.pretrained(0).parts()
     learner = Learner(parts["net"], parts["task"], replace(Losses(), target="average", beta=0.9))
     learner({"seen": torch.rand(4, 4, 3, 16, 16)})["loss"].backward()
     assert all(p.grad is None for p in learner.average.parameters()) and parts["net"].frame.project[0].weight.grad.abs().sum() > 0
