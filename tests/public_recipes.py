@@ -224,6 +224,9 @@ METRICS: dict[str, Callable[[World], object]] = {
     "aggregate.DawidSkene.confusion.self": lambda w: _module("metrics.aggregate").dawid_skene(*crowd_labels(World()), 6, 4, 3),
     "verify.fmr_fnmr.threshold": value(0.1), "verify.fmr": value(0.1), "verify.fnmr": value(0.1),
     "verify.histogram_intersection.scores": lambda w: w.floats().tanh(),
+    "video.scores": rows(), "video.positive": lambda w: torch.arange(w.rows) % 2 == 0 if not w.one_class else torch.ones(w.rows, dtype=torch.bool),
+    "video.logits": rows(), "video.videos": lambda w: torch.arange(w.rows), "video.forged": lambda w: torch.arange(w.rows) % 2 == 0 if not w.one_class else torch.ones(w.rows, dtype=torch.bool),
+    "video.frames": value(20), "video.length": value(8),
     "generate.covariance": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_x": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_y": lambda w: (lambda x: x.T @ x)(w.floats(4)),
     "generate.mean_x": fixed(4), "generate.mean_y": fixed(4), "generate.A": rows(4), "generate.B": rows(4), "generate.x_features": rows(4), "generate.y_features": rows(4),
     "generate.probabilities": lambda w: torch.eye(CLASSES)[w.labels()], "generate.splits": value(1), "generate.points": rows(4), "generate.centres": rows(4), "generate.radii": rows(),
@@ -429,6 +432,12 @@ def passages(w: World) -> list:
     return [_module("models.predictor").Passage("head", w.floats(4), w.floats(CLASSES))]
 
 
+def kept_weights(w: World) -> Path:
+    path = Path("kept.safetensors").absolute()
+    _module("models.weights").write_weights(path, {"w": w.floats(4)}, {"seed": 0})
+    return path
+
+
 MODELS: dict[str, Callable[[World], object]] = {
     "x": images, "images": images, "labels": labels(), "logits": rows(CLASSES), "features": rows(4), "model": network, "module": network, "network": network, "channels": value(3), "size": value(8), "classes": value(CLASSES), "width": value(4), "widths": value((4, 4, 4, 4)),
     "adapt.u": rows(4, 3), "adapt.reference": lambda w: (torch.zeros(3), torch.ones(3)), "adapt.seen": lambda w: (torch.ones(3), torch.full((3,), 2.0)), "adapt.a": value(0.5), "adapt.mode": value("mixture"), "adapt.prior": value(16.0), "adapt.rho": value(0.1),
@@ -454,6 +463,9 @@ MODELS: dict[str, Callable[[World], object]] = {
     "video.FrameEncoder.self": lambda w: _module("models.video").FrameEncoder("small", 16, 8).eval(), "video.OverTime.self": lambda w: _module("models.video").OverTime(8, 1, 2).eval(), "video.VideoNet.self": lambda w: _module("models.video").video_net("small", 16, 8, 1, 2).eval(),
     "video.ForgeryHead.self": lambda w: _module("models.video").ForgeryHead(8, 4).eval(), "video.Recurrent.self": lambda w: _module("models.video").Recurrent(8).eval(),
     "recognisers.known": lambda w: told_answer(w.bytes(3, 8, 8)), "written.others": lambda w: _module("models.written").parse,
+    # weights
+    "weights.path": lambda w: Path("new.safetensors").absolute(), "weights.read_weights.path": lambda w: kept_weights(w), "weights.tensors": lambda w: {"w": w.floats(4)},
+    "weights.made": value({"seed": 0}), "weights.packaged.name": value("naco"),
     "written.family": lambda w: _module("models.classifiers").ARCHITECTURES["smallconv"], "written.text": value("smallconv:4-4:4"), "written.people": value(CLASSES), "written.head": lambda w: _module("losses.margin").CosFace, "written.recogniser.text": value("smallface:4-4:4"), "written.parse_recogniser.text": value("smallface:4-4:4"),
 }
 
