@@ -510,7 +510,7 @@ class Generative:
     vae_widths: tuple[int, ...] = setting((128, 64), "scale", "of the encoder; TNAR's 128, 256, 512", at_least=1,
                                           length=(1, None))
     beta_kl: float = setting(0.5, "component", "weight of the code's divergence, TNAR's code", at_least=0)
-    vae_steps: int = setting(1500, "scale", "of the VAE", at_least=1)
+    vae_steps: int = setting(1000, "scale", "of the VAE", at_least=1)
     vae_batch: int = setting(128, "component", "images", at_least=2)
     vae_lr: float = setting(1e-3, "component", "of the VAE", above=0)
 
@@ -592,8 +592,8 @@ GREY = MANY | {
     "seeds": (0, 1, 2), "sweeps": ("mechanisms",),
     "private": {"size": 32, "network": "lenet5::norm", "steps": 1500, "dp_network": "lenet5", "dp_steps": 400,
                 "dp_batch": 1024},
-    "teachers": {"count": 250, "network": "lenet5", "steps": 375, "batch": 32, "lr": 1e-3},
-    "generative": {"kind": "dafl", "inputs": 100, "widths": (32,), "statistics": 1.0, "steps": 1200, "batch": 128,
+    "teachers": {"count": 250, "network": "lenet5", "steps": 250, "batch": 32, "lr": 1e-3},
+    "generative": {"kind": "dafl", "inputs": 100, "widths": (32,), "statistics": 1.0, "steps": 800, "batch": 128,
                    "images": 8000, "vae": "conv", "latent": 16, "vae_widths": (16, 32, 64), "vae_steps": 1500},
     "labels": {"queries": 100, "gamma": 0.05, "sigma": 40.0, "threshold": 200.0, "sigma1": 150.0, "delta": 1e-5},
     "student": {"network": "lenet5_half", "steps": 600, "pool": 4000, "epsilon_1": 2.0, "epsilon_2": 2.0},
