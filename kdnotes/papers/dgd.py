@@ -562,6 +562,8 @@ class Config(Settings):
     methods: tuple[str, ...] = setting((PRIVATE, PATE_REAL, NOISE, "labelled only", "+ VAT", "DGD"), "scale",
                                        "rows of the main table", choices=METHODS, length=(1, None))
     sweeps: tuple[str, ...] = setting((), "scale", "further tables", choices=SWEEPS)
+    swept: tuple[str, ...] = setting(("labelled only", "DGD"), "scale", "students of the tables on mechanisms and q",
+                                     choices=PARTS, length=(1, None))
     queries_sweep: tuple[int, ...] = setting((20, 50, 100, 200), "ours", "q", at_least=1)
     teachers_sweep: tuple[int, ...] = setting((10, 25, 50, 100), "ours", "n", at_least=1)
     unlabelled_sweep: tuple[int, ...] = setting((100, 1000, 10000), "ours", "unlabelled images", at_least=2)
@@ -644,7 +646,7 @@ Config.PROFILES = {
                              "vae_widths": (16,), "vae_steps": 6, "vae_batch": 32},
               "labels": {"queries": 12, "gamma": 1.0, "sigma": 1.0, "threshold": 3.0, "sigma1": 1.0, "delta": 1e-3},
               "student": {"network": "perceptron:16", "steps": 4, "labelled": 8, "unlabelled": 16}},
-    "demo": {"seeds": tuple(range(8))},
+    "demo": {"seeds": tuple(range(8)), "sweeps": ("mechanisms", "queries"), "swept": ("labelled only",)},
     "real": {"dataset": "mnist"},
     "paper": {"dataset": "mnist"},
 }
@@ -1363,9 +1365,10 @@ def sweep_rows(cast: Cast, measure: Callable, cost: Callable) -> list[Row]:
             found.append(Row(TABLES[sweep], method, student.labels, cost, setting))
 
     for name in MECHANISMS if "mechanisms" in config.sweeps else ():
-        add("mechanisms", "DGD", cast.student(mechanism=name), {"mechanism": name})
+        for method in config.swept:
+            add("mechanisms", method, cast.student(method, mechanism=name), {"mechanism": name})
     for q in config.queries_sweep if "queries" in config.sweeps else ():
-        for method in ("labelled only", "DGD"):
+        for method in config.swept:
             add("queries", method, cast.student(method, queries=q), {"queries": q})
     for n in config.teachers_sweep if "teachers" in config.sweeps else ():
         add("teachers", "DGD", cast.student(teachers=n), {"teachers": n})
