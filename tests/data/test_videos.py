@@ -461,3 +461,22 @@ def test_the_command_looks_at_videos_and_does_not_copy_them(tmp_path, capsys):
     assert main(["data", "--data-root", str(tmp_path)]) == 0
     listing = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert "present" in listing["mine"] and "2 real + 2 forged videos" in listing["mine"] and "Celeb-DF-v2/" in listing["celeb_df"]
+
+
+def test_without_the_extra_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    from kdnotes.cli import main
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    for name in ("mine/real/anna_1.mp4", "mine/fake/anna_1.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"film")
+    path, frames = tmp_path / "mine/real/anna_1.mp4", torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for function, given in ((read_video, (path,)), (video_facts, (path,)), (recoded, (frames,)), (write_video, (tmp_path / "a.mp4", frames)),
+                            (face_crops, ([path], find_by_light)), (video_clips, ("mine", split_of("anna"), tmp_path))):
+        with pytest.raises(ImportError, match=r"pip install 'kdnotes\[video\]'"):
+            function(*given, **{"landmarks": find_by_light, "kept": tmp_path, "workers": 1} if function is video_clips else {"root": tmp_path, "workers": 1} if function is face_crops else {})
+    assert not (tmp_path / "a.mp4").exists() and len(video_records("mine", tmp_path)) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["data", "check", str(tmp_path / "mine")])
+    assert "kdnotes[video]" in capsys.readouterr().err
+    assert main(["data", "--data-root", str(tmp_path)]) == 0, "the list of sets needs no decoder"
+    assert "1 real + 1 forged videos" in capsys.readouterr().out
