@@ -630,7 +630,7 @@ def claims(config: Config) -> list[Claim]:
     for when in CHOSEN:
         if {"CrowdLayer ×2", "CCC"} <= {*methods}:
             found.append(versus("CCC", "CrowdLayer ×2", when, config, "the correction helps beyond two crowd layers"))
-        if when == "by held-out loss":                            # a third way to choose the epoch: for the nearest rival
+        if when == "by held-out loss":                            # a third way to choose: for the nearest rival only
             continue
         if {"MajorVote", "CrowdLayer ×2"} <= {*methods}:
             found.append(versus("CrowdLayer ×2", "MajorVote", when, config, "annotators are worth modelling"))
