@@ -331,7 +331,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
   border-bottom: 2px solid var(--line); }
 .list td { padding: .55rem .8rem .55rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 .list .num { text-align: right; white-space: nowrap; } .nowrap { white-space: nowrap; }
-.verdict { white-space: nowrap; font-weight: 600; } .supported { color: var(--supported); }
+.verdict { font-weight: 600; min-width: 9rem; } .verdict .soft { font-weight: 400; }
+ .supported { color: var(--supported); }
 .not-supported { color: var(--not-supported); } .inconclusive { color: var(--inconclusive); }
 svg line { stroke: currentColor; } svg .span { stroke-width: 3; stroke-linecap: round; }
 svg circle { fill: currentColor; } svg .zero { stroke: var(--soft); }
@@ -359,13 +360,14 @@ figure img { max-width: 100%; height: auto; background: #fff; border-radius: 8px
 .card img, figure.method img { max-width: 100%; height: auto; background: #fff; }
 @media (prefers-color-scheme: dark) { .card span { filter: brightness(2); } }
 .contents ol { columns: 22rem; padding-left: 1.2rem; } .contents li { break-inside: avoid; margin: .2rem 0 .5rem; }
-.contents span a { margin-right: .7rem; white-space: nowrap; font-size: .9rem; }
+.contents .parts a { margin-right: .7rem; white-space: nowrap; font-size: .9rem; }
 .growing { background: var(--card); border-left: 4px solid var(--link); padding: .6rem 1rem; border-radius: 6px; }
 figcaption { font-size: .9rem; margin-top: .4rem; max-width: 40rem; }
 details { border: 1px solid var(--line); border-radius: 10px; padding: .5rem 1rem; margin: 1rem 0; }
 summary { cursor: pointer; font-weight: 600; } .origins { font-size: .9rem; } .origins li { margin: .3rem 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .9rem; margin: .8rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 44rem) { .contents br, .contents .parts { display: none; } }
 @media (max-width: 44rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
 @media print {
   :root { color-scheme: light; --page: #fff; --text: #000; --soft: #444; --line: #bbb; --card: #fff; --link: #000;
@@ -386,7 +388,7 @@ under way or waiting: {{ waiting|join(", ") }}. It is written anew whenever a ru
 itself.</p>{% endif %}
 {% if finished %}<nav class="contents"><h3>Contents</h3><ol>{% for run in finished %}<li>
 <a href="#{{ run.anchor }}">{{ run.title }}</a> <span class="soft">{{ run.manifest.profile }},
-{{ run.manifest.dataset }}</span><br><span>{% for part in run.parts %}<a
+{{ run.manifest.dataset }}</span><br><span class="parts">{% for part in run.parts %}<a
 href="#{{ run.anchor }}-{{ part|lower }}">{{ part }}</a>{% endfor %}</span></li>{% endfor %}</ol></nav>{% endif %}
 <h3>All runs</h3>
 <table class="list"><thead><tr><th>Paper</th><th>Profile</th><th>Data</th><th>Device</th><th class="num">Time</th>
@@ -426,19 +428,19 @@ SECTION = """
 {% if run.method %}<figure class="method"><img src="{{ run.method }}" alt="The method">
 <figcaption>The method, as the notebook draws it.</figcaption></figure>{% endif %}
 {% if run.rows %}<h3 id="{{ run.anchor }}-claims">Claims</h3>
-<table class="list"><thead><tr><th>Claim</th><th>Metric</th><th class="num">Difference</th><th>95 % interval</th>
-<th></th><th class="num">Paper</th><th>Repeats</th><th>Verdict</th></tr></thead><tbody>{% for c in run.rows %}
-{% if loop.first or c.source != loop.previtem.source %}<tr class="source"><td colspan="8">
+<table class="list"><thead><tr><th>Claim</th><th>Difference</th><th>95 % interval</th><th>Paper</th><th>Repeats</th>
+<th>Verdict</th></tr></thead><tbody>{% for c in run.rows %}
+{% if loop.first or c.source != loop.previtem.source %}<tr class="source"><td colspan="6">
 {{ words[c.source]|capitalize }}</td></tr>{% endif %}<tr>
-<td><strong>{{ c.claim }}</strong>{% if c.text %}<br><span class="soft">{{ c.text }}</span>{% endif %}</td>
-<td data-label="metric" class="nowrap">{{ c.metric }}</td>
-<td data-label="difference" class="num">{{ c.difference }}</td>
-<td data-label="interval" class="nowrap">{{ c.interval }}{% if c.margin %}<br>
-<span class="soft">margin {{ c.margin }}</span>{% endif %}</td><td>{{ c.svg|safe }}</td>
-<td data-label="paper" class="num">{{ c.paper }}</td><td data-label="repeats">{{ c.repeats }}</td>
+<td><strong>{{ c.claim }}</strong>{% if c.text %}<br><span class="soft">{{ c.text }}</span>{% endif %}
+<br><span class="soft">{{ c.metric }}</span></td>
+<td data-label="difference">{{ c.difference }}</td>
+<td data-label="interval">{{ c.svg|safe }}<br>{{ c.interval }}{% if c.margin %}
+<span class="soft">margin {{ c.margin }}</span>{% endif %}</td>
+<td data-label="paper">{{ c.paper }}</td><td data-label="repeats">{{ c.repeats }}</td>
 <td class="verdict {{ c.verdict|replace(' ', '-') }}">{{ c.sign }} {{ c.verdict }}
 {% if c.holm and c.holm != c.verdict %}<br><span class="soft">after Holm: {{ c.holm }}</span>{% endif %}
-{% if c.open %}<br><span class="soft open">{{ c.open }}</span>{% endif %}</td></tr>{% endfor %}</tbody></table>
+{% if c.open %}<br><span class="soft">{{ c.open }}</span>{% endif %}</td></tr>{% endfor %}</tbody></table>
 <p class="soft">Dot: mean difference over paired repetitions, positive in favour of the claim; bar: its 95 % interval;
 line: no difference; dashed: margin; diamond: the paper's difference. Each on a scale of its own. Holm: the verdict that
 is left when all claims of the run are counted as tests; a number of repetitions is what would decide an open claim if
