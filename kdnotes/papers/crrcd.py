@@ -444,7 +444,8 @@ def with_weight(beta: float, config: Config) -> Config:
 def weight_rows(seed: int, config: Config) -> list[Row]:
     """The plain student and CRRCD with several weights, on held-out images and on test images."""
     rows = []
-    for name in [name for name in HELD_OUT if name in config.images.studies]:
+    alone = set(config.images.studies) <= ON_FACES
+    for name in [name for name in HELD_OUT if name in config.images.studies and (alone or name != "faces")]:
         whole = task_of(name, seed, config)
         for on, task in {"held out": whole.held_out(**HELD_OUT[name]), "test": whole}.items():
             measures = {"retrieval": partial(retrieved, test=task.test, ks=(1,)),
@@ -649,7 +650,7 @@ def sweep_claims(config: Config) -> dict[str, list[Claim]]:
                             cited=theirs("left", "negatives", "1024", "64"))],
         "temperature": [claim(f"tau={middle:g} > tau={end:g}", f"too {word} a critic is worse", best,
                               at("temperature", "tau", end), cited=theirs("right", "tau", "0.1", their_end))
-                        for word, (end, their_end) in ends.items()],
+                        for word, (end, their_end) in ends.items() if end != middle],
     }
 
 
