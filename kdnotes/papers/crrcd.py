@@ -268,7 +268,7 @@ Config.PROFILES = {
                   "student": "smallface:4-8:8", "methods": ("Student", "CRRCD")},
         "training": {"steps": 4, "teacher_steps": 4, "probe_steps": 20},
     },
-    "demo": {},
+    "demo": {"betas": (0.5, 2.0)},
     "real": Config.merged(EVERY_METHOD, {
         "dataset": "cifar10",
         "networks": {"teacher": "resnet56", "student": "vgg8",
