@@ -226,7 +226,6 @@ METRICS: dict[str, Callable[[World], object]] = {
     "verify.histogram_intersection.scores": lambda w: w.floats().tanh(),
     "video.scores": rows(), "video.positive": lambda w: torch.arange(w.rows) % 2 == 0 if not w.one_class else torch.ones(w.rows, dtype=torch.bool),
     "video.logits": rows(), "video.videos": lambda w: torch.arange(w.rows), "video.forged": lambda w: torch.arange(w.rows) % 2 == 0 if not w.one_class else torch.ones(w.rows, dtype=torch.bool),
-    "video.frames": value(20), "video.length": value(8),
     "generate.covariance": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_x": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_y": lambda w: (lambda x: x.T @ x)(w.floats(4)),
     "generate.mean_x": fixed(4), "generate.mean_y": fixed(4), "generate.A": rows(4), "generate.B": rows(4), "generate.x_features": rows(4), "generate.y_features": rows(4),
     "generate.probabilities": lambda w: torch.eye(CLASSES)[w.labels()], "generate.splits": value(1), "generate.points": rows(4), "generate.centres": rows(4), "generate.radii": rows(),
@@ -320,6 +319,12 @@ DATA: dict[str, Callable[[World], object]] = {
     "clips.identities": lambda w: torch.arange(w.rows), "clips.donors": lambda w: 100 + torch.arange(w.rows), "clips.counts": value({"real": 1, "DF": 1}), "clips.frames": value(2),
     # sets of videos
     "sets.videos.faceforensics_root": lambda w: Path("nowhere").absolute(), "sets.videos.kind": value("real"), "sets.videos.label": value(0),
+    "sets.videos.person": value("anna"), "sets.videos.name": value("celeb_df"), "sets.videos.records": value(()), "sets.videos.people": value({}), "sets.videos.crops": value(None),
+    # videos: files, alignment, crops
+    "videos.frames": lambda w: w.bytes(3, 8, 8), "videos.Video.frames": lambda w: w.bytes(3, 8, 8), "videos.VideoFacts.frames": value(4), "videos.VideoFacts.size": value((8, 8)), "videos.fps": value(25), "videos.codec": value("h264"), "videos.where": value("here"),
+    "alignment.landmarks": rows(68, 2), "alignment.source": rows(8, 2), "alignment.target": lambda w: w.floats(8, 2) + 1, "alignment.points": rows(5, 2), "alignment.frames": lambda w: w.bytes(3, 16, 16), "alignment.M": lambda w: torch.eye(2, 3) + 0.01 * w.floats(2, 3),
+    "facecrops.found": lambda w: list(w.floats(1, 68, 2)), "facecrops.files": value({}), "facecrops.left_out": value({}), "facecrops.paths": value(()), "facecrops.recipe": value("none"), "facecrops.landmarks": value(None), "facecrops.workers": value(1), "facecrops.clip_starts.frames": value(40), "facecrops.length": value(8),
+    "facecrops.Cropping.size": value(150), "facecrops.root": lambda w: Path("kept").absolute(),
     # perturb
     "perturb.x": lambda w: w.unit(2, 3, 12, 12), "perturb.compress_h264.x": lambda w: w.bytes(2, 3, 16, 16), "perturb.s": value(0.4), "perturb.k": value(0.6), "perturb.variance": value(0.001), "perturb.count": value(2), "perturb.side": value(4), "perturb.sigma": value(1.0),
     "perturb.radius": value(2), "perturb.height": value(6), "perturb.width": value(5), "perturb.n": value(8), "perturb.crf": value(30.0), "perturb.perturb.name": value("block"), "perturb.level": value(2),
@@ -743,6 +748,8 @@ ELSEWHERE: dict[str, str] = {
     "models.classifiers.check_sight": "of a function that makes a trunk: tests/models/test_sight.py",
     "models.classifiers.alone": "of any network, whose own refusals it passes on: tests/models/test_sight.py",
     "data.perturb.compress_h264": "needs an encoder: tests/data/test_perturb.py",
+    **{f"data.videos.{name}": "needs an encoder: tests/data/test_videos.py" for name in "pyav write_video recoded Video".split()},
+    **{f"data.{name}": "of videos on disk: tests/data/test_videos.py" for name in "facecrops.FaceCrops facecrops.FaceCrops.crops facecrops.FaceCrops.fps facecrops.NoSingleFace sets.videos.Opened".split()},
     "privacy.accounting.Ledger": "it counts what the house spends: tests/privacy/test_accounting.py",
     "privacy.accounting.Entry": "a row of a ledger",
     **{f"privacy.{name}": "a result: nothing to call" for name in "accounting.Spent audit.Audit pate.Sanitised sanitize.Clipped".split()},

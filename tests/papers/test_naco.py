@@ -93,7 +93,7 @@ def test_no_forged_clip_of_the_kind_held_out_reaches_head_or_network(experiment,
     heads = experiment.made(ours)
     parents = {part: dict(experiment.made(getattr(ours, part))) for part in ("train", "val")}
     for part, stage in (("train", cast.train), ("val", cast.val)):
-        away = torch.tensor([kind == "NT" for kind in experiment.read(stage).kinds])[parents[part]["video"]]
+        away = torch.tensor([kind == "NT" for kind in experiment.read(stage).kinds])[parents[part]["row"]]
         parents[part]["inputs"] = torch.where(away[:, None], 1e3, parents[part]["inputs"])
     again = ours.build(parents, experiment.here, None)["bank"]
     for k, key in enumerate(ours.keys):
@@ -176,10 +176,10 @@ def test_stage_two_leaves_the_backbone_bit_for_bit(experiment, cast):
 def test_features_that_are_kept_are_those_that_are_seen(experiment, cast):
     stage = cast.features(cast.ours(0), cast.test)
     kept, net = experiment.made(stage), experiment.made(cast.ours(0)).net
-    clips, video = cut(experiment.read(cast.test).clips, 4)
+    clips, row = cut(experiment.read(cast.test).clips, 4)
     with torch.no_grad():
         seen = torch.cat([naco.read_off(net(clip[None]), "moments") for clip in clips])
-    assert torch.allclose(kept["inputs"], seen, atol=1e-6) and kept["video"].equal(video)
+    assert torch.allclose(kept["inputs"], seen, atol=1e-6) and kept["row"].equal(row)
     assert torch.equal(clips[:2], torch.stack([experiment.read(cast.test).clips[0, :4], experiment.read(cast.test).clips[0, 4:]]))
 
 
@@ -219,7 +219,7 @@ def test_heads_find_what_can_be_told_and_scale_by_training_clips_alone(experimen
     forged = train.labels.float()
     inputs = torch.randn(len(train), 6, generator=make_generator(0)) + 4 * forged[:, None]
     stage = replace(cast.judge(OURS, 0).heads, val=None, keys=(Key(), Key("NT")), how=replace(cast.config.heads, steps=60))
-    seen = {"train": {"inputs": inputs, "video": torch.arange(len(train)), "failed": ""}}
+    seen = {"train": {"inputs": inputs, "row": torch.arange(len(train)), "failed": ""}}
     bank = stage.open(stage.build(seen, experiment.here, None), experiment.here)
     with torch.no_grad():
         assert all(roc_auc(s, train.labels) > 0.99 for s in bank(inputs))
@@ -259,7 +259,7 @@ def test_auc_is_of_one_kind_against_its_real_videos(experiment, cast):
         among = torch.tensor([k in (kind, real) for k in test.kinds])
         expected = 100 * roc_auc(scores[among], torch.tensor([k == kind for k in test.kinds])[among])
         assert naco.auc_of(Case("face |d2x|", kind, real), stage, scored, experiment.here) == pytest.approx(expected)
-    cases = naco.mean_of("face |d2x|", 0, HELD_OUT, False)
+    cases = cast.cases("face |d2x|", 0, HELD_OUT, False)
     each = [naco.detected(stage, scored, experiment.here, (case,))["auc"] for case in cases]
     assert naco.detected(stage, scored, experiment.here, cases)["auc"] == pytest.approx(sum(each) / 4)
     assert [case.real for case in cases] == ["real", "real", "real B", "real B wild"]
