@@ -45,7 +45,6 @@ from kdnotes.losses.consistency import (
     squared_distance,
 )
 from ..metrics.video import RULES, roc_auc, video_auc
-from ..models.recognisers import find_faces
 from ..models.video import CNNS, ForgeryHead, Recurrent, Seen, Still, VideoNet, moments, video_net
 from ..models.weights import packaged, read_weights, write_weights
 from ..results import Claim, Results
@@ -81,12 +80,11 @@ class RealVideos(Data):
     frames: int
     size: int
     per_video: int = 0
-    landmarks: str = "beside"                     # of each frame: those beside the videos, or "dlib"'s
 
     def load(self) -> ClipSet:
         first, *others = self.dataset.split("+")
         look = partial(video_clips, split=self.part, frames=self.frames, size=self.size,
-                       per_video=self.per_video or None, landmarks=find_faces if self.landmarks == "dlib" else None)
+                       per_video=self.per_video or None)
         parts = [look(first, kinds=self.kinds)]
         parts += [renamed(look(name), name) for name in others if self.part == "test"]
         return joined(parts)
@@ -754,8 +752,6 @@ class Videos:
     offset: float = setting(0.15, "reconstructed", "brightness, in quarters of the range", at_least=0)
     padding: int = setting(0, "scale", "shift of a clip in pixels", at_least=0)
     per_video: int = setting(4, "scale", "clips to learn from of a real video, 0 = all", at_least=0)
-    landmarks: str = setting("beside", "component", "of real videos: those beside them, or found by dlib",
-                             choices=("beside", "dlib"))
 
 
 @dataclass(frozen=True)
@@ -918,7 +914,7 @@ class Cast:
         c, v = self.config, self.config.videos
         if not c.drawn:
             most = 0 if part == "test" else v.per_video
-            return RealVideos(c.dataset, part, ("real", *c.kinds), v.frames, v.size, most, v.landmarks)
+            return RealVideos(c.dataset, part, ("real", *c.kinds), v.frames, v.size, most)
         of_kind = {"real": counts[0]} | dict.fromkeys(c.kinds, counts[1]) | more
         return Clips(c.dataset, part, tuple(of_kind.items()), frames or v.frames, v.size, v.strength)
 
@@ -927,7 +923,7 @@ class Cast:
         c, v = self.config, self.config.videos
         if not c.drawn:
             return RealVideos(c.dataset.split("+")[0], "pretrain", ("real",), v.pretrain_frames, v.size,
-                              v.per_video, v.landmarks)
+                              v.per_video)
         return Clips(c.dataset, "pretrain", (("real", count),), v.pretrain_frames, v.size, v.strength)
 
     def pretrained(self, seed: int, modules: tuple[str, ...] = ("spm", "tcm"), corpus: int = 0, **losses) -> Pretrained:
