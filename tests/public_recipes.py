@@ -467,6 +467,7 @@ MODELS: dict[str, Callable[[World], object]] = {
     "video.seen": lambda w: _module("models.video").Seen(w.floats(8), w.floats(4, 8)), "video.clip": rows(8), "video.inputs": rows(16), "video.frame": lambda w: _module("models.video").FrameEncoder("small", 16, 8), "video.time": lambda w: _module("models.video").OverTime(8, 1, 2), "video.frames": value(6), "video.layers": value(1),
     "video.FrameEncoder.self": lambda w: _module("models.video").FrameEncoder("small", 16, 8).eval(), "video.OverTime.self": lambda w: _module("models.video").OverTime(8, 1, 2).eval(), "video.VideoNet.self": lambda w: _module("models.video").video_net("small", 16, 8, 1, 2).eval(),
     "video.ForgeryHead.self": lambda w: _module("models.video").ForgeryHead(8, 4).eval(), "video.Recurrent.self": lambda w: _module("models.video").Recurrent(8).eval(),
+    "recognisers.known": lambda w: told_answer(w.bytes(3, 8, 8)), "written.others": lambda w: _module("models.written").parse,
     # weights
     "weights.path": lambda w: Path("new.safetensors").absolute(), "weights.read_weights.path": lambda w: kept_weights(w), "weights.tensors": lambda w: {"w": w.floats(4)},
     "weights.made": value({"seed": 0}), "weights.packaged.name": value("naco"),
@@ -647,6 +648,9 @@ PAINTERS: dict[str, Callable[[World], object]] = {
     **{f"diffusion.{key}": rows(1, 8, 8) for key in ("x_0", "x_r", "noise", "output", "z", "DenoisingMLP.forward.x", "UNet.forward.x", "Conditional.conditions.x", "Preconditioned.forward.x", "at.x", "guided.x")},
     **{f"diffusion.{key}": lambda w: 1 + torch.arange(w.rows) for key in ("r", "timestep_embedding.r")}, "diffusion.to": lambda w: torch.arange(w.rows), "diffusion.tensors": lambda w: {"x": w.floats(1, 8, 8)},
     "diffusion.sigma": lambda w: w.unit(), "diffusion.y": labels(), "diffusion.network": lambda w: denoiser(w), "diffusion.diffusion": lambda w: _module("models.diffusion").Diffusion(),
+    # judges
+    "judges.x": rows(1, 20, 20), "judges.r": lambda w: 1 + torch.arange(w.rows), "judges.y": labels(), "judges.side": value(20), "judges.channels": value(1), "judges.widths": value((4, 6)), "judges.time": value(8), "judges.kind": value("cnn"),
+    "judges.Discriminator.self": lambda w: seeded(lambda: _module("models.judges").Discriminator(20, 1, CLASSES, (4, 6), 8)), "judges.SetClassifier.self": lambda w: seeded(lambda: _module("models.judges").SetClassifier("cnn", 20, 1, CLASSES)).eval(),
     "diffusion.Diffusion.at.x": rows(1, 8, 8), "diffusion.dim": value(4), "diffusion.null": value(3), "diffusion.size": value(8), "diffusion.guided.denoise": lambda w: denoiser(w), "diffusion.guidance": value(0.5),
     "diffusion.table": lambda w: nn.Embedding(4, 3).requires_grad_(False), "diffusion.index": labels(), "diffusion.look_up.count": lambda w: w.rows, "diffusion.last": value(3), "diffusion.count": value(4),
     "diffusion.Diffusion.last": value(0.02), "diffusion.alpha_bars.last": value(0.02), "diffusion.T": value(100), "diffusion.steps": value(4), "diffusion.channels": value(4), "diffusion.inputs": value(4),
@@ -654,11 +658,24 @@ PAINTERS: dict[str, Callable[[World], object]] = {
     "diffusion.Conditional.conditions.self": lambda w: denoiser(w), "diffusion.Conditional.null": value(True), "diffusion.DenoisingMLP.null": value(True), "diffusion.UNet.null": value(True),
     "diffusion.UNet.channels": value(1), "diffusion.DenoisingMLP.time": value(64), "diffusion.UNet.classes": value(CLASSES), "diffusion.denoiser": lambda w: _module("models.diffusion").Preconditioned(denoiser(w)),
     "generators.inputs": value(5), "generators.channels": value(1), "generators.size": value(8), "generators.width": value(4), "generators.latent": value(3), "generators.widths": value((4, 6)), "generators.mu": rows(3), "generators.log_var": rows(3),
-    "generators.VAE.self": lambda w: _module("models.generators").VAE(1, 8, 3, (4, 6)).eval(), "generators.DAFLGenerator.self": lambda w: _module("models.generators").DAFLGenerator(5, 1, 8, 4).eval(), "generators.z": rows(3), "generators.DAFLGenerator.forward.z": rows(5),
+    "generators.VAE.self": lambda w: _module("models.generators").VAE(1, 8, 3, (4, 6)).eval(), "generators.DAFLGenerator.self": lambda w: _module("models.generators").DAFLGenerator(5, 1, 8, 4).eval(), "generators.z": rows(3), "generators.DAFLGenerator.forward.z": rows(5), "generators.FlatGenerator.forward.z": rows(5),
     "generators.x": lambda w: w.unit(1, 8, 8), "generators.images": lambda w: w.unit(1, 8, 8), "generators.made": lambda w: w.unit(1, 8, 8),
+    "lenets.classes": value(CLASSES), "lenets.channels": value(1), "lenets.size": value(16), "lenets.LeNet5.widths": value((2, 3, 4, 5)), "lenets.images": lambda w: w.unit(1, 16, 16),
+    "lenets.step": value(700), "lenets.LeNet5.self": lambda w: _module("models.lenets").LeNet5(CLASSES, 1, 16, (2, 3, 4, 5)).eval(),
+    "lenets.PATENet.self": lambda w: _module("models.lenets").PATENet(CLASSES, 1, 16).eval(),
+    "stacked.count": value(2), "stacked.inputs": value(4), "stacked.widths": value((3,)), "stacked.classes": value(CLASSES), "stacked.x": rows(4), "stacked.j": value(1), "stacked.networks": lambda w: two_lenets(w),
+    "stacked.StackedPerceptron.self": lambda w: _module("models.stacked").StackedPerceptron(2, 4, CLASSES, (3,)), "stacked.Stacked.self": lambda w: _module("models.stacked").Stacked(two_lenets(w)),
+    "stacked.Stacked.forward.x": lambda w: w.unit(1, 16, 16), "stacked.network": lambda w: two_lenets(w)[0], "stacked.StackOfOne.j": value(0),
+    "stacked.StackOfOne.self": lambda w: _module("models.stacked").StackOfOne(two_lenets(w)[0]), "stacked.StackOfOne.forward.x": lambda w: w.unit(1, 16, 16), "stacked.stack": lambda w: _module("models.stacked").StackedPerceptron(2, 4, CLASSES), "stacked.images": rows(4),
+    "stacked.logits": lambda w: _bytwo(w, CLASSES), "stacked.labels": lambda w: w.labels().repeat(2, 1), "stacked.weights": lambda w: w.unit().repeat(2, 1),
     "inpaint.fit_palette.images": lambda w: w.unit(3, 4, 4), "inpaint.Decoder.self": lambda w: _module("models.inpaint").Decoder(3, (4, 4, 8)).eval(),
 }
 
+
+
+def two_lenets(w: World) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [_module("models.lenets").LeNet5(CLASSES, 1, 16, (2, 3, 4, 5)) for _ in range(2)]
 
 
 def _module(name: str):
@@ -707,11 +724,26 @@ PRIVACY: dict[str, Callable[[World], object]] = {
     # sanitize
     "norms": lambda w: w.floats().abs(), "clip": value(0.5), "sanitize.clip_rows.rows": rows(4), "sanitize.noisy_rows.rows": rows(4), "model": lambda w: line_and_rows(w)[0], "loss": lambda w: line_and_rows(w)[1], "batch": lambda w: line_and_rows(w)[2],
     "accounting.calibrate.orders": value((2.0, 8.0, 32.0)), "check_votes.teachers": value(10), "pate.check_votes.teachers": value(10), "sanitize.Budget.epsilon": value(math.inf), "losses": rows(), "sanitize.check_losses.rows": lambda w: w.rows, "sanitize.x": rows(4), "std": value(0.5), "sanitize.poisson_batch.records": value(50), "sanitize.Budget.batch": value(20),
+    # merf
+    "merf.inputs": value(192), "merf.features": value(8), "merf.RandomFeatures.forward.x": rows(3, 8, 8), "merf.scale": value(8.0), "merf.labels": labels(), "merf.mean_embedding.features": lambda w: _unit_rows(w), "merf.noisy_embedding.features": lambda w: _unit_rows(w),
+    "merf.RandomFeatures.self": lambda w: _module("privacy.merf").RandomFeatures(192, 8), "merf.code": value(3), "merf.side": value(8), "merf.channels": value(1), "merf.hidden": value(6), "merf.z": rows(3), "merf.y": labels(),
+    "merf.EmbeddingGenerator.self": lambda w: seeded(lambda: _module("privacy.merf").EmbeddingGenerator(3, CLASSES, 8, 1, 6)).eval(),
     # audit
     "successes": value(3), "trials": value(10), "p": value(0.05), "true_positives": value(9), "positives": value(10), "false_positives": value(1), "negatives": value(10), "canaries": value(10), "guesses": value(8), "right": value(7),
     "scores": rows(), "included": labels(2), "highest": value(1), "lowest": value(1), "claimed": value(1.0), "with_canary": rows(), "without": rows(), "thresholds": value(0.1), "audit.lower": value(0.5), "how": value("one run"), "made": value(3),
     "sanitizer": sanitizer, "audits": lambda w: {"a": _module("privacy.audit").Audit(0.5, 1.0, 1e-5, 0.05, "one run")}, "audit.numbers": lambda w: torch.arange(w.rows), "audit.Pad.canaries": value(N),
 }
+
+
+def _unit_rows(w: World) -> Tensor:
+    return 0.9 * nn.functional.normalize(w.floats(4), dim=1)
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network with the same weights at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make()
 
 
 def _axes():
@@ -835,6 +867,7 @@ INFINITY_HAS_AN_ANSWER: set[str] = {
     "privacy.audit.audit_one_run", "privacy.audit.audit_runs", "privacy.audit.guess",
     "losses.contrastive.noise_contrast", "losses.contrastive.contrast", "losses.mmd.radial", "losses.annotators.max_mig_loss",
     "metrics.classify.accuracy", "metrics.classify.per_class_accuracy", "metrics.retrieve.average_precision", "metrics.verify.tpir_at_fpir",
+    "models.lenets.LeNet5.forward", "models.lenets.PATENet.forward", "models.lenets.PATENet.seen",    # the limit of a ReLU
 }
 
 # names and numbers that are only shown, or may be anything
