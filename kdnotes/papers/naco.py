@@ -1120,7 +1120,8 @@ def publish_backbone(path: str | Path, root: str | Path) -> dict:
 
 # %% ../../nbs/papers/naco.ipynb #9ec4deb8
 def claims(config: Config) -> list[Claim]:
-    """All claims that the rows of `config` can test; a backbone that comes with the package is given, as are scalars."""
+    """All claims that the rows of `config` can test; a backbone that comes with the package is given, so are scalars.
+    """
     given, means = ("ByHand", *(("Kept", "Features") if config.training.kept else ())), ("mean", "nf mean")
     on = lambda table, kind: {"table": table, "setting": f"type={kind}"}
     folds = [kind for kind in config.folds if kind != "none"]
@@ -1142,8 +1143,8 @@ def claims(config: Config) -> list[Claim]:
         cross("new kinds: NACO > supervised video", "the same across sets", OURS, "supervised video", source="sheet"),
         cross("new kinds: NACO > random backbone", "the same across sets", OURS, RANDOM),
         cross("new kinds: finetuned > frozen", "a trainable backbone learns more from labels", TUNED, OURS),
-        one("falls less without fingerprints", "it does not take the shortcut", OURS, "supervised video", "auc_drop",
-            on(BARE, "mean")),
+        one("falls less without fingerprints", "it does not take the shortcut", OURS, "supervised video",
+            metric="auc_drop", where=on(BARE, "mean")),
     ]
     known = {f"type={kind}" for kind in (*means, *config.kinds, *config.twins) if config.drawn or kind[:2] != "nf"}
     learned = lambda claim: claim.where["table"] == LOO or claim.worse not in SUPERVISED or "none" in config.folds
