@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['NETS', 'BY_HAND', 'OURS', 'RANDOM', 'NO_LABELS', 'TUNED', 'ONE_MODULE', 'SUPERVISED', 'METHODS', 'PROTOCOLS', 'LOO',
-           'CROSS', 'BARE', 'CORRUPTED', 'ABLATED', 'FEW', 'LIVE', 'STAGE_1', 'REALS', 'EVERYTHING', 'Clips',
-           'RealVideos', 'renamed', 'joined', 'Look', 'Networks', 'Losses', 'Learner', 'drawn', 'collapse', 'Backbone',
-           'Untrained', 'Learned', 'Pretrained', 'Published', 'Kept', 'as_json', 'cut', 'read_off', 'Features',
-           'corrupted', 'fold_rows', 'HeadBank', 'HeadTraining', 'Key', 'Heads', 'Detector', 'EndToEnd', 'surprises',
-           'ByHeads', 'ByDetectors', 'ByPrediction', 'ByHand', 'Case', 'auc_of', 'detected', 'fallen', 'natural',
-           'Videos', 'Pretraining', 'Rivals', 'Config', 'Cast', 'key_of', 'held_out', 'across', 'robust', 'ablated',
-           'few_labels', 'rows', 'run', 'publish_backbone', 'claims']
+           'CROSS', 'BARE', 'CORRUPTED', 'ABLATED', 'FEW', 'STAGE_1', 'GATES', 'BY_FRAME', 'REALS', 'EVERYTHING',
+           'Clips', 'RealVideos', 'renamed', 'joined', 'Look', 'Networks', 'Losses', 'Learner', 'drawn', 'collapse',
+           'Backbone', 'Untrained', 'Learned', 'Pretrained', 'Published', 'Kept', 'as_json', 'cut', 'read_off',
+           'Features', 'corrupted', 'fold_rows', 'HeadBank', 'HeadTraining', 'Key', 'Heads', 'Detector', 'EndToEnd',
+           'surprises', 'ByHeads', 'ByDetectors', 'ByPrediction', 'ByHand', 'Case', 'auc_of', 'detected', 'fallen',
+           'natural', 'Videos', 'Pretraining', 'Rivals', 'Config', 'Cast', 'key_of', 'held_out', 'across', 'robust',
+           'ablated', 'few_labels', 'rows', 'run', 'publish_backbone', 'claims']
 
 # %% ../../nbs/papers/naco.ipynb #d18c4e42
 import json
@@ -775,6 +775,8 @@ class Rivals:
 
     epochs: int = setting(60, "scale", "of the video networks", at_least=1)
     frame_epochs: int = setting(20, "scale", "of the network of single frames", at_least=1)
+    gate_epochs: int = setting(10, "scale", "of the network of single frames that is to find nothing without "
+                               "fingerprints, 0 = not asked", at_least=0)
     tuned_epochs: int = setting(20, "scale", "of the pretrained one", at_least=1)
     tuned_lr: float = setting(3e-4, "scale", "of the pretrained one", above=0)
     batch_size: int = setting(32, "scale", "clips", at_least=2)
@@ -789,7 +791,7 @@ SUPERVISED = {"supervised video": "video", "supervised CNN-GRU": "CNN-GRU", "sup
 METHODS = (OURS, *ONE_MODULE, RANDOM, *SUPERVISED, TUNED, *BY_HAND, NO_LABELS)
 PROTOCOLS = ("A leave-one-out", "B cross-set", "C fingerprints", "D robustness", "E ablations", "F labels")
 LOO, CROSS, BARE, CORRUPTED, ABLATED, FEW = PROTOCOLS
-LIVE, STAGE_1 = "a short run", "pretraining"
+STAGE_1, GATES, BY_FRAME = "pretraining", "data gates", "single frames, no fingerprints"
 REALS = {"CDF": "real B", "DFDC": "real B wild"}             # drawn kinds that have real videos of their own
 
 
@@ -870,10 +872,12 @@ Config.PROFILES = {
               "networks": {"d": 8, "layers": 1, "heads": 2},
               "training": {"kept": False, "steps": 4, "batch_size": 6, "live_steps": 2, "live_clips": 6},
               "heads": {"steps": 6, "batch_size": 8, "looks": 2},
-              "rivals": {"epochs": 1, "frame_epochs": 1, "tuned_epochs": 1, "batch_size": 8, "folds": ("none", "NT")}},
+              "rivals": {"epochs": 1, "frame_epochs": 1, "gate_epochs": 1, "tuned_epochs": 1, "batch_size": 8,
+                         "folds": ("none", "NT")}},
     "demo": {"rivals": {"epochs": 25, "folds": ("NT",)}},
     "real": EVERYTHING | {"videos": {"val": (64, 16), "test": (200, 100), "test_frames": 24}, "levels": (1, 3, 5),
-                          "training": {"kept": False, "live_steps": 0}, "labels": (16, 32, 64), "shares": ()},
+                          "training": {"kept": False, "live_steps": 0}, "labels": (16, 32, 64), "shares": (),
+                          "rivals": {"gate_epochs": 20}},
     "paper": {
         "dataset": "faceforensics+celeb_df+dfdc+faceshifter+deeper_forensics", "methods": METHODS,
         "protocols": tuple(name for name in PROTOCOLS if name != BARE),
@@ -910,13 +914,16 @@ class Cast:
         self.epochs = lambda n, lr: Optimisation(n * max(1, clips // min(r.batch_size, clips)), r.batch_size, lr,
                                                  r.weight_decay)
 
-    def labelled(self, part: str, counts: tuple[int, int], more: Mapping[str, int] = {}, frames: int = 0) -> Data:
-        """Labelled clips of a part: real ones and forged ones of each kind, and where they are drawn, `more`."""
+    def labelled(self, part: str, counts: tuple[int, int], more: Mapping[str, int] = {}, frames: int = 0,
+                 kinds: tuple[str, ...] = ()) -> Data:
+        """Labelled clips of a part: real ones, forged ones of each of the `kinds` (those to train on), and where they are
+        drawn, `more`.
+        """
         c, v = self.config, self.config.videos
         if not c.drawn:
             most = 0 if part == "test" else v.per_video
             return RealVideos(c.dataset, part, ("real", *c.kinds), v.frames, v.size, most)
-        of_kind = {"real": counts[0]} | dict.fromkeys(c.kinds, counts[1]) | more
+        of_kind = {"real": counts[0]} | dict.fromkeys(kinds or c.kinds, counts[1]) | more
         return Clips(c.dataset, part, tuple(of_kind.items()), frames or v.frames, v.size, v.strength)
 
     def real(self, count: int) -> Data:
@@ -968,6 +975,13 @@ class Cast:
         heads = Heads(see(self.train), see(self.val) if self.val else None, tuple(keys), self.config.heads,
                       self.config.kinds)
         return ByHeads(heads, see(self.corrupted if perturbed[0] else self.test, perturbed=perturbed))
+
+    def gate(self, seed: int) -> ByDetectors:
+        """The judge of the drawing: a network of single frames that learned from forgeries without fingerprints."""
+        c, clips = self.config, self.labelled("train", self.config.videos.train, kinds=self.config.twins)
+        one = replace(self.detector("supervised frame", "", seed), clips=clips, kinds=c.twins,
+                      how=self.epochs(c.rivals.gate_epochs, c.rivals.lr))
+        return ByDetectors((one,), self.test)
 
     def detector(self, method: str, held: str, seed: int) -> EndToEnd:
         """A network that learns end to end."""
@@ -1088,6 +1102,10 @@ def rows(config: Config) -> list[Row]:
             found += few_labels(cast, method, seed) if FEW in asked else []
         for method in [method for method in learned if method != RANDOM]:
             found.append(Row(STAGE_1, method, cast.backbone(method, seed), of_people, seed=seed))
+    if config.drawn and config.rivals.gate_epochs:
+        gate, seed = cast.gate(config.seeds[0]), config.seeds[0]
+        found += [Row(GATES, BY_FRAME, gate, partial(detected, cases=(Case(Key("", 0, seed), kind),)), {"type": kind},
+                      seed=seed) for kind in config.twins]
     if config.training.live_steps:
         live = cast.live(config.seeds[0])
         found.append(Row(STAGE_1, f"{config.training.live_steps} live steps", live, of_people, seed=config.seeds[0]))

@@ -19,7 +19,7 @@ from kdnotes.metrics.video import roc_auc
 from kdnotes.models.weights import packaged, read_weights
 from kdnotes.papers import naco
 from kdnotes.papers.naco import (
-    ABLATED, BARE, BY_HAND, CORRUPTED, CROSS, FEW, LOO, METHODS, NO_LABELS, ONE_MODULE, OURS, PROTOCOLS, RANDOM, STAGE_1, TUNED, Case, Cast, Config, HeadBank,
+    ABLATED, BARE, BY_HAND, CORRUPTED, CROSS, FEW, GATES, LOO, METHODS, NO_LABELS, ONE_MODULE, OURS, PROTOCOLS, RANDOM, STAGE_1, TUNED, Case, Cast, Config, HeadBank,
     Key, Kept, Learner, Look, Losses, collapse, cut, fold_rows, rows, surprises,
 )
 from kdnotes.results import select
@@ -154,7 +154,7 @@ def test_a_pretraining_that_failed_has_no_auc(tmp_path):
     experiment = Experiment.alone("naco", config, tmp_path)
     frame = naco.run(experiment).frame()
     assert experiment.made(Cast(config).ours(0)).failed.startswith("after 4 steps")
-    assert set(frame[frame.table != STAGE_1].metric) == {"collapsed"}
+    assert set(frame[~frame.table.isin([STAGE_1, GATES])].metric) == {"collapsed"}
 
 
 def test_the_history_holds_the_monitors_from_before_the_first_step(experiment, cast):
@@ -328,13 +328,25 @@ def test_the_published_run_is_made_again_where_it_is_of_other_clips(tmp_path):
     assert naco.publish_backbone(packaged("naco"), tmp_path) == made and not list(tmp_path.glob("*.pt")), "nothing is learned again"
 
 
+# 16: what a single frame may say where there are no fingerprints
+@pytest.mark.slow
+def test_a_single_frame_says_little_where_there_are_no_fingerprints(tmp_path):
+    config = Config.profile("demo", seeds="0")
+    experiment = Experiment.alone("naco", config, tmp_path)
+    stage = Cast(config).gate(0)
+    scored = experiment.made(stage)
+    assert set(experiment.read(stage.detectors[0].clips).kinds) == {"real", *WITHOUT_FINGERPRINT}
+    for kind in WITHOUT_FINGERPRINT:
+        assert naco.auc_of(Case(Key(), kind), stage, scored, experiment.here) <= 70, kind
+
+
 # the tables
 @pytest.mark.slow
 def test_every_method_and_protocol_has_its_rows(tmp_path):
     config = Config.profile("smoke", seeds="0", methods=METHODS, protocols=PROTOCOLS, shares=(0.3,), corpora=(6,), folds=())
     experiment = Experiment.alone("naco", config, tmp_path)
     frame = naco.run(experiment).frame()
-    assert set(frame.table) == {*PROTOCOLS, STAGE_1}
+    assert set(frame.table) == {*PROTOCOLS, STAGE_1, GATES}
     assert set(select(frame, {"table": LOO, "type": "nf mean"}).method) == set(METHODS)
     assert frame[frame.metric.str.startswith("auc") & (frame.metric != "auc_drop")].value.between(0, 100).all()
     assert set(select(frame, {"table": CROSS, "type": "hard real"}).metric) == {"auc", "auc_of_sigmoid", "auc_of_probabilities", "auc_of_clips"}
