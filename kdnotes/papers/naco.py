@@ -916,8 +916,8 @@ class Cast:
 
     def labelled(self, part: str, counts: tuple[int, int], more: Mapping[str, int] = {}, frames: int = 0,
                  kinds: tuple[str, ...] = ()) -> Data:
-        """Labelled clips of a part: real ones, forged ones of each of the `kinds` (those to train on), and where they are
-        drawn, `more`.
+        """Labelled clips of a part: real ones, forged ones of each of the `kinds` (those to train on), and where they
+        are drawn, `more`.
         """
         c, v = self.config, self.config.videos
         if not c.drawn:
