@@ -319,7 +319,7 @@ def test_the_published_backbone_beats_a_random_one_by_ten_points(tmp_path):
     for kind in ("mean", "nf mean"):
         means = {m: select(frame, {"table": LOO, "method": m, "type": kind}).value.mean() for m in (OURS, RANDOM)}
         assert means[OURS] > means[RANDOM] + 10, (kind, means)
-    assert set(experiment.judge(naco.claims(config)).verdict) == {"supported"}
+    assert set(experiment.judge(naco.claims(config)).verdict) == {"inconclusive"}, "one pretraining stands behind it"
 
 
 @pytest.mark.slow
