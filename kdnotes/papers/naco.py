@@ -33,7 +33,7 @@ from ..data.clips import HELD_OUT, TRAINED, ClipSet, temporal_energy, toytalk
 from ..data.facecrops import clip_starts
 from ..data.perturb import LEVELS, perturb
 from ..data.sets.videos import video_clips
-from ..experiment import Data, Experiment, Here, Row, Stage, Study, note_of, place_of, shown
+from ..experiment import Data, Experiment, Here, Row, Stage, Study, place_of, shown
 from kdnotes.losses.consistency import (
     SHUFFLES,
     SPM_FORMS,
@@ -48,7 +48,7 @@ from ..metrics.video import RULES, roc_auc, video_auc
 from ..models.video import CNNS, ForgeryHead, Recurrent, Seen, Still, VideoNet, moments, video_net
 from ..models.weights import packaged, read_weights, write_weights
 from ..results import Claim, Results
-from ..runtime import derive_seed, make_generator, seed_everything
+from ..runtime import derive_seed, fingerprint, make_generator, seed_everything
 
 # %% ../../nbs/papers/naco.ipynb #b9a02464
 @dataclass(frozen=True)
@@ -1123,17 +1123,17 @@ def publish_backbone(path: str | Path, root: str | Path) -> dict:
     """
     config = Config.profile("demo", kept=False, seeds=(0,))
     experiment, stage = Experiment.alone("naco", config, root, "demo"), Cast(config).pretrained(0)
-    node = experiment.node(stage)
+    pixels = fingerprint(experiment.read(stage.clips).clips)[:16]
     if Path(path).is_file():
         made = read_weights(path).made
-        if made["fields"] == json.loads(as_json(stage)) and made["data"] == note_of(node, experiment.here)["data"]:
+        if made["fields"] == json.loads(as_json(stage)) and made["pixels"] == pixels:
             return made
     backbone = experiment.made(stage)
     if backbone.failed:
         raise ValueError(f"the pretraining has failed: {backbone.failed}; nothing is written")
-    note = json.loads(place_of(node, experiment.here.root).with_suffix(".json").read_text(encoding="utf-8"))
+    note = json.loads(place_of(experiment.node(stage), experiment.here.root).with_suffix(".json").read_text(encoding="utf-8"))
     made = {name: note[name] for name in ("stage", "fields", "data", "code", "seconds", "built", "device")}
-    made |= {"torch": torch.__version__, "history": backbone.history}
+    made |= {"pixels": pixels, "torch": torch.__version__, "history": backbone.history}
     write_weights(path, weights_of(nn.ModuleDict({"net": backbone.net, "task": backbone.task})), made)
     return made
 
