@@ -1131,7 +1131,8 @@ def publish_backbone(path: str | Path, root: str | Path) -> dict:
     backbone = experiment.made(stage)
     if backbone.failed:
         raise ValueError(f"the pretraining has failed: {backbone.failed}; nothing is written")
-    note = json.loads(place_of(experiment.node(stage), experiment.here.root).with_suffix(".json").read_text(encoding="utf-8"))
+    place = place_of(experiment.node(stage), experiment.here.root)
+    note = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
     made = {name: note[name] for name in ("stage", "fields", "data", "code", "seconds", "built", "device")}
     made |= {"pixels": pixels, "torch": torch.__version__, "history": backbone.history}
     write_weights(path, weights_of(nn.ModuleDict({"net": backbone.net, "task": backbone.task})), made)
