@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['NETS', 'BY_HAND', 'OURS', 'RANDOM', 'NO_LABELS', 'TUNED', 'ONE_MODULE', 'SUPERVISED', 'METHODS', 'PROTOCOLS', 'LOO',
-           'CROSS', 'BARE', 'CORRUPTED', 'ABLATED', 'FEW', 'STAGE_1', 'GATES', 'BY_FRAME', 'REALS', 'EVERYTHING',
-           'Clips', 'RealVideos', 'renamed', 'joined', 'Look', 'Networks', 'Losses', 'Learner', 'drawn', 'collapse',
-           'Backbone', 'Untrained', 'Learned', 'Pretrained', 'Published', 'Kept', 'as_json', 'cut', 'read_off',
-           'Features', 'corrupted', 'fold_rows', 'HeadBank', 'HeadTraining', 'Key', 'Heads', 'Detector', 'EndToEnd',
-           'surprises', 'ByHeads', 'ByDetectors', 'ByPrediction', 'ByHand', 'Case', 'auc_of', 'detected', 'fallen',
-           'natural', 'Videos', 'Pretraining', 'Rivals', 'Config', 'Cast', 'key_of', 'held_out', 'across', 'robust',
-           'ablated', 'few_labels', 'rows', 'run', 'publish_backbone', 'claims']
+           'CROSS', 'BARE', 'CORRUPTED', 'ABLATED', 'FEW', 'STAGE_1', 'GATES', 'BY_FRAME', 'MADE', 'REALS',
+           'EVERYTHING', 'Clips', 'Photographs', 'RealVideos', 'renamed', 'joined', 'Look', 'Networks', 'Losses',
+           'Learner', 'drawn', 'collapse', 'Backbone', 'Untrained', 'Learned', 'Pretrained', 'Published', 'Kept',
+           'as_json', 'cut', 'read_off', 'Features', 'corrupted', 'fold_rows', 'HeadBank', 'HeadTraining', 'Key',
+           'Heads', 'Detector', 'EndToEnd', 'surprises', 'ByHeads', 'ByDetectors', 'ByPrediction', 'ByHand', 'Case',
+           'auc_of', 'detected', 'fallen', 'natural', 'Videos', 'Pretraining', 'Rivals', 'Config', 'Cast', 'key_of',
+           'held_out', 'across', 'robust', 'ablated', 'few_labels', 'rows', 'run', 'publish_backbone', 'claims']
 
 # %% ../../nbs/papers/naco.ipynb #d18c4e42
 import json
@@ -29,9 +29,11 @@ from ..config import Settings, section, setting, shorten, unknown_name
 from ..crossres import Optimisation, frozen, optimise, weights_of
 from ..data.augment import crop, draw_crop
 from ..data.batches import Batches
+from ..data.catalogue import face_sets
 from ..data.clips import HELD_OUT, TRAINED, ClipSet, temporal_energy, toytalk
 from ..data.facecrops import clip_starts
 from ..data.perturb import LEVELS, perturb
+from ..data.photoclips import Portraits, photoclips, suitable
 from ..data.sets.videos import video_clips
 from ..experiment import Data, Experiment, Here, Row, Stage, Study, place_of, shown
 from kdnotes.losses.consistency import (
@@ -45,6 +47,7 @@ from kdnotes.losses.consistency import (
     squared_distance,
 )
 from ..metrics.video import RULES, roc_auc, video_auc
+from ..models.recognisers import find_faces, kept_answers
 from ..models.video import CNNS, ForgeryHead, Recurrent, Seen, Still, VideoNet, moments, video_net
 from ..models.weights import packaged, read_weights, write_weights
 from ..results import Claim, Results
@@ -68,6 +71,23 @@ class Clips(Data):
 
 
 @dataclass(frozen=True)
+class Photographs(Clips):
+    """Animated photographs of the faces of `dataset`: appearance is real, motion is made. Of the people to learn from
+    four in eight are seen in pretraining, three in training, one in validation; the test has its own.
+    """
+
+    def load(self) -> ClipSet:
+        found = face_sets(self.dataset, 112, part="test" if self.part == "test" else "train")
+        images = found.test if self.part == "test" else found.learnt
+        portraits = Portraits(images.images, kept_answers(images.images).landmarks, images.labels)
+        eighth = portraits.people % 8
+        own = {"pretrain": eighth < 4, "train": (eighth > 3) & (eighth < 7), "val": eighth == 7, "test": eighth < 8}
+        portraits = portraits.take(own[self.part])
+        return photoclips(portraits.take(suitable(portraits)), dict(self.counts), self.part, self.seed, self.frames,
+                          self.size, self.strength)
+
+
+@dataclass(frozen=True)
 class RealVideos(Data):
     """Clips of the videos of a benchmark or of one's own, up to `per_video` of each (0: all), of some `kinds`. Further
     sets, joined to the first by "+", are there to be judged: what is forged in them is of the kind that has their name,
@@ -80,11 +100,12 @@ class RealVideos(Data):
     frames: int
     size: int
     per_video: int = 0
+    landmarks: str = "beside"                     # of each frame: those beside the videos, or found by "dlib"
 
     def load(self) -> ClipSet:
         first, *others = self.dataset.split("+")
         look = partial(video_clips, split=self.part, frames=self.frames, size=self.size,
-                       per_video=self.per_video or None)
+                       per_video=self.per_video or None, landmarks=find_faces if self.landmarks == "dlib" else None)
         parts = [look(first, kinds=self.kinds)]
         parts += [renamed(look(name), name) for name in others if self.part == "test"]
         return joined(parts)
@@ -752,6 +773,8 @@ class Videos:
     offset: float = setting(0.15, "reconstructed", "brightness, in quarters of the range", at_least=0)
     padding: int = setting(0, "scale", "shift of a clip in pixels", at_least=0)
     per_video: int = setting(4, "scale", "clips to learn from of a real video, 0 = all", at_least=0)
+    landmarks: str = setting("beside", "component", "of real videos: those beside them, or found by dlib",
+                             choices=("beside", "dlib"))
 
 
 @dataclass(frozen=True)
@@ -792,6 +815,7 @@ METHODS = (OURS, *ONE_MODULE, RANDOM, *SUPERVISED, TUNED, *BY_HAND, NO_LABELS)
 PROTOCOLS = ("A leave-one-out", "B cross-set", "C fingerprints", "D robustness", "E ablations", "F labels")
 LOO, CROSS, BARE, CORRUPTED, ABLATED, FEW = PROTOCOLS
 STAGE_1, GATES, BY_FRAME = "pretraining", "data gates", "single frames, no fingerprints"
+MADE = {"toytalk": Clips, "lfw": Photographs}
 REALS = {"CDF": "real B", "DFDC": "real B wild"}             # drawn kinds that have real videos of their own
 
 
@@ -799,8 +823,8 @@ REALS = {"CDF": "real B", "DFDC": "real B wild"}             # drawn kinds that 
 class Config(Settings):
     """Everything that a run depends on."""
 
-    dataset: str = setting("toytalk", "scale", 'drawn talking faces; or "faceforensics", with sets to be tested on '
-                           'joined by "+", or a folder of one\'s own')
+    dataset: str = setting("toytalk", "scale", 'drawn talking faces; or "lfw", photographs that talk; or '
+                           '"faceforensics", with sets to be tested on joined by "+"; or a folder of one\'s own')
     methods: tuple[str, ...] = setting((OURS, RANDOM, "supervised video", *BY_HAND, NO_LABELS), "scale", "rows",
                                        choices=METHODS, length=(1, None))
     kinds: tuple[str, ...] = setting(TRAINED, "paper", "kinds of forgery to train on, each of them held out once",
@@ -848,8 +872,8 @@ class Config(Settings):
 
     @property
     def drawn(self) -> bool:
-        """Whether the clips are drawn, and not cut from videos."""
-        return self.dataset == "toytalk"
+        """Whether motion and forgeries are made, of drawings or of photographs, and not cut from videos."""
+        return self.dataset in MADE
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -887,12 +911,12 @@ Config.PROFILES = {
         "training": {"kept": False, "live_steps": 0, "steps": 20000, "batch_size": 64, "lr": 3e-4},
         "heads": {"hidden": 256, "steps": 2000, "batch_size": 256}, "seeds": (0, 1, 2, 3, 4)},
 }
-Config.DATASETS = {("paper", "toytalk"): {
+Config.DATASETS = {("real", "lfw"): {"strength": 1.0}, ("paper", "toytalk"): {
     "protocols": PROTOCOLS, "corpora": (1000, 5000),
     "videos": {"pretrain": 20000, "pretrain_frames": 24, "frames": 16, "train": (2000, 500), "val": (400, 100),
                "test": (1000, 500), "test_frames": 48, "size": 64, "padding": 4},
     "training": {"steps": 5000, "batch_size": 256, "lr": 1e-3}}}
-Config.DATA = ("videos",)
+Config.DATA = ("facesets", "videos")
 
 # %% ../../nbs/papers/naco.ipynb #ca439991
 class Cast:
@@ -922,17 +946,17 @@ class Cast:
         c, v = self.config, self.config.videos
         if not c.drawn:
             most = 0 if part == "test" else v.per_video
-            return RealVideos(c.dataset, part, ("real", *c.kinds), v.frames, v.size, most)
+            return RealVideos(c.dataset, part, ("real", *c.kinds), v.frames, v.size, most, v.landmarks)
         of_kind = {"real": counts[0]} | dict.fromkeys(kinds or c.kinds, counts[1]) | more
-        return Clips(c.dataset, part, tuple(of_kind.items()), frames or v.frames, v.size, v.strength)
+        return MADE[c.dataset](c.dataset, part, tuple(of_kind.items()), frames or v.frames, v.size, v.strength)
 
     def real(self, count: int) -> Data:
         """The videos of stage 1, where they are drawn so many."""
         c, v = self.config, self.config.videos
         if not c.drawn:
             return RealVideos(c.dataset.split("+")[0], "pretrain", ("real",), v.pretrain_frames, v.size,
-                              v.per_video)
-        return Clips(c.dataset, "pretrain", (("real", count),), v.pretrain_frames, v.size, v.strength)
+                              v.per_video, v.landmarks)
+        return MADE[c.dataset](c.dataset, "pretrain", (("real", count),), v.pretrain_frames, v.size, v.strength)
 
     def pretrained(self, seed: int, modules: tuple[str, ...] = ("spm", "tcm"), corpus: int = 0, **losses) -> Pretrained:
         """A pretraining by `modules` on so many real videos (0: all), with other `losses`."""

@@ -15,9 +15,13 @@ from torch.nn import functional as F
 
 from kdnotes.checks import refused
 from kdnotes.data.clips import HELD_OUT, TRAINED, WITHOUT_FINGERPRINT, toytalk
+from kdnotes.data.imageset import ImageSet
+from kdnotes.data.photoclips import drawn_portraits
+from kdnotes.data.protocols import FaceSets
 from kdnotes.experiment import Experiment
 from kdnotes.losses.consistency import draw_mask, draw_shuffle, reorder, squared_distance
 from kdnotes.metrics.video import roc_auc
+from kdnotes.models.recognisers import Answer
 from kdnotes.models.weights import packaged, read_weights
 from kdnotes.papers import naco
 from kdnotes.papers.naco import (
@@ -372,9 +376,40 @@ def test_what_a_seed_repeats_where_the_backbone_is_kept():
     assert set(map(frozenset, given.values())) == {frozenset({"ByHand", "Kept", "Features"})}
 
 
-@pytest.mark.parametrize("profile", ["smoke", "demo", "real", "paper"])
-def test_every_profile_makes_its_rows(profile):
-    config = Config.profile(profile)
+def test_photographs_of_a_person_are_in_one_part(monkeypatch):
+    drawn = drawn_portraits(40)
+    faces = ImageSet(drawn.images, drawn.people, tuple(map(str, range(40))))
+    monkeypatch.setattr(naco, "face_sets", lambda name, size, part: FaceSets(faces, faces, None))
+    monkeypatch.setattr(naco, "kept_answers", lambda images: Answer(torch.zeros(len(images), 128), drawn.landmarks))
+    counts = (("real", 8), ("DF", 2))
+    sets = {part: naco.Photographs("lfw", part, counts, 3, 16, 1.0).load() for part in ("pretrain", "train", "val")}
+    people = [set(s.identities.tolist()) | set(s.donors.tolist()) for s in sets.values()]
+    assert all(s.kinds == ("real",) * 8 + ("DF",) * 2 and s.clips.shape == (10, 3, 3, 16, 16) for s in sets.values())
+    assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
+
+
+def test_further_sets_are_judged_under_their_names(monkeypatch):
+    seen = []
+
+    def clips(name, split, frames, size, per_video, landmarks, kinds=None):
+        seen.append((name, split, kinds, per_video))
+        made = toytalk({"real": 3, "DF": 2}, frames=frames, size=size)
+        return replace(made, videos=torch.tensor([0, 0, 1, 2, 2]))
+
+    monkeypatch.setattr(naco, "video_clips", clips)
+    config = Config.profile("paper", "faceforensics+celeb_df", seeds="0", kinds=("DF",))
+    cast = Cast(config)
+    test = cast.test.load()
+    assert test.kinds == ("real",) * 3 + ("DF",) * 2 + ("real celeb_df",) * 3 + ("celeb_df",) * 2
+    assert len(test.videos.unique()) == 6 and test.videos[:5].tolist() == [0, 0, 1, 2, 2] and len(set(test.identities.tolist())) == 10
+    assert cast.train.load().kinds == ("real",) * 3 + ("DF",) * 2 and cast.pretrained(0).clips.kinds == ("real",)
+    assert seen == [("faceforensics", "test", ("real", "DF"), None), ("celeb_df", "test", None, None), ("faceforensics", "train", ("real", "DF"), 4)]
+    assert cast.cases(OURS, 0, config.others, False) == (Case(Key(), "celeb_df", "real celeb_df"),)
+
+
+@pytest.mark.parametrize("profile, dataset", [("smoke", ""), ("demo", ""), ("real", ""), ("real", "lfw"), ("paper", ""), ("paper", "toytalk")])
+def test_every_profile_makes_its_rows(profile, dataset):
+    config = Config.profile(profile, dataset)
     assert len(rows(config)) > 0 and naco.claims(config)
 
 
