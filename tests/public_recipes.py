@@ -226,7 +226,6 @@ METRICS: dict[str, Callable[[World], object]] = {
     "verify.histogram_intersection.scores": lambda w: w.floats().tanh(),
     "video.scores": rows(), "video.positive": lambda w: torch.arange(w.rows) % 2 == 0 if not w.one_class else torch.ones(w.rows, dtype=torch.bool),
     "video.logits": rows(), "video.videos": lambda w: torch.arange(w.rows), "video.forged": lambda w: torch.arange(w.rows) % 2 == 0 if not w.one_class else torch.ones(w.rows, dtype=torch.bool),
-    "video.frames": value(20), "video.length": value(8),
     "generate.covariance": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_x": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_y": lambda w: (lambda x: x.T @ x)(w.floats(4)),
     "generate.mean_x": fixed(4), "generate.mean_y": fixed(4), "generate.A": rows(4), "generate.B": rows(4), "generate.x_features": rows(4), "generate.y_features": rows(4),
     "generate.probabilities": lambda w: torch.eye(CLASSES)[w.labels()], "generate.splits": value(1), "generate.points": rows(4), "generate.centres": rows(4), "generate.radii": rows(),
