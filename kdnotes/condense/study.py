@@ -32,7 +32,7 @@ from .learn import RECIPES, expert_features, settings_for
 from kdnotes.condense.matching import (
     Matching, Pass, RandomNetworks, Settings, match, mean_gap, moment_gap, one_iteration, statistics,
 )
-from .model_queue import Queueing, idm_passes
+from .model_queue import Command, command_for, idm_passes
 from .selection import choose_images
 from .synthetic import SyntheticSet, check_factor, contact_sheet, from_real
 from ..config import unknown_name
@@ -306,13 +306,16 @@ class M3DSet(MatchedSet):
 
 @dataclass(frozen=True, kw_only=True)
 class IDMSet(MatchedSet):
-    """Means of features, and labels, under a queue of networks in training; a new one every `every` iterations."""
+    """Means of features, and labels, under a queue of networks in training, as a published `command` says."""
 
-    every: int = RECIPES["idm"].every
+    command: Command = Command()
+
+    def begun(self, real):
+        return from_real(real, self.ipc, self.factor, self.seed, "bilinear")
 
     def passes(self, real, parents):
-        plan = Queueing(every=self.every, strategy=self.settings.strategy, rule=self.settings.rule)
-        return idm_passes(self.first_network(real), real, derive_seed(self.seed, "passes"), plan)
+        own = self.first_network(real), real, derive_seed(self.seed, "passes")
+        return idm_passes(*own, self.command.plan, self.command.weight)
 
 # %% ../../nbs/condense/study.ipynb #44eea7da
 ALIGNED = ("between", "random", "nothing")
@@ -392,6 +395,8 @@ def condensed_set(data: Images, method: str, ipc: int, *, factor: int = 0, seed:
         options["settings"] = published_settings(data, method, ipc, changes)
     if "inner" in own:
         options.setdefault("inner", inner_for(ipc))
+    if "command" in own:
+        options.setdefault("command", command_for(data.name, ipc))
     if kind is not DrawnSet:
         options["network"] = network
     return kind(data, method, ipc, factor or own_factor(method), seed, **options)
@@ -442,7 +447,8 @@ class Score(Stage):
         name, options = written.parse(self.network)
         protocol = self.schedule(judged.name, len(images))
         found = evaluate(images, labels, judged, protocol=protocol, network=name, options=options, repeats=self.repeats,
-                         seed=self.seed, normal=statistics(real), precision=here.precision)
+                         seed=self.seed, normal=statistics(real), precision=here.precision,
+                         bounded=self.condensed is None)
         return {mark: [100 * result[mark] for result in found] for mark in ("last", "best")}
 
 # %% ../../nbs/condense/study.ipynb #d2ee812b

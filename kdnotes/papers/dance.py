@@ -23,14 +23,13 @@ from torch import Tensor, nn
 
 from ..condense.evaluate import OneByOne, Protocol, Rounds, accuracies, fresh, protocol_for, train_networks
 from ..condense.experts import EXPERT_PROTOCOL, Pool, set_middle
-from ..condense.matching import Statistics, statistics
+from ..condense.matching import Statistics, standardised, statistics
 from kdnotes.condense.study import (
     Condensed, CondensedSet, Cost, Experts, Images, Monitor, Score, best_rates, check_enough, check_fit, check_names,
     check_network, check_no_doubles, check_size, condensed_set, costs, dataset_name, score_of, score_rows, tune,
 )
 from ..condense.synthetic import SyntheticSet, draw_per_class
 from ..config import Settings, section, setting
-from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.sets.imagenet import SUBSETS
 from ..experiment import Experiment, Here, Row, Stage, Study
@@ -60,7 +59,7 @@ def expert_accuracy(pool: Pool, learned: SyntheticSet, normal: Statistics) -> fl
     Source: Figure 3c.
     """
     images, labels = learned.decoded()
-    net, x = pool.net.to(images.device).eval(), normalise(images, *normal)
+    net, x = pool.net.to(images.device).eval(), standardised(images, normal)
     shares = [percent_right(set_middle(net, pool, k, 0.0)(x).logits, labels) for k in range(len(pool))]
     return sum(shares) / len(pool)
 
@@ -75,7 +74,7 @@ def class_means(net: nn.Module, images: Tensor, labels: Tensor, classes: int, no
 
     The images are bytes, or floats in [0, 1].
     """
-    features = predict(net, images, transform=lambda x: normalise(x, *normal))[1].float()
+    features = predict(net, images, transform=lambda x: standardised(x, normal))[1].float()
     sums = features.new_zeros(classes, features.shape[1]).index_add_(0, labels, features)
     return sums / labels.bincount(minlength=classes)[:, None]
 
@@ -112,7 +111,7 @@ def gaps_while_training(real: ImageSet, sets: Mapping[str, SyntheticSet], protoc
     return rows
 
 # %% ../../nbs/papers/dance.ipynb #d0f8ef12
-ALIKE = {"strategy": "color_crop_cutout", "rule": "idc"}
+ALIKE = {"strategy": "color_crop_cutout", "rule": "idc", "space": "unit"}
 METHODS: dict[str, tuple[str, str, dict]] = {
     "Random": ("random", "", {}), "Herding": ("herding", "", {}),
     "K-Center": ("k_center", "", {}), "Mosaic": ("mosaic", "", {}),

@@ -241,7 +241,8 @@ def learned(config: Config, method: str, images: Images, ipc: int, seed: int, **
 # %% ../../nbs/papers/m3d.ipynb #5c5164b1
 def dm_like_m3d(config: Config, images: Images, ipc: int, seed: int) -> LearnedSet:
     """DM in M3D's pipeline."""
-    return learned(config, "dm", images, ipc, seed, factor=config.sets.factor, strategy="color_crop_cutout", rule="idc")
+    alike = {"factor": config.sets.factor, "strategy": "color_crop_cutout", "rule": "idc", "space": "unit"}
+    return learned(config, "dm", images, ipc, seed, **alike)
 
 # %% ../../nbs/papers/m3d.ipynb #61ef14b3
 def score_for(config: Config, images: Images, condensed: CondensedSet | None, network: str = "",
@@ -425,7 +426,7 @@ def study_row(config: Config, table: str, method: str, stage: Stage, measure: Me
 def cost_sets(config: Config, seed: int) -> dict[str, LearnedSet]:
     """Sets whose cost is counted; for DC and DSA with two steps of the pixels for each network."""
     ipc, images, published = config.studies.cost_ipc, images_of(config), inner_for(config.studies.cost_ipc)
-    inner = Inner(2, 2 * published.steps * (published.rounds - 1) // published.rounds)
+    inner = Inner(2, 2 * published.epochs * (published.rounds - 1) // published.rounds)
     matched = {name: replace(condensed, settings=replace(condensed.settings, lr=0.1, classes_at_once=1))
                for name, condensed in zip(("DM", "M3D"), rivals(config, seed, ipc))}
     gradient = partial(learned, config, images=images, ipc=ipc, seed=seed, inner=inner, lr=0.1)
