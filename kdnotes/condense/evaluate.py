@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .matching import Network, Statistics, called, fresh, standardised, statistics
+from .matching import Network, Statistics, called, fresh, shares, standardised, statistics
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.siamese import cutmix, parse, siamese
@@ -151,7 +151,11 @@ class OneByOne(nn.Module):
 
     def forward(self, x: Tensor, shared: bool = False) -> Tensor:
         _check_stack("OneByOne", x, len(self.nets), shared)
-        return torch.stack([net(x if shared else x[e]).logits for e, net in enumerate(self.nets)])
+        return torch.stack([self.logits(net, x if shared else x[e]) for e, net in enumerate(self.nets)])
+
+    def logits(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Those of one network for images `(B, C, H, H)`, in parts that suit the device (see `shares`)."""
+        return torch.cat([net(part).logits for part in shares(net, x)])
 
 # %% ../../nbs/condense/evaluate.ipynb #7a3bc7cd
 class Together(nn.Module):
