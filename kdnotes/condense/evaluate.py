@@ -324,6 +324,10 @@ def evaluate(
             f"{len(images)} images {tuple(images.shape[1:])} with {len(labels)} labels up to {int(labels.max())}; "
             f"expected images {test.shape} of {len(test.classes)} classes"
         )
+    if bounded and images.is_floating_point() and not (images.min() >= -1e-4 and images.max() <= 1 + 1e-4):
+        low, high = float(images.min()), float(images.max())
+        raise ValueError(f"images are from {low:g} to {high:g}; expected bytes or floats "
+                         "in [0, 1], or bounded=False for the pixels that DM, DC, DSA and IDM learn")
     contest = Contest(
         images.detach(),
         as_labels("evaluate", labels, len(images), len(test.classes)),

@@ -138,3 +138,14 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch):
             gradients.append([p.grad.clone() for p in net.parameters()])
         assert seen == ([10, 2, 2, 2, 2, 2] if norm == "instance" else [10, 10])
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-5)
+
+
+def test_pixels_outside_the_unit_are_those_of_a_learned_set():
+    real, net = toy(), {"network": "convnet1", "options": {"width": 4}}
+    wide, labels = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2, torch.arange(3).repeat(2)
+    call = {"protocol": Protocol(epochs=1, looks=1), "repeats": 1, "workers": 1, "normal": NORMAL, **net}
+    with pytest.raises(ValueError, match="bounded=False for the pixels that DM, DC, DSA and IDM learn"):
+        evaluate(wide, labels, real, **call)
+    assert len(evaluate(wide, labels, real, bounded=False, **call)) == 1
+    plain = real.images / 255
+    assert evaluate(plain, real.labels, real, bounded=False, **call) == evaluate(plain, real.labels, real, **call)
