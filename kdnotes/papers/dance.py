@@ -223,11 +223,11 @@ LARGE = {
     "rate_aligned": 0.1, "rate_calibrated": 0.1, "gap_images": 200,
 }
 CPU = {
-    "network": "convnet3:32", "iterations": 200, "steps": 600, "judge_lr": 0.03, "real_batch": 32, "ipcs": (1, 10),
-    "ipc": 10, "experts": 3, "expert_epochs": 3, "expert_lr": 0.05, "points": 5, "gap_epochs": 3, "cost_steps": 2,
+    "network": "convnet3:32", "iterations": 100, "steps": 400, "judge_lr": 0.03, "real_batch": 32, "ipcs": (1,),
+    "ipc": 1, "experts": 3, "expert_epochs": 3, "expert_lr": 0.05, "points": 5, "gap_epochs": 3, "cost_steps": 2,
     "methods": ("Random", "Herding", "Mosaic", "DM", "DM, same f", "DANCE"), "seeds": (0, 1, 2, 3, 4),
     "train_size": 1000, "rate_dance": 0.02, "rate_aligned": 0.03, "rate_calibrated": 0.03, "full_epochs": 3,
-    "cross": (), "budgets": (0.25, 4.0), "judging.looks": 2,
+    "cross": (), "budgets": (0.25,), "judging.looks": 2, "epochs": 0, "expert_batch": 64,
 }
 
 # %% ../../nbs/papers/dance.ipynb #9cbe8ff6
@@ -240,8 +240,8 @@ Config.PROFILES = {
     },
     "demo": {"seeds": (0, 1, 2, 3, 4), "budgets": (0.25,)},
     "real": FULL | {
-        "dataset": "fashion_mnist", "iterations": 2000, "expert_epochs": 15, "expert_batch": 128, "expert_lr": 0.02,
-        "epochs": 500, "steps": 0, "gap_epochs": 20, "rate_dance": 0.01, "rate_aligned": 0.01, "rate_calibrated": 0.01,
+        "dataset": "cifar10", "ipcs": (1, 10), "iterations": 2000, "expert_epochs": 15, "expert_batch": 128,
+        "expert_lr": 0.02, "epochs": 500, "steps": 0, "gap_epochs": 20, "rate_dance": 0.01, "rate_aligned": 0.01, "rate_calibrated": 0.01,
         "budgets": (0.2, 3.0),
     },
     "paper": FULL | PUBLISHED | {"dataset": "cifar10"},
@@ -249,8 +249,8 @@ Config.PROFILES = {
 DIGITS = {"size": 0, "factor": 1, "rate_dm_f": 0.09,                                # half of 8 pixels show no digit
           "methods": ("Random", "Herding", "DM", "DM, same f", "DANCE")}
 Config.DATASETS = {
-    ("demo", "digits"): DIGITS, ("real", "cifar10"): {"ipcs": (1, 10)}, ("paper", "tinyimagenet"): {"size": 64},
-    ("real", "mnist"): CPU, **{("paper", name): LARGE for name in SUBSETS},
+    ("demo", "digits"): DIGITS, ("paper", "tinyimagenet"): {"size": 64},
+    ("real", "mnist"): CPU, ("real", "fashion_mnist"): CPU, **{("paper", name): LARGE for name in SUBSETS},
 }
 
 # %% ../../nbs/papers/dance.ipynb #c2be0a56

@@ -178,11 +178,11 @@ GPU = {
     "looks": 6, "rate_sets": 3, "ipcs": (1, 10, 50), "gradient_ipcs": (1,), "expert_lr": 0.01,
 }
 CPU = {
-    "network": "convnet3:32", "at_once": 0, "iterations": 200, "steps": 600, "tune_steps": 200, "real_batch": 32,
-    "ipcs": (1, 10), "factors": (1, 2), "intervals": (), "kernels": ("linear", "gaussian"), "others": (),
-    "cross": (), "gradient_ipcs": (), "seeds": (0, 1, 2, 3, 4), "full_epochs": 1, "expert_epochs": 1, "looks": 2,
-    "rates_gaussian": (0.1, 0.4), "rates_linear": (0.01, 0.04), "judge_lr": 0.03, "held_out": 0.02, "rate_sets": 0,
-    "cost_ipc": 1, "cost_steps": 3, "per_class": 1000, "budgets": (0.25, 4.0),
+    "network": "convnet3:32", "at_once": 0, "iterations": 100, "steps": 400, "tune_steps": 150, "real_batch": 32,
+    "ipcs": (1,), "study_ipc": 1, "factors": (1, 2), "intervals": (), "kernels": (), "others": (), "cross": (),
+    "gradient_ipcs": (), "seeds": SEVEN, "full_epochs": 1, "expert_epochs": 1, "looks": 2, "per_class": 1000,
+    "rates_gaussian": (0.1, 0.4), "rates_linear": (0.01, 0.04), "judge_lr": 0.03, "held_out": 0.1, "rate_sets": 0,
+    "cost_ipc": 1, "cost_steps": 3, "budgets": (0.25,),
 }
 Config.PROFILES = {
     "smoke": {

@@ -231,6 +231,14 @@ def test_every_row_and_claim_is_planned():
     assert {made.factor for made in sets if made.method in ("dance", "mosaic")} == {config.sets.factor}
 
 
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
+def test_the_form_for_a_cpu_judges_for_300_epochs_or_more(dataset):
+    """At 28 pixels: stored sets of one image a class, by two networks at least, several sets."""
+    config = Config.profile("real", dataset=dataset)
+    score = dance.score_for(config, dance.set_of(config, "DANCE", 1, 0))
+    assert score.schedule(dataset, 40).epochs >= 300 and score.repeats >= 2 and len(config.seeds) >= 5 and config.sets.size == 0
+
+
 def test_a_set_is_monitored_where_the_figures_look_and_costs_what_it_costs_unseen():
     config = Config.profile("demo")
     watched, unseen = dance.set_of(config, "DM", 1, 0), dance.set_of(config, "DM", 10, 0)
