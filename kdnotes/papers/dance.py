@@ -241,7 +241,8 @@ Config.PROFILES = {
     "demo": {"seeds": (0, 1, 2, 3, 4), "budgets": (0.25,)},
     "real": FULL | {
         "dataset": "cifar10", "ipcs": (1, 10), "iterations": 2000, "expert_epochs": 15, "expert_batch": 128,
-        "expert_lr": 0.02, "epochs": 500, "steps": 0, "gap_epochs": 20, "rate_dance": 0.01, "rate_aligned": 0.01, "rate_calibrated": 0.01,
+        "expert_lr": 0.02, "epochs": 500,
+        "steps": 0, "gap_epochs": 20, "rate_dance": 0.01, "rate_aligned": 0.01, "rate_calibrated": 0.01,
         "budgets": (0.2, 3.0),
     },
     "paper": FULL | PUBLISHED | {"dataset": "cifar10"},
