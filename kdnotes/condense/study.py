@@ -489,7 +489,7 @@ class Judging:
 
     judge: str = setting("", "paper", "network; none: the one that was looked through", check=check_judge)
     epochs: int = setting(0, "code", "at most; 0: as published, 1,500 but for images of 128 pixels", at_least=0)
-    steps: int = setting(150, "scale", "at most; 0: no limit (code)", at_least=0)
+    steps: int = setting(120, "scale", "at most; 0: no limit (code)", at_least=0)
     batch_size: int = setting(64, "code", "of the training", at_least=1)
     judge_lr: float = setting(0.03, "scale", "0.01 (code); more for few steps", above=0)
     cutmix: float = setting(0.5, "code", "probability of a batch", at_least=0, at_most=1)
