@@ -326,6 +326,11 @@ DATA: dict[str, Callable[[World], object]] = {
     "alignment.landmarks": rows(68, 2), "alignment.source": rows(8, 2), "alignment.target": lambda w: w.floats(8, 2) + 1, "alignment.points": rows(5, 2), "alignment.frames": lambda w: w.bytes(3, 16, 16), "alignment.M": lambda w: torch.eye(2, 3) + 0.01 * w.floats(2, 3),
     "facecrops.found": lambda w: list(w.floats(1, 68, 2)), "facecrops.files": value({}), "facecrops.left_out": value({}), "facecrops.paths": value(()), "facecrops.recipe": value("none"), "facecrops.landmarks": value(None), "facecrops.workers": value(1), "facecrops.clip_starts.frames": value(40), "facecrops.length": value(8),
     "facecrops.Cropping.size": value(150), "facecrops.root": lambda w: Path("kept").absolute(),
+    "videosurvey.records": value(()), "videosurvey.facts": value(()), "videosurvey.layout": value(""), "videosurvey.folder": lambda w: str(Path("nowhere").absolute()),
+    # animated photographs
+    **{f"photoclips.{name}": lambda w: _module("data.photoclips").drawn_portraits(12, size=32) for name in ("portraits", "Portraits.self")}, "photoclips.Portraits.images": lambda w: w.bytes(3, 16, 16), "photoclips.Portraits.landmarks": lambda w: 3 * w.floats(68, 2) + 8, "photoclips.Portraits.people": labels(),
+    "photoclips.points": lambda w: _face_shape() + 0.01 * w.floats(68, 2), "photoclips.at": fixed(7, 2), "photoclips.controls": lambda w: _face_shape()[:8] + 0.01 * w.floats(8, 2), "photoclips.values": rows(8, 2), "photoclips.source": lambda w: w.unit(3, 8, 8), "photoclips.target": lambda w: w.unit(3, 8, 8), "photoclips.weight": lambda w: w.unit(1, 8, 8),
+    "photoclips.size": value(16), "photoclips.counts": value({"real": 1, "DF": 1}), "photoclips.frames": value(2), "photoclips.people": value(2), "photoclips.Portraits.take.rows": value(slice(0, 2)),
     # perturb
     "perturb.x": lambda w: w.unit(2, 3, 12, 12), "perturb.compress_h264.x": lambda w: w.bytes(2, 3, 16, 16), "perturb.s": value(0.4), "perturb.k": value(0.6), "perturb.variance": value(0.001), "perturb.count": value(2), "perturb.side": value(4), "perturb.sigma": value(1.0),
     "perturb.radius": value(2), "perturb.height": value(6), "perturb.width": value(5), "perturb.n": value(8), "perturb.crf": value(30.0), "perturb.perturb.name": value("block"), "perturb.level": value(2),
@@ -583,6 +588,11 @@ def _advanced(w: World):
 
 
 
+def _face_shape() -> Tensor:
+    """Sixty-eight landmarks in units of a picture's side."""
+    return (_module("data.alignment").mean_face() / 256).float()
+
+
 def face_points(w: World) -> Tensor:
     """Landmarks of drawn faces of 32 pixels, one a row."""
     points = _module("data.faces").render(codes("IDENTITY")(World(N, True, name="points")), 0.5 + 0 * codes("NUISANCE")(World(N)), 32)[1]
@@ -782,6 +792,8 @@ ELSEWHERE: dict[str, str] = {
     "models.classifiers.alone": "of any network, whose own refusals it passes on: tests/models/test_sight.py",
     "data.perturb.compress_h264": "needs an encoder: tests/data/test_perturb.py",
     **{f"data.videos.{name}": "needs an encoder: tests/data/test_videos.py" for name in "pyav write_video recoded Video".split()},
+    "models.recognisers.find_faces": "needs dlib: tests/models/test_recognisers.py",
+    **{f"data.clips.{name}": "a step of toytalk and photoclips: tests/data/test_clips.py" for name in "box_blur fingerprinted".split()},
     **{f"data.{name}": "of videos on disk: tests/data/test_videos.py" for name in "facecrops.FaceCrops facecrops.FaceCrops.crops facecrops.FaceCrops.fps facecrops.NoSingleFace sets.videos.Opened".split()},
     "privacy.accounting.Ledger": "it counts what the house spends: tests/privacy/test_accounting.py",
     "privacy.accounting.Entry": "a row of a ledger",
