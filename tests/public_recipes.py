@@ -540,7 +540,7 @@ def queue(w: World):
 
 
 def queueing(w: World):
-    return _module("condense.model_queue").Queueing(2, 1, 1, 1, 4, strategy="flip")
+    return _module("condense.model_queue").Queueing(2, 1, 1, 1, 1, 4)
 
 
 def member(w: World):
@@ -561,7 +561,7 @@ CONDENSE: dict[str, Callable[[World], object]] = {
     "images": images, "labels": labels(), "real": two_of_each, "test": image_set, "net": plain_network, "model": lambda w: _module("condense.evaluate").OneByOne([plain_network(w)]), "nets": lambda w: [plain_network(w)], "network": value("convnet1"),
     "options": value({"width": 4}), "protocol": protocol, "normal": normal, "fabric": fabric, "seeds": value([0]), "precision": value("fp32"), "workers": value(1), "settings": settings, "synthetic": synthetic_set, "classes": value(CLASSES), "shape": value((3, 8, 8)),
     "passes": passes, "run": run, "pool": pool, "iteration": value(1), "generator": lambda w: w.generator(), "features": rows(4), "ipc": value(1), "count": value(1), "factor": value(1), "x": images, "root": lambda w: Path("cache").absolute(), "learned": by_class, "seen": by_class,
-    "k": value(0), "number": value(0), "step": value(0), "turn": value(0), "side": value(8), "every": value(1), "checkpoint": value(None), "inner": lambda w: _module("condense.gradients").Inner(1, 1), "lr": value(0.1), "steps": value(1), "plan": queueing,
+    "k": value(0), "number": value(0), "step": value(0), "gradients.epochs": value(1), "gradients.batch_size": value(4), "model_queue.weight": value(0.5), "model_queue.real_batch": value(2), "turn": value(0), "side": value(8), "every": value(1), "checkpoint": value(None), "inner": lambda w: _module("condense.gradients").Inner(1, 1), "lr": value(0.1), "steps": value(1), "plan": queueing,
     "evaluate.rounds": rounds, "evaluate.rows": lambda w: torch.arange(w.rows), "evaluate.logits": lambda w: w.floats(CLASSES)[None], "evaluate.batch": lambda w: {"labels": w.labels()[None], "partners": w.labels().flip(0)[None], "lam": torch.tensor([0.7])}, "evaluate.OneByOne.forward.x": lambda w: images(w)[None],
     "evaluate.Together.forward.x": lambda w: images(w)[None], "evaluate.epoch": value(1), "evaluate.contest": lambda w: _module("condense.evaluate").Contest(images(w), w.labels(), image_set(w), protocol(w), "convnet1", {"width": 4}, normal(w)), "evaluate.repeats": value(1), "evaluate.name": value("digits"),
     "evaluate.fresh.options": value({"width": 4}), "evaluate.callbacks": value(()), "evaluate.Looks.rows": lambda w: [],

@@ -152,10 +152,10 @@ CASES = {
          "point_steps": 50, "factors": (2,), "every": 2, "seeds": (1,)},
         {"expert_epochs": 2, "learning.network": "convnet2:8", "per_class": 16}, {"per_class": 0}, put_images, condensing),
     "dance": Case(
-        {"rate_dance": 1.0, "networks.epochs": 30}, "kdnotes.condense.experts.calibration", ("DANCE",), is_expert,
-        {"iterations": 4, "real_batch": 7, "rate_dance": 0.1, "networks.epochs": 3, "looks": 2, "gap_epochs": 2, "middle_images": 40, "cost_steps": 2,
-         "others": (), "grid": (1.0,), "seeds": (1,)},
-        {"expert_epochs": 3, "expert_lr": 0.1, "expert_batch": 32, "learning.network": "convnet2:8", "train_size": 30}, {"train_size": 0, "rate_dance": 1.0, "networks.epochs": 30}, put_images,
+        {"rate_dance": 1.0, "judging.steps": 30}, "kdnotes.condense.experts.calibration", ("DANCE",), is_expert,
+        {"iterations": 4, "real_batch": 7, "rate_dance": 0.1, "judging.steps": 3, "points": 2, "gap_epochs": 2, "middle_images": 40, "cost_steps": 2,
+         "cross": (), "grid": (1.0,), "seeds": (1,)},
+        {"expert_epochs": 3, "expert_lr": 0.1, "expert_batch": 32, "learning.network": "convnet2:8", "train_size": 30}, {"train_size": 0, "rate_dance": 1.0, "judging.steps": 30}, put_images,
         condensing),
 }
 
