@@ -282,11 +282,11 @@ class Config(Settings):
 
 
 EVERYTHING = (*RIVALS, *CONTROLS, *OURS)
-ORL = {"kinds": SHAPES, "people": (20, 19), "images.pairs": 600, "methods": EVERYTHING, "held": 2,
-       "seeds": (0, 1, 2, 3, 4), "depths": (10,),
-       "networks": {"encoder": (24, 48, 72), "blocks": 3, "teacher": "smallface:32-64-128:64", "depth": 14,
-                    "widths": (64, 64, 96, 96)},
-       "training": {"teacher_steps": 400, "boxes_steps": 150, "masks_steps": 200, "steps": 150, "batch_size": 64,
+ORL = {"kinds": SHAPES, "people": (20, 19), "images.pairs": 600, "held": 2, "seeds": (0, 1, 2, 3, 4), "depths": (10,),
+       "methods": tuple(method for method in EVERYTHING if method != "joint finetune"),
+       "networks": {"encoder": (16, 32, 64), "blocks": 3, "teacher": "smallface:32-64-128:64", "depth": 14,
+                    "widths": (48, 64, 96, 96)},
+       "training": {"teacher_steps": 300, "boxes_steps": 150, "masks_steps": 200, "steps": 120, "batch_size": 48,
                     "views": 12}}
 LFW = {"shapes": tuple(kind for kind in KINDS if kind != "N95"), "unseen": "N95", "kinds": ("N95", "surgical", "gas"),
        "people": (298, 963), "seeds": (0, 1), "held": 2,
@@ -781,19 +781,20 @@ def inpainted(painter: Painting, x: Tensor, m: Tensor, prior: nn.Module | None =
 
 @dataclass(frozen=True)
 class Worn(Stage):
-    """The judged pictures (or, at `which` 1, the known ones) behind masks that `seed` draws, the same for everyone:
-    `images` `(N, C, H, W)` in [0, 1] and the `map`. Without a `wear` they are bare.
+    """The judged pictures (or, at `which` 1, the known ones) behind masks that `seed` draws, the same for everyone, or
+    `bare`: `images` `(N, C, H, W)` in [0, 1] and the `map`.
     """
 
     people: Data
-    wear: Wear | None = None
+    wear: Wear
     seed: int = 0
     which: int = 0
+    bare: bool = False
 
     def build(self, parents: Mapping[str, object], here: Here, checkpoint: Path) -> dict[str, Tensor]:
         images = list(pieces(here.read(self.people), ImageSet))[self.which].images
         x = to_float(images)
-        if self.wear is None:
+        if self.bare:
             return {"images": x, "map": torch.zeros_like(x[:, :1])}
         put, found = self.wear.ready(replace(here, device_name="cpu"), x.shape[-1], self.which), []
         for rows in torch.arange(len(x)).split(256):
@@ -941,7 +942,7 @@ class Cast:
     def worn(self, kind: str, seed: int, size: int = 0, which: int = 0) -> Worn:
         """The judged pictures behind masks of a `kind`; "": bare."""
         people = replace(self.test, size=size or self.test.size)
-        return Worn(people, self.wear(kind, part="test"), seed, which) if kind else Worn(people)
+        return Worn(people, self.wear(kind or self.unseen, part="test"), seed, which, bare=not kind)
 
     def seen(self, network: Network | Targets, kind: str, seed: int, look: str = "", painter: Painter | None = None,
              size: int = 0) -> Seen:
