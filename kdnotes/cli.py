@@ -4,8 +4,8 @@
 __all__ = ['NAMED', 'DATA_ROOT', 'Parser', 'options', 'meant', 'refusals', 'given_parameters', 'data_environment', 'plan_runs',
            'open_pool', 'run', 'say', 'terminable', 'show_papers', 'count_runs', 'show_paper', 'expected_times', 'why',
            'verify', 'remove_empty', 'show_data', 'add_data', 'check_data', 'get_data', 'report', 'results', 'bench',
-           'add_run', 'add_machines', 'number', 'add_folders', 'add_data_commands', 'add_split_options', 'share',
-           'add_others', 'build_parser', 'main']
+           'measure_device', 'add_run', 'add_machines', 'number', 'add_folders', 'add_data_commands',
+           'add_split_options', 'share', 'add_others', 'build_parser', 'main']
 
 # %% ../nbs/cli.ipynb #c9eb7efe
 import argparse
@@ -311,15 +311,32 @@ def results(args: argparse.Namespace) -> int:
 
 # %% ../nbs/cli.ipynb #c0d19f85
 def bench(args: argparse.Namespace) -> int:
-    """Run the benchmarks of the checkout and print their ratios."""
+    """Run the benchmarks of the checkout and print their ratios; with --device, measure the package on that device."""
     from kdnotes.batch.plan import checkout_folder
 
     with refusals("kdnotes bench"):
         folder = checkout_folder("benchmarks")
         if folder is None:
             raise FileNotFoundError("no benchmarks here: they come with a clone of the repository; run there")
+        if args.device is not None:
+            return measure_device(args, folder)
         files = sorted(map(str, folder.glob("bench_*.py")))
     return int(subprocess.run([sys.executable, "-m", "pytest", "-s", *files, *args.rest], check=False).returncode != 0)
+
+
+def measure_device(args: argparse.Namespace, folder: Path) -> int:
+    """`kdnotes bench --device NAME`: one sheet of numbers, each written as soon as it is measured."""
+    from kdnotes.batch.measure import measure
+    from kdnotes.runtime import pick_device
+
+    if args.rest:
+        raise ValueError(f"unrecognized arguments: {' '.join(args.rest)}; with --device no option goes to pytest")
+    device = pick_device(args.device)
+    kind = "gpu" if device.type == "cuda" else device.type
+    out = Path(args.out) if args.out else folder.parent / "results" / kind / "bench.csv"
+    measure(str(device), out, folder, args.minutes)
+    print(f"written to {out}")
+    return 0
 
 # %% ../nbs/cli.ipynb #feea1f78
 def add_run(commands: Any) -> None:
@@ -429,7 +446,11 @@ def add_others(commands: Any) -> None:
     evidence = "folders of finished runs on real data, for results/<device>/<slug>/<data set>/"
     commands.choices["results"].add_argument("evidence", nargs="*", metavar="RUN", help=evidence)
     about = f"{bench.__doc__} Other options go to pytest."
-    commands.add_parser("bench", help="run the benchmarks", description=about).set_defaults(command=bench)
+    measured = commands.add_parser("bench", help="run the benchmarks", description=about)
+    measured.set_defaults(command=bench)
+    measured.add_argument("--device", help="measure losses, matching, smoke runs and ratios on auto, cpu, cuda ...")
+    measured.add_argument("--minutes", type=float, default=8.0, help="for how long, with --device (default: 8)")
+    measured.add_argument("--out", metavar="FILE", help="the CSV file (default: results/<gpu or cpu>/bench.csv)")
 
 # %% ../nbs/cli.ipynb #5c26df78
 def build_parser() -> Parser:

@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['Schedule', 'LOOK', 'Step', 'constant', 'multistep', 'cosine', 'one_cycle', 'History', 'term_names', 'Terms', 'guard',
            'state_of', 'set_state', 'check_parts', 'as_text', 'part_plan', 'Reached', 'differences', 'write_checkpoint',
-           'read_checkpoint', 'check_kept', 'Loop', 'average_gradients', 'SharedBatchNorm', 'shared_batch_norm',
-           'gather', 'remaining', 'to_device', 'content_of', 'batches_plan', 'borrowed', 'check_training', 'fit',
-           'predict']
+           'read_checkpoint', 'check_kept', 'Loop', 'Average', 'average_gradients', 'SharedBatchNorm',
+           'shared_batch_norm', 'gather', 'remaining', 'to_device', 'content_of', 'batches_plan', 'borrowed',
+           'check_training', 'fit', 'predict']
 
 # %% ../nbs/train.ipynb #086bdd84
 import hashlib
@@ -536,6 +536,43 @@ class Loop:
             write_checkpoint(self.checkpoint, content)
         except (OSError, ValueError) as error:
             return error
+
+# %% ../nbs/train.ipynb #3bfbcfb1
+class Average:
+    """An exponential moving average of everything in the state of a `network`, a part of `Loop`: call `update()` after
+    each step of the optimiser. `weights` are the averages by name.
+
+    `decay` in [0, 1); with `warmup` at most (1 + n) / (10 + n) in update n, from 1. What is not floating point, such as
+    a counter, is taken as it is. A state of another decay is a ValueError.
+    """
+
+    def __init__(self, network: nn.Module, decay: float, warmup: bool = False):
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay!r}; give a number from 0 to below 1, such as 0.999")
+        self.network, self.decay, self.warmup, self.updates = network, decay, warmup, 0
+        self.weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move every average towards the network as it is now."""
+        self.updates += 1
+        slow = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        for name, value in self.network.state_dict().items():
+            mean = self.weights[name]
+            mean.lerp_(value.to(mean), 1 - slow) if mean.is_floating_point() else mean.copy_(value)
+
+    def state_dict(self) -> dict[str, object]:
+        """The averages, the number of updates, and how they were made."""
+        return {"decay": self.decay, "warmup": self.warmup, "updates": self.updates, "weights": dict(self.weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        own, theirs = (self.decay, self.warmup), (state["decay"], state["warmup"])
+        if own != theirs:
+            raise ValueError(f"an average with (decay, warmup) = {theirs} in the file, {own} asked; give the same")
+        self.updates = state["updates"]
+        for name, mean in self.weights.items():
+            mean.copy_(state["weights"][name])
 
 # %% ../nbs/train.ipynb #620c0a85
 def _average(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdnotes.data.batches import Batches, PictureBatches
 from kdnotes.data.pictures import ClassFolder
 from kdnotes.runtime import fingerprint, make_fabric, make_generator, seed_everything
-from kdnotes.train import History, Loop, SharedBatchNorm, batches_plan, constant, cosine, fit, multistep, one_cycle, predict
+from kdnotes.train import Average, History, Loop, SharedBatchNorm, batches_plan, constant, cosine, fit, multistep, one_cycle, predict
 
 FABRIC = make_fabric("cpu", "fp32")
 
@@ -707,3 +707,60 @@ def test_frozen_parts_stay_in_evaluation_mode_while_the_rest_learns():
 
     fit(model, batches(), step, optimizer=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1), epochs=2, fabric=FABRIC)
     assert set(seen) == {(True, False)} and torch.equal(model.body[2].running_mean, before) and not torch.equal(model.fc.weight, weight)
+
+
+# --- the average over a training ---
+
+def averaged(steps: int, checkpoint: Path | None = None, cut: int = 0, decay: float | None = 0.9) -> tuple[nn.Module, Average | None]:
+    """A few steps of a network with batch norm, beside its average; they break off before step `cut`."""
+    model = net().train()
+    average = None if decay is None else Average(model, decay, warmup=True)
+    optimizer, draws = torch.optim.Adam(model.parameters(), 0.01), make_generator(0, "draws")
+    seed_everything(1)                                            # dropout
+
+    def step(n: int) -> dict[str, Tensor]:
+        loss = model(torch.randn(8, 1, 6, 6, generator=draws)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if average is not None:
+            average.update()
+        return {"loss": loss}
+
+    def cut_off(n: int) -> dict[str, Tensor]:
+        if cut and n == cut:
+            raise KeyboardInterrupt
+        return step(n)
+
+    parts = {"model": model, "optimizer": optimizer, "draws": draws} | ({} if average is None else {"average": average})
+    Loop(cut_off, steps, parts, code=(step,), checkpoint=checkpoint, every=3).run()
+    return model, average
+
+
+def test_an_average_is_the_sum_of_its_formula_and_counters_are_taken_as_they_are():
+    model = nn.BatchNorm1d(3)
+    average, expected = Average(model, 0.9), model.weight.detach().double()
+    for n in range(5):
+        with torch.no_grad():
+            model.weight.fill_(float(n)), model.num_batches_tracked.fill_(n)
+        average.update()
+        expected = 0.9 * expected + 0.1 * n
+    assert torch.allclose(average.weights["weight"].double(), expected, atol=1e-6) and int(average.weights["num_batches_tracked"]) == 4
+    still = average.weights["bias"].clone()
+    average.update()
+    assert average.weights["bias"].equal(still), "what does not move stays bit for bit"
+
+
+def test_an_average_changes_no_number_of_the_training_and_survives_a_kill(tmp_path):
+    alone, _ = averaged(10, decay=None)
+    model, average = averaged(10)
+    assert all(a.equal(b) for a, b in zip(alone.state_dict().values(), model.state_dict().values()))
+    with pytest.raises(KeyboardInterrupt):
+        averaged(10, tmp_path / "a.pt", cut=8)
+    again, resumed = averaged(10, tmp_path / "a.pt")
+    assert all(a.equal(b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    assert average.updates == resumed.updates == 10 and all(average.weights[name].equal(mean) for name, mean in resumed.weights.items())
+    with pytest.raises(ValueError, match="decay, warmup"):
+        averaged(10, tmp_path / "a.pt", decay=0.5)
+    with pytest.raises(ValueError, match="give a number from 0 to below 1"):
+        Average(model, 1.0)

@@ -19,7 +19,8 @@ from ..runtime import make_generator
 @dataclass(frozen=True, eq=False)
 class ClipSet:
     """Face clips: `clips` uint8 `(N, T, 3, H, W)`, `labels` int64 `(N,)` with 1 = forged, the `kinds` that made them,
-    and the numbers of the people shown, `identities`, and put in, `donors` (-1 in a real clip), int64 `(N,)`.
+    and the numbers of the people shown, `identities`, and put in, `donors` (-1 in a real clip), int64 `(N,)`;
+    `videos`, the number of the video that each clip was cut from (None: each is one of its own).
     """
 
     clips: Tensor
@@ -28,13 +29,16 @@ class ClipSet:
     identities: Tensor
     donors: Tensor
     name: str = "clips"
+    videos: Tensor | None = None
 
     def __post_init__(self) -> None:
         x = self.clips
         if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 5 or x.shape[2] != 3 or 0 in x.shape[1:]:
             given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise ValueError(f"clips of {self.name!r} are {given}; expected uint8 (N, T, 3, H, W), no side empty")
-        for name in ("labels", "identities", "donors"):
+        if self.videos is None:
+            object.__setattr__(self, "videos", torch.arange(len(x), device=x.device))
+        for name in ("labels", "identities", "donors", "videos"):
             given = as_labels(f"clips of {self.name!r}", getattr(self, name), len(x), 2 if name == "labels" else None,
                               name, None if name != "labels" else 0)
             object.__setattr__(self, name, given)
@@ -50,7 +54,7 @@ class ClipSet:
         where = torch.arange(len(self))[index if isinstance(index, slice) else index.cpu()].reshape(-1)
         at = where.to(self.clips.device)
         return ClipSet(self.clips[at], self.labels[at], tuple(self.kinds[i] for i in where.tolist()),
-                       self.identities[at], self.donors[at], self.name)
+                       self.identities[at], self.donors[at], self.name, self.videos[at])
 
     def of(self, *kinds: str) -> "ClipSet":
         """The clips of some `kinds`; ValueError for a kind that is not there."""

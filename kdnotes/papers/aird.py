@@ -7,9 +7,10 @@ __all__ = ['RELATIONS', 'BASELINES', 'PARTS_OF_AIRD', 'BOTH', 'TASKS', 'RESNET',
            'METRICS', 'MAIN', 'TABLES', 'PLAIN', 'ADAPTED', 'GAP', 'instance_loss', 'relation_loss', 'Mapped',
            'Instance', 'Relation', 'relation', 'recipes', 'variants', 'Look', 'Images', 'Protocol', 'Networks',
            'Losses', 'Training', 'Config', 'contradictions_of_people', 'contradictions_of_images', 'faces_of',
-           'task_of', 'students_of', 'seen', 'verified', 'identified', 'classified', 'met', 'row', 'main_table',
-           'student_table', 'ablation_tables', 'adaptation_tables', 'resolution_table', 'native_table', 'rows', 'run',
-           'side', 'on_faces', 'distillation_claims', 'adaptation_claims', 'native_claims', 'closed_claims', 'claims']
+           'task_of', 'students_of', 'with_mirror', 'seen', 'verified', 'identified', 'classified', 'met', 'row',
+           'adapts', 'main_table', 'student_table', 'ablation_tables', 'adaptation_tables', 'resolution_table',
+           'held_out_table', 'native_table', 'rows', 'run', 'side', 'on_faces', 'distillation_claims',
+           'adaptation_claims', 'native_claims', 'closed_claims', 'claims']
 
 # %% ../../nbs/papers/aird.ipynb #e2518a93
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from ..config import Settings, section, setting, unknown_name
 from ..crossres import Head, Network, Optimisation, Pictures, Share, Task, Taught, Unaided, Views
@@ -37,7 +39,7 @@ from ..metrics.classify import accuracy
 from ..metrics.verify import by_first_picture, verification
 from ..models.classifiers import Prediction
 from ..models.testtime import ADAPTATIONS, Adapting, adapted, arrival
-from ..models.written import parse_recogniser
+from ..models.written import outsider_side, parse_recogniser, parse_teacher
 from ..recipes import DistancesAndAngles, Recipe, RelationalContrast, Term, recipe
 from ..results import Claim, Results
 from ..runtime import make_generator
@@ -145,6 +147,7 @@ class Look(Adapting):
     low: int = 0                 # pixels a side, 0 = the high resolution
     mode: str = "area"           # kernel of the degradation
     shift: str = "clean"         # a key of SHIFTS; "none": images of the people of the training
+    mirror: bool = False         # a face is embedded by the mean of itself and its mirror image
 
 # %% ../../nbs/papers/aird.ipynb #5bb6a65c
 TASKS = ("open", "native", "closed")
@@ -180,11 +183,13 @@ class Protocol:
     known: int = setting(2, "scale", "further images of the student's people, judged without a shift", at_least=0)
     closed_labels: int = setting(20, "scale", "labelled images of a class of the closed set, 0 = all", at_least=0)
     pairs: int = setting(2000, "component", "verification pairs, half genuine; LFW has 6000", at_least=4)
+    mirror: bool = setting(False, "component", "faces are embedded together with their mirror image, as is usual")
     folds: int = setting(10, "component", "in which they are judged, as on LFW", at_least=2)
     test_batch: int = setting(64, "reconstructed", "images, where the adaptation is one of batches", at_least=2)
     batch_sweep: tuple[int, ...] = setting((8, 32, 128), "ours", "test batch sizes", at_least=1, length=(1, None))
     rho_sweep: tuple[float, ...] = setting((0.02, 0.1, 0.5), "ours", "rates of the online average", at_least=0,
                                            at_most=1, length=(1, None))
+    chosen_on: int = setting(2, "ours", "seeds in which held-out people judge alpha, beta and rho", at_least=0)
     tent_lr: float = setting(1e-3, "component", "of TENT: Adam, one step a batch", above=0)
     subjects: int = setting(180, "component", "classes of UCCS, drawn for each seed", at_least=2)
     adapt_on: int = setting(0, "scale", "native images that FaceBN reads first at most, 0 = all", at_least=0)
@@ -196,8 +201,8 @@ class Networks:
     would have nothing to adapt.
     """
 
-    teacher: str = setting("smallface:8-16-32-64:64", "scale", "teacher; a ResNet-50 is likely",
-                           check=parse_recogniser)
+    teacher: str = setting("smallface:8-16-32-64:64", "scale", 'teacher; a ResNet-50 is likely; "dlib": an outside one',
+                         check=parse_teacher)
     student: str = setting("smallface:12-24-48:64", "scale", "student", check=parse_recogniser)
 
 
@@ -210,6 +215,8 @@ class Losses:
     m: float = setting(0.35, "component", "m: CosFace 0.35, ArcFace 0.5", at_least=0, at_most=1.5)
     alpha: float = setting(10.0, "reconstructed", "weight of the instance level", above=0)
     beta: float = setting(2.0, "reconstructed", "weight of the relation level", above=0)
+    alpha_sweep: tuple[float, ...] = setting((2.0,), "ours", "further values, on held-out people", above=0)
+    beta_sweep: tuple[float, ...] = setting((0.5,), "ours", "further values, on held-out people", above=0)
     temperature: float = setting(0.1, "reconstructed", "tau", above=0)
     ild: str = setting("squared", "reconstructed", "instance loss", choices=("squared", "nce"))
     rld: str = setting("contrast", "reconstructed", "relation loss", choices=RELATIONS)
@@ -369,6 +376,12 @@ def students_of(task: Task, config: Config) -> dict[str, Unaided | Taught]:
     return {name: task.student(recipe, Taught) for name, recipe in recipes(config.losses).items()}
 
 # %% ../../nbs/papers/aird.ipynb #f4c30eae
+def with_mirror(one: Prediction, other: Prediction) -> Prediction:
+    """What a network makes of faces and of their mirror images together: the mean of logits, and of unit embeddings."""
+    both = [normalize(prediction.features, dim=1) for prediction in (one, other)]
+    return Prediction((one.logits + other.logits) / 2, (both[0] + both[1]) / 2)
+
+
 def seen(stage: Network, network: nn.Module, here: Here, images: ImageSet, look: Look) -> Prediction:
     """What the trained network makes of test images under `look`."""
     x = to_float(images.images.to(here.device))
@@ -378,7 +391,8 @@ def seen(stage: Network, network: nn.Module, here: Here, images: ImageSet, look:
     if look.low and stage.view == "high":
         x = interpolate(x, images.shape[1:], "bilinear", antialias=False)
     x = normalise(x, *stage.statistics(here))
-    return adapted(network, x, arrival(images.labels.to(here.device), look.order, stage.seed), look)
+    ask = partial(adapted, network, order=arrival(images.labels.to(here.device), look.order, stage.seed), how=look)
+    return with_mirror(ask(x), ask(x.flip(-1))) if look.mirror else ask(x)
 
 # %% ../../nbs/papers/aird.ipynb #4e23569c
 def verified(stage: Network, network: nn.Module, here: Here, judged: People, look: Look,
@@ -401,10 +415,13 @@ def classified(stage: Network, network: nn.Module, here: Here, judged: Pictures,
 
 # %% ../../nbs/papers/aird.ipynb #ac2b8765
 def met(stage: Network, network: nn.Module, here: Here, judged: NativeTest, adapt: bool, count: int,
-        mixed: bool = False) -> dict[str, float]:
-    """The metrics of a native test, adapted to at most `count` of its images."""
+        mixed: bool = False, mirror: bool = False) -> dict[str, float]:
+    """The metrics of a native test, adapted to at most `count` of its images; `mirror` as of `Look`."""
     native, ready = here.read(judged), partial(Prepared, size=network.size, statistics=stage.statistics(here))
-    embeddings = native_embeddings(network, native, ready, adapt, mixed, count, stage.seed)
+    turned = native._replace(sides=tuple(replace(side, images=side.images.flip(-1)) for side in native.sides))
+    found = [native_embeddings(network, each, ready, adapt, mixed, count, stage.seed)
+             for each in (native, turned)[: 1 + mirror]]
+    embeddings = [sum(normalize(part, dim=1) for part in sides) / 2 for sides in zip(*found)] if mirror else found[0]
     return worth(native, embeddings, fit=judged.test == "uccs")
 
 # %% ../../nbs/papers/aird.ipynb #baeba036
@@ -422,9 +439,15 @@ def row(table: str, method: str, stage: Network, task: Task, config: Config, loo
     the low resolution, the fields `shown` of the look, and `setting`.
     """
     low = at or task.views.low * (stage.view == "low")
-    look = Look(low=low, mode=task.views.mode, tent_lr=config.protocol.tent_lr, **look)
+    own = config.protocol
+    look = Look(low=low, mode=task.views.mode, tent_lr=own.tent_lr, mirror=own.mirror and task.name == "open", **look)
     setting = {"low": low} | {name: getattr(look, name) for name in shown} | setting
     return Row(table, method, stage, partial(measure, judged=task.test, look=look), setting, task.dataset)
+
+
+def adapts(stage: Network) -> bool:
+    """Whether the network of `stage` has statistics to adapt: a recogniser from outside shows none."""
+    return not outsider_side(stage.network)
 
 
 def main_table(table: str, seed: int, config: Config) -> list[Row]:
@@ -435,7 +458,8 @@ def main_table(table: str, seed: int, config: Config) -> list[Row]:
     stages |= {method: (student, task.views.low) for method, student in students_of(task, config).items()}
     looks = [{"shift": shift, "adaptation": way} for shift in shifts for way in BOTH]
     return [row(table, method, stage, task, config, look, tuple(look), measure, at, low=task.views.low)
-            for method, (stage, at) in stages.items() for look in looks if at or look["adaptation"] == "none"]
+            for method, (stage, at) in stages.items() for look in looks
+            if look["adaptation"] == "none" or at and adapts(stage)]
 
 # %% ../../nbs/papers/aird.ipynb #ab15bd73
 def student_table(table: str, students: dict[str, Network], shifts: tuple[str, ...], task: Task,
@@ -490,6 +514,21 @@ def resolution_table(seed: int, config: Config) -> list[Row]:
                       for way in BOTH[: 1 if stage == task.teacher else 2]]
     return found
 
+# %% ../../nbs/papers/aird.ipynb #1d614c83
+def held_out_table(seed: int, config: Config) -> list[Row]:
+    """AIRD with other weights, and the online average at other rates, on people held out of those to learn from."""
+    if seed not in config.seeds[: config.protocol.chosen_on]:
+        return []
+    losses, own = config.losses, config.protocol
+    task = task_of("open", seed, config).held_out("classes", 5, own.pairs)
+    student = lambda **other: students_of(task, replace(config, losses=replace(losses, **other)))["AIRD"]
+    values = {name: sorted({getattr(losses, name), *getattr(losses, f"{name}_sweep")}) for name in ("alpha", "beta")}
+    asked = [(name, value, student(**{name: value}), {"shift": "clean"}) for name in values for value in values[name]]
+    average = {"shift": "dark", "adaptation": "EMA, two passes", "batch": own.test_batch}
+    asked += [("rho", rho, student(), average | {"rho": rho}) for rho in sorted({*own.rho_sweep})]
+    return [row("held-out people", "AIRD", stage, task, config, look, ("shift",), weight=name, tried=tried)
+            for name, tried, stage, look in asked]
+
 # %% ../../nbs/papers/aird.ipynb #4cedfd29
 def native_table(seed: int, config: Config) -> list[Row]:
     """All methods and the teacher on native low resolution; with both cameras mixed, too, where there are two."""
@@ -498,17 +537,19 @@ def native_table(seed: int, config: Config) -> list[Row]:
     for dataset, test in [(name, test) for name in dict.fromkeys(config.natives) for test in NATIVE[name]]:
         judged = NativeTest(test, low, *((own.subjects, seed) if test == "uccs" else ()))
         shown = {"low": low} | ({"distance": DISTANCES[test]} if test in DISTANCES else {})
-        ways = {way: partial(met, judged=judged, adapt=way == "FaceBN", count=own.adapt_on) for way in BOTH}
+        ways = {way: partial(met, judged=judged, adapt=way == "FaceBN", count=own.adapt_on, mirror=own.mirror)
+                for way in BOTH}
         if test in DISTANCES:
             ways["FaceBN, mixed"] = partial(ways["FaceBN"], mixed=True)
         found += [Row("native low resolution", method, stage, measure, shown | {"adaptation": way}, dataset)
-                  for method, stage in stages.items() for way, measure in ways.items()]
+                  for method, stage in stages.items() for way, measure in ways.items()
+                  if way == "none" or adapts(stage)]
     return found
 
 # %% ../../nbs/papers/aird.ipynb #0a171e2b
 TABLES = {
     "open": (partial(main_table, "T1 verification"), partial(main_table, "T2 identification"), ablation_tables,
-             adaptation_tables, resolution_table),
+             adaptation_tables, resolution_table, held_out_table),
     "native": (native_table,),
     "closed": (partial(main_table, "closed set"),),
 }
@@ -548,13 +589,13 @@ def distillation_claims() -> list[Claim]:
     full, distilled, plain = side("AIRD", ADAPTED), side("AIRD", PLAIN), side("CE", PLAIN)
     low = side("teacher fed low", PLAIN)
     return [
-        on_faces("distilled > plain student", "distillation at both levels helps", distilled, plain),
+        on_faces("distilled > plain student", "distillation at both levels helps", distilled, plain, source="sheet"),
         on_faces("AIRD > IlD, no FaceBN", "relations add to instances", distilled, side("IlD", PLAIN)),
         on_faces("AIRD > RlD, no FaceBN", "instances add to relations", distilled, side("RlD", PLAIN)),
         on_faces("AIRD + FaceBN > plain + FaceBN, dark", "distillation still helps after adaptation", full,
                  side("CE", ADAPTED), "dark"),
         on_faces("AIRD + FaceBN > plain student, dark", "the whole method beats the plain student", full, plain,
-                 "dark"),
+                 "dark", source="sheet"),
         on_faces("AIRD + FaceBN > teacher fed low, dark", "the student beats the teacher on low resolution", full, low,
                  "dark", "T1 verification"),
     ]
@@ -565,7 +606,8 @@ def adaptation_claims() -> list[Claim]:
     batchwise = [{"method": "prediction-time BN", "order": order} for order in ("shuffled", "by identity")]
     shifts = ("clean", "dark", "bright", "blur", "noise")
     return [
-        *(on_faces(f"FaceBN > none, {shift}", GAP, ADAPTED, PLAIN, shift) for shift in shifts),
+        *(on_faces(f"FaceBN > none, {shift}", GAP, ADAPTED, PLAIN, shift, source="sheet")
+          for shift in shifts),
         on_faces("FaceBN >= TENT, dark", "statistics do as well as gradients", "FaceBN", "TENT", "dark", "adaptation",
                  margin=1.0, kind="at least"),
         on_faces("two passes > one pass, dark", "what is compared needs the same statistics", "FaceBN", "EMA, one pass",
@@ -583,9 +625,11 @@ def native_claims(name: str) -> list[Claim]:
     own = claim(f"{name}: own statistics > mixed", "statistics describe one place", students | ADAPTED,
                 students | {"adaptation": "FaceBN, mixed"})
     return [
-        claim(f"{name}: distilled > plain student", "distillation at both levels helps", side("AIRD", PLAIN), plain),
-        claim(f"{name}: FaceBN > none", GAP, students | ADAPTED, students | PLAIN),
-        claim(f"{name}: AIRD + FaceBN > plain student", "the whole method beats the plain student", full, plain),
+        claim(f"{name}: distilled > plain student", "distillation at both levels helps", side("AIRD", PLAIN), plain,
+              source="sheet"),
+        claim(f"{name}: FaceBN > none", GAP, students | ADAPTED, students | PLAIN, source="sheet"),
+        claim(f"{name}: AIRD + FaceBN > plain student", "the whole method beats the plain student", full, plain,
+              source="sheet"),
         claim(f"{name}: AIRD + FaceBN > teacher fed low", "the student beats the teacher on low resolution", full, low),
         *([own] if name == "scface" else []),
     ]
