@@ -128,9 +128,9 @@ CASES = {
         {"teacher_steps": 5, "teacher": "smallface:4-8:4", "lr": 1e-3, "nuisance": 0.1, "flip": True, "seeds": (1,)},
         {"tasks": ("open",), "test_people": 10, "student_people": 12, "teacher_people": 16, "known": 1, "per_identity": 4}, PEOPLE, verifying, resumes=False),
     "g2d": Case(
-        {}, "kdnotes.papers.g2d.instance", ("random encoder", "G2D, relations only", "G2D"), lambda stage: type(stage).__name__ == "Teacher",
-        {"instance": 9.0, "angle": 3.0, "relation": "cosine", "unmasked": 0.5, "hole": 2.0, "steps": 5, "masks_steps": 5, "boxes_steps": 5, "depth": 14,
-         "networks.encoder": (4, 4, 4), "kinds": ("band",), "pairs": 60, "methods": ("G2D",), "seeds": (1,)},
+        {"methods": ("end to end, CE", "G2D"), "kinds": ()}, "kdnotes.papers.g2d.instance", ("G2D",), lambda stage: type(stage).__name__ == "Teacher",
+        {"instance": 9.0, "angle": 3.0, "relation": "cosine", "unmasked": 0.5, "hole": 2.0, "steps": 5, "masks_steps": 5, "boxes_steps": 5, "depth": 14, "views": 3,
+         "networks.encoder": (4, 4, 4), "kinds": ("band",), "pairs": 60, "methods": ("G2D",), "transformer.prior": True, "seeds": (1,)},
         {"teacher_steps": 5, "networks.teacher": "smallface:4-8:4", "each": 5, "held": 5, "lr": 1e-3, "scale": 20.0, "margin": 0.1, "nuisance": 0.1},
         {}, PEOPLE, resumes=False),
     "naco": Case(
