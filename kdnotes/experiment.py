@@ -659,7 +659,10 @@ class Experiment:
 
     def judge(self, claims: Iterable[Claim]) -> pd.DataFrame:
         """The verdicts on `claims` by the results so far; they are kept for `finish`."""
-        self.claims = judge(claims, self.results)
+        behind = {key: [below.name for level in generations([node]) for below in level]
+                  for key, node in self.nodes.items()}
+        origins = [behind.get(self.made_by.get(i, ""), []) for i in range(len(self.results))]
+        self.claims = judge(claims, self.results, origins=origins)
         return self.claims
 
     def finish(self, *code: object) -> None:

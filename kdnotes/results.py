@@ -2,11 +2,12 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'KEYS', 'LABELS', 'PERCENT', 'SIGNS', 'LOWER_IS_BETTER', 'SOURCES', 'MISSING', 'HEAD', 'CELL', 'LINE',
-           'Side', 'KINDS', 'VERDICTS', 'JUDGED', 'setting_text', 'parse_setting', 'row_problem', 'refuse_row',
-           'check_results', 'Results', 'write_results', 'read_results', 'read_texts', 'select', 'column', 'interval',
-           'summarise', 'metric_label', 'is_percent', 'format_mean_std', 'reported', 'join_reported', 'compare',
-           'reported_table', 'to_html', 'show', 'Claim', 'differences', 'verdict', 'judge', 'ordering', 'claims_table',
-           'write_claims', 'read_claims']
+           'Side', 'KINDS', 'CLAIM_SOURCES', 'VERDICTS', 'JUDGED', 'MORE', 'WORDS', 'setting_text', 'parse_setting',
+           'row_problem', 'refuse_row', 'check_results', 'Results', 'write_results', 'read_results', 'read_texts',
+           'select', 'column', 'interval', 'summarise', 'metric_label', 'is_percent', 'format_mean_std', 'reported',
+           'join_reported', 'compare', 'reported_table', 'to_html', 'show', 'Cited', 'Claim', 'differences',
+           'cited_differences', 'verdict', 'p_value', 'holm', 'needed_repetitions', 'judge', 'times_made', 'ordering',
+           'signed', 'what_is_open', 'times', 'claims_table', 'closing', 'conclude', 'write_claims', 'read_claims']
 
 # %% ../nbs/results.ipynb #fa30c5bb
 import difflib
@@ -544,17 +545,34 @@ def show(frame: pd.DataFrame, caption: str = "", notes: Iterable[str] | None = N
 # %% ../nbs/results.ipynb #16ff0d23
 Side = str | Sequence[str] | Mapping[str, Any]
 KINDS = ("greater", "at least")
+CLAIM_SOURCES = {"paper": "the paper's own comparison, in numbers", "sheet": "attested, its numbers not seen",
+                 "ours": "a reading, an ablation or a control of ours"}
+
+
+@dataclass(frozen=True)
+class Cited:
+    """The rows of a paper's reported numbers that make the comparison of a claim.
+
+    `table`, as the reported numbers name it; `better`, `worse` and `metric` where they are called otherwise than in
+    the claim; `where` filters both sides. What else varies (data sets, settings) must be there on both sides.
+    """
+    table: str | Sequence[str]
+    better: Side | None = None
+    worse: Side | None = None
+    metric: str = ""
+    where: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of a paper:
-    `better` beats `worse` in `metric`, by more than `margin`, among the rows chosen by `where`.
+    """One claim: `better` beats `worse` in `metric`, by more than `margin`, among the rows chosen by `where`.
 
-    A side is a method, a list of methods, or a filter as in `select`; several rows of a seed are averaged. With
+    A side is a method, a list of methods, or a filter as in `select`; several rows of a repetition are averaged. With
     `kind="at least"` the claim is that `better` loses by no more than `margin`. Where the metric is one of which less
     is better (`fid`, a loss; or `lower=True`), differences are taken the other way round: positive always speaks for
-    the claim.
+    the claim. `source` is a key of `CLAIM_SOURCES`; one of the "paper" says by `cited` where the paper compares so.
+    `unit`: the column or the key of a setting that counts independent repetitions, all else being averaged within one.
+    `given`: kinds of stage, such as "Painter", of which the claim takes one as given; it then says nothing of others.
     """
     name: str
     text: str
@@ -565,61 +583,206 @@ class Claim:
     margin: float = 0.0
     kind: str = "greater"
     lower: bool | None = None
+    source: str = "ours"
+    cited: Cited | None = None
+    unit: str = "seed"
+    given: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"claim {self.name!r}: kind {self.kind!r} is unknown; expected 'greater' or 'at least'")
         if not (math.isfinite(self.margin) and self.margin >= 0):
             raise ValueError(f"claim {self.name!r}: margin {self.margin} must be a finite number >= 0")
+        if self.source not in CLAIM_SOURCES:
+            raise ValueError(f"claim {self.name!r}: source {self.source!r} is unknown; expected one of "
+                             f"{', '.join(CLAIM_SOURCES)}")
+        if (self.source == "paper") != (self.cited is not None):
+            raise ValueError(f"claim {self.name!r}: source {self.source!r} and cited={self.cited}; a claim of the "
+                             "paper, and no other, says by cited=Cited(table, ...) where the paper compares so")
+
+    @property
+    def threshold(self) -> float:
+        """What the difference must exceed."""
+        return self.margin if self.kind == "greater" else -self.margin
 
 # %% ../nbs/results.ipynb #f4d885d7
-def _by_seed(frame: pd.DataFrame, claim: Claim, side: Side) -> pd.Series:
-    """The mean value of one side of `claim` for every seed that has all of the side's rows, indexed by seed."""
-    side = dict(side) if isinstance(side, Mapping) else {"method": side}
-    rows = select(frame, {"metric": claim.metric, **claim.where, **side})
+def _by_unit(frame: pd.DataFrame, claim: Claim, side: Side) -> pd.Series:
+    """The mean value of one side of `claim` for every unit that has all of the side's rows, indexed by unit."""
+    rows = select(frame, {"metric": claim.metric, **claim.where, **_filter(side)})
+    if rows.empty:
+        return pd.Series(dtype=float)
+    unit = rows["seed"] if claim.unit == "seed" else column(rows, claim.unit)
+    without = {text: setting_text({k: v for k, v in parse_setting(text).items() if k != claim.unit})
+               for text in rows["setting"].unique()}
     keys = ["paper", "table", "dataset", "setting", "method", "profile"]
-    seeds = rows.groupby("seed")["value"].agg(["mean", "count"])
-    return seeds.loc[seeds["count"] == len(rows.drop_duplicates(keys)), "mean"]
+    kept = rows.assign(setting=rows["setting"].map(without))[keys].astype(str).agg("\n".join, axis=1)
+    found = {"mean": ("value", "mean"), "rows": ("value", "size"), "kinds": ("kind", "nunique")}
+    units = rows.assign(kind=kept).groupby(unit).agg(**found)
+    whole = (units["kinds"] == kept.nunique()) & (units["rows"] == units["rows"].max())
+    return units.loc[whole, "mean"]
+
+
+def _filter(side: Side) -> dict[str, Any]:
+    """A side as a filter for `select`."""
+    return dict(side) if isinstance(side, Mapping) else {"method": side}
+
+
+def _gap(claim: Claim, better: pd.Series, worse: pd.Series) -> pd.Series:
+    """Better minus worse where there are both; the other way round where less is better."""
+    gap = (better - worse).dropna()
+    lower = bool(LOWER_IS_BETTER & set(claim.metric.split("_"))) if claim.lower is None else claim.lower
+    return -gap if lower else gap
 
 
 def differences(frame: pd.DataFrame, claim: Claim) -> pd.Series:
-    """Better minus worse for every seed that has both (worse minus better where less is better), indexed by seed."""
-    gap = (_by_seed(frame, claim, claim.better) - _by_seed(frame, claim, claim.worse)).dropna()
-    lower = bool(LOWER_IS_BETTER & set(claim.metric.split("_"))) if claim.lower is None else claim.lower
-    return -gap if lower else gap
+    """Better minus worse for every unit that has both (worse minus better where less is better), indexed by unit."""
+    return _gap(claim, _by_unit(frame, claim, claim.better), _by_unit(frame, claim, claim.worse))
+
+# %% ../nbs/results.ipynb #c17ed002
+def cited_differences(claim: Claim, reported: pd.DataFrame) -> pd.Series:
+    """Better minus worse by the reported numbers (see `reported`) that `claim` cites, for each data set and setting.
+
+    ValueError for a claim that cites nothing, for a side without rows, and for sides that have nothing in common.
+    """
+    c = claim.cited
+    if c is None:
+        raise ValueError(f"claim {claim.name!r} cites no reported numbers; give cited=Cited(table, ...)")
+    sides = [_filter(side) for side in (c.better or claim.better, c.worse or claim.worse)]
+    found = []
+    for side in sides:
+        where = {"table": c.table, "metric": c.metric or claim.metric, **c.where, **side}
+        rows = select(reported, where)
+        if rows.empty:
+            asked = ", ".join(f"{k}={v}" for k, v in where.items())
+            raise ValueError(f"claim {claim.name!r}: no reported number has {asked}; the tables are "
+                             f"{', '.join(dict.fromkeys(reported['table']))}")
+        rank = rows["source"].map(list(SOURCES).index).astype(int).to_numpy()
+        found.append(_spread_settings(rows.iloc[np.argsort(rank, kind="stable")].drop_duplicates(list(KEYS))))
+    given = {key for side in sides for key in side}
+    keys = [k for k in found[0][1] if k in found[1][1] and k not in given] if "setting" not in given else []
+    keys = [k for k in ("dataset", *keys) if k not in given or k == "dataset"]
+    gap = _gap(claim, *(rows.groupby(keys)["value"].mean() for rows, _ in found))
+    if gap.empty:
+        raise ValueError(f"claim {claim.name!r}: the reported numbers of both sides have no {' and '.join(keys)} in "
+                         "common")
+    return gap
 
 # %% ../nbs/results.ipynb #977a3ee2
 VERDICTS = ("supported", "not supported", "inconclusive")
 JUDGED = ("claim", "text", "difference", "ci_low", "ci_high", "n", "verdict", "metric", "margin", "kind")
+MORE = ("source", "reported", "unit", "made", "given", "p", "holm", "needed")   # not in older tables
 
 
-def verdict(claim: Claim, low: float, high: float, n: int) -> str:
-    """What the interval [low, high] of `n` paired differences says about the claim."""
-    if n < 3:
+def verdict(claim: Claim, low: float, high: float, n: int, made: int | None = None) -> str:
+    """What the interval [low, high] of `n` paired differences says about the claim.
+
+    `made`: how often what is compared was made (default: `n`); less often than it was measured decides nothing.
+    """
+    if n < 3 or made is not None and made < n:
         return "inconclusive"
     if claim.kind == "at least":
-        return "supported" if low >= -claim.margin else "not supported" if high < -claim.margin else "inconclusive"
-    return "supported" if low > claim.margin else "not supported" if high < claim.margin else "inconclusive"
+        return "supported" if low >= claim.threshold else "not supported" if high < claim.threshold else "inconclusive"
+    return "supported" if low > claim.threshold else "not supported" if high < claim.threshold else "inconclusive"
+
+
+def p_value(claim: Claim, gaps: Sequence[float]) -> float:
+    """Two-sided p of a t-test of the differences `gaps` against the claim's threshold; NaN for fewer than three."""
+    from scipy.stats import t
+    x = np.asarray(gaps, dtype=float)
+    if len(x) < 3:
+        return math.nan
+    mean, low, high = interval(x)
+    if low == high:                                       # no spread: nothing is left to chance
+        return float(verdict(claim, low, high, len(x)) == "inconclusive")
+    return float(2 * t.sf(abs(mean - claim.threshold) / (x.std(ddof=1) / math.sqrt(len(x))), len(x) - 1))
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """The p-values `p` corrected for their number by Holm's method (1979), in their order; NaN stays NaN."""
+    p = np.asarray(p, dtype=float)
+    corrected, largest = np.full(len(p), math.nan), 0.0
+    order = [i for i in np.argsort(p, kind="stable") if not math.isnan(p[i])]
+    for k, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - k) * p[i]))
+        corrected[i] = largest
+    return corrected
+
+# %% ../nbs/results.ipynb #c17ed007
+def needed_repetitions(claim: Claim, gaps: Sequence[float], most: int = 1000) -> float:
+    """How many differences like `gaps` would decide the claim; inf for more than `most`, NaN for fewer than two."""
+    from scipy.stats import t
+    x = np.asarray(gaps, dtype=float)
+    if len(x) < 2:
+        return math.nan
+    n = np.arange(3, most + 1)
+    enough = t.ppf(0.975, n - 1) * x.std(ddof=1) / np.sqrt(n) < abs(x.mean() - claim.threshold)
+    return float(n[enough][0]) if enough.any() else math.inf
 
 # %% ../nbs/results.ipynb #cc626c8b
-def judge(claims: Iterable[Claim], frame: pd.DataFrame | Results) -> pd.DataFrame:
-    """A row per claim: claim, text, difference (mean over seeds), ci_low, ci_high, n, verdict; metric, margin, kind.
+def judge(claims: Iterable[Claim], frame: pd.DataFrame | Results, theirs: pd.DataFrame | None = None,
+          origins: Sequence[Iterable[str]] | None = None) -> pd.DataFrame:
+    """A row per claim: claim, text, difference (mean over units), ci_low, ci_high, n, verdict, metric, margin, kind;
+    source, reported (the mean difference that the paper reports), unit, made, given, p, holm (the verdict after Holm's
+    correction), needed (repetitions that would decide what is inconclusive).
 
-    A claim whose rows are not in `frame` has n = 0, NaN numbers, and is inconclusive.
+    A claim whose rows are not in `frame` has n = 0, NaN numbers, and is inconclusive. `theirs` are the reported numbers
+    (default: the package's for the paper of `frame`). `origins`: for every row of `frame` the names ("kind-key") of all
+    that it was made from; `made` counts by them how often the things were made that only one side has. ValueError for
+    two claims of one name, and for one whose reported rows are not there.
     """
     frame = frame.frame() if isinstance(frame, Results) else frame
-    rows = []
+    claims, rows = list(claims), []
+    if theirs is None and any(claim.cited for claim in claims) and len(frame):
+        theirs = reported(frame["paper"].iloc[0])
     for claim in claims:
         gaps = differences(frame, claim)
         mean, low, high = interval(gaps)
+        made = times_made(frame, claim, gaps.index, origins)
+        said = verdict(claim, low, high, len(gaps), made)
+        p = p_value(claim, gaps) if made == len(gaps) else math.nan
+        needed = needed_repetitions(claim, gaps) if said == "inconclusive" and made == len(gaps) else math.nan
+        paper = cited_differences(claim, theirs).mean() if claim.cited and theirs is not None else math.nan
         rows.append({"claim": claim.name, "text": claim.text, "difference": mean, "ci_low": low, "ci_high": high,
-                     "n": len(gaps), "verdict": verdict(claim, low, high, len(gaps)), "metric": claim.metric,
-                     "margin": claim.margin, "kind": claim.kind})
-    judged = pd.DataFrame(rows, columns=list(JUDGED))
+                     "n": len(gaps), "verdict": said, "metric": claim.metric, "margin": claim.margin,
+                     "kind": claim.kind, "source": claim.source, "reported": paper, "unit": claim.unit, "made": made,
+                     "given": ", ".join(claim.given), "p": p, "needed": needed})
+    judged = pd.DataFrame(rows, columns=[name for name in (*JUDGED, *MORE) if name != "holm"])
     if judged["claim"].duplicated().any():
         twice = judged["claim"][judged["claim"].duplicated()].iloc[0]
         raise ValueError(f"two claims have the name {twice!r}; give each its own")
-    return judged
+    kept = [said if p < 0.05 else "inconclusive" for said, p in zip(judged["verdict"], holm(judged["p"]))]
+    return judged.assign(holm=pd.Series(kept, dtype=object))[[*JUDGED, *MORE]]
+
+
+def times_made(frame: pd.DataFrame, claim: Claim, units: Iterable[Any],
+               origins: Sequence[Iterable[str]] | None = None) -> int:
+    """How often what `claim` compares in `units` was made: of all that only one side was made from, the rarest kind.
+
+    That is the number of units without `origins`, or where nothing stands behind one side alone but what is given.
+    """
+    units = list(units)
+    if origins is None or not units:
+        return len(units)
+    marked = frame.assign(value=[frozenset(names) for names in origins])
+    sides = []
+    for side in (claim.better, claim.worse):
+        rows = select(marked, {"metric": claim.metric, **claim.where, **_filter(side)})
+        unit = rows["seed"] if claim.unit == "seed" else column(rows, claim.unit)
+        sides.append(rows["value"].groupby(unit).agg(lambda sets: frozenset().union(*sets)).loc[units])
+    counts = [len(units)]
+    for one, other in (sides, sides[::-1]):
+        common = frozenset().union(*other)
+        own = [_by_kind(names - common) for names in one]
+        kinds = set(own[0]).intersection(*own).difference(claim.given)
+        counts += [len({each[kind] for each in own}) for kind in kinds]
+    return min(counts)
+
+def _by_kind(names: Iterable[str]) -> dict[str, frozenset[str]]:
+    """`names` by what stands before their last dash."""
+    kinds: dict[str, set[str]] = {}
+    for name in names:
+        kinds.setdefault(name.rpartition("-")[0], set()).add(name)
+    return {kind: frozenset(found) for kind, found in kinds.items()}
 
 # %% ../nbs/results.ipynb #d41acd6d
 def ordering(name: str, text: str, methods: Sequence[Side], metric: str = "accuracy", **common: Any) -> list[Claim]:
@@ -642,20 +805,90 @@ def _side_name(side: Side) -> str:
     return f"{_side_name(side['method'])} ({rest})" if "method" in side and rest else rest or _side_name(side["method"])
 
 # %% ../nbs/results.ipynb #14cc9622
+def signed(value: float) -> str:
+    """`+1.25`, `−0.30`; a dash for what is no number."""
+    return f"{value:+.2f}".replace("-", "−") if math.isfinite(value) else "—"
+
+
+def what_is_open(row: Mapping[str, Any]) -> str:
+    """What would decide the claim in a row of `judge`'s table; `""` where it is decided."""
+    unit = row["unit"] or "seed"
+    if row["verdict"] != "inconclusive":
+        return ""
+    if row["n"] == 0:
+        return "not measured"
+    if row["made"] < row["n"]:
+        return f"what is compared was made {times(row['made'])} only, not once for each {unit}"
+    if row["n"] == 1:
+        return f"three or more {unit}s"
+    if math.isnan(row["needed"]):
+        return ""
+    return f"about {row['needed']:.0f} {unit}s" if math.isfinite(row["needed"]) else f"more than 1,000 {unit}s"
+
+
+def times(n: int) -> str:
+    """`once`, `twice`, `3 times`."""
+    return {1: "once", 2: "twice"}.get(n, f"{n} times")
+
+
 def claims_table(judged: pd.DataFrame) -> pd.DataFrame:
-    """`judge`'s table ready to print: claim, verdict, difference, 95 % interval, seeds and more;
-    the notes in `.attrs["notes"]`.
+    """`judge`'s table ready to print: claim, source, verdict, after Holm, difference, 95 % interval, paper, repeats,
+    would decide, metric, what is said; the notes in `.attrs["notes"]`. A table of an older run (see `read_claims`) too.
     """
-    def signed(value: float) -> str:
-        return f"{value:+.2f}".replace("-", "−") if math.isfinite(value) else "—"
-    spans = [f"[{signed(a)}, {signed(b)}]" if math.isfinite(a) else "—"
-             for a, b in zip(judged["ci_low"], judged["ci_high"])]
-    table = judged[["claim", "verdict"]].assign(difference=judged["difference"].map(signed),
-                                                **{"95 % interval": spans, "seeds": judged["n"]})
-    table = table.assign(metric=judged["metric"].map(metric_label), **{"what the paper says": judged["text"]})
-    table.attrs["notes"] = ["difference: mean over paired seeds, positive in favour of the claim; a verdict takes "
-                            "three seeds and an interval that lies on one side of the margin"]
+    rows = judged.to_dict("records")
+    spans = [f"[{signed(row['ci_low'])}, {signed(row['ci_high'])}]" if math.isfinite(row["ci_low"]) else "—"
+             for row in rows]
+    repeats = [f"{row['n']} {row['unit'] or 'seed'}{'s' * (row['n'] != 1)}"
+               + (f", one {row['given']}" if row["given"] else "") for row in rows]
+    table = judged[["claim", "source", "verdict"]].assign(**{
+        "after Holm": judged["holm"], "difference": judged["difference"].map(signed), "95 % interval": spans,
+        "paper": judged["reported"].map(signed), "repeats": repeats, "would decide": list(map(what_is_open, rows)),
+        "metric": judged["metric"].map(metric_label), "what is said": judged["text"]})
+    table.attrs["notes"] = [
+        "difference: mean over paired repetitions, positive in favour of the claim; paper: the same difference between "
+        "its reported numbers; a verdict takes three repetitions and an interval that lies on one side of the margin",
+        "would decide: repetitions at which the interval would clear the margin if mean and spread stayed",
+        *(f"source {name}: {meaning}" for name, meaning in CLAIM_SOURCES.items() if (judged["source"] == name).any())]
     return table
+
+# %% ../nbs/results.ipynb #c17ed012
+WORDS = {"paper": "the paper's own claims", "sheet": "claims attested for the paper", "ours": "claims of ours",
+         "": "claims"}
+
+
+def closing(judged: pd.DataFrame) -> list[str]:
+    """What the claims of `judge`'s table come to, in sentences: a count for each source, then what is supported, not
+    supported and open, each with its difference, interval and the paper's difference.
+    """
+    sentences = []
+    for source in [s for s in (*CLAIM_SOURCES, "") if (judged["source"] == s).any()]:
+        rows = judged[judged["source"] == source]
+        counts = [f"{(rows['verdict'] == v).sum()} {v}" for v in VERDICTS]
+        left = (rows["holm"] != "inconclusive").sum()
+        holds = f"; {left} of the decided hold after Holm's correction" if (rows["holm"] != "").all() else ""
+        sentences.append(f"Of {len(rows)} {WORDS[source]} the run finds {', '.join(counts)}{holds}.")
+        for said, group in rows.groupby("verdict", sort=False):
+            parts = [_told(row) for row in group.sort_values("difference", ascending=False).to_dict("records")]
+            sentences.append(f"{said.capitalize()}: {'; '.join(parts)}.")
+    return sentences
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    """One claim with its numbers."""
+    if not row["n"]:
+        return f"{row['claim']} (not measured)"
+    span = f" [{signed(row['ci_low'])}, {signed(row['ci_high'])}]" if math.isfinite(row["ci_low"]) else ""
+    paper = f"; the paper {signed(row['reported'])}" if math.isfinite(row["reported"]) else ""
+    still = f"; would decide: {what}" if (what := what_is_open(row)) else ""
+    return f"{row['claim']} ({signed(row['difference'])}{span}{paper}{still})"
+
+
+def conclude(judged: pd.DataFrame) -> None:
+    """Display `closing` in a notebook, a paragraph each; as plain text where there is no HTML."""
+    from IPython.display import display
+    sentences = closing(judged)
+    page = "".join(f"<p style='max-width:60em'>{html.escape(text)}</p>" for text in sentences)
+    display({"text/html": page, "text/plain": "\n".join(sentences)}, raw=True)
 
 # %% ../nbs/results.ipynb #2475b6b2
 def write_claims(judged: pd.DataFrame, path: str | Path) -> None:
@@ -665,14 +898,23 @@ def write_claims(judged: pd.DataFrame, path: str | Path) -> None:
 
 
 def read_claims(path: str | Path) -> pd.DataFrame:
-    """The table in the CSV file `path`, with numbers where `judge` has them. Errors as in `read_results`."""
+    """The table in the CSV file `path`, with numbers where `judge` has them. Errors as in `read_results`.
+
+    In the table of an older run the columns `MORE` are empty texts, NaN, and for `made` the number of repetitions.
+    """
     frame = read_texts(path)
     if missing := [name for name in JUDGED if name not in frame]:
         raise ValueError(f"{path}: not a table of claims (columns missing: {', '.join(missing)})")
-    for name, known in (("verdict", VERDICTS), ("kind", KINDS)):
-        if unknown := sorted(set(frame[name]) - set(known)):
-            raise ValueError(f"{path}: not a table of claims ({name} {unknown[0]!r} is none of {', '.join(known)})")
-    frame = _numbers(frame, ["difference", "ci_low", "ci_high", "margin", "n"], str(path))
-    if not (frame["n"].between(0, 2**53) & (frame["n"] % 1 == 0)).all():
-        raise ValueError(f"{path}: not a table of claims (n must be a whole number >= 0)")
-    return frame.astype({"n": int})
+    empty = {"made": frame["n"]} | dict.fromkeys(("source", "reported", "unit", "given", "p", "holm", "needed"), "")
+    frame = frame.assign(**{name: value for name, value in empty.items() if name not in frame})
+    known = {"verdict": VERDICTS, "kind": KINDS, "source": ("", *CLAIM_SOURCES), "holm": ("", *VERDICTS)}
+    for name, values in known.items():
+        if unknown := sorted(set(frame[name]) - set(values)):
+            expected = ", ".join(value for value in values if value)
+            raise ValueError(f"{path}: not a table of claims ({name} {unknown[0]!r} is none of {expected})")
+    numbers = ["difference", "ci_low", "ci_high", "margin", "n", "made", "reported", "p", "needed"]
+    frame = _numbers(frame, numbers, str(path))
+    for name in ("n", "made"):
+        if not (frame[name].between(0, 2**53) & (frame[name] % 1 == 0)).all():
+            raise ValueError(f"{path}: not a table of claims ({name} must be a whole number >= 0)")
+    return frame.astype({"n": int, "made": int})[[*JUDGED, *MORE]]

@@ -7,6 +7,7 @@ __all__ = ['log', 'PRECISIONS', 'seed_everything', 'set_deterministic', 'generat
            'peak_memory']
 
 # %% ../nbs/runtime.ipynb #34dfcdfd
+import atexit
 import hashlib
 import logging
 import os
@@ -14,6 +15,7 @@ import random
 import re
 import struct
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import singledispatch
@@ -262,7 +264,19 @@ def make_fabric(device: str | torch.device = "auto", precision: str = "auto", de
         logging.getLogger(name).setLevel(logging.WARNING)
     fabric = Fabric(accelerator=place.type, precision=pick_precision(precision, place), **_strategy(place, devices))
     fabric.launch()
+    if world_size() > 1:
+        atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """End the group of processes, and give its threads the time to let go of their last tensors.
+
+    One that does so when the interpreter is half gone (it needs Python's lock for it) aborts the process.
+    """
+    if world_size() > 1:
+        torch.distributed.destroy_process_group()
+        time.sleep(0.2)
 
 # %% ../nbs/runtime.ipynb #f6dddbf6
 def world_size() -> int:

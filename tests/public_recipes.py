@@ -453,6 +453,7 @@ MODELS: dict[str, Callable[[World], object]] = {
     "video.seen": lambda w: _module("models.video").Seen(w.floats(8), w.floats(4, 8)), "video.clip": rows(8), "video.inputs": rows(16), "video.frame": lambda w: _module("models.video").FrameEncoder("small", 16, 8), "video.time": lambda w: _module("models.video").OverTime(8, 1, 2), "video.frames": value(6), "video.layers": value(1),
     "video.FrameEncoder.self": lambda w: _module("models.video").FrameEncoder("small", 16, 8).eval(), "video.OverTime.self": lambda w: _module("models.video").OverTime(8, 1, 2).eval(), "video.VideoNet.self": lambda w: _module("models.video").video_net("small", 16, 8, 1, 2).eval(),
     "video.ForgeryHead.self": lambda w: _module("models.video").ForgeryHead(8, 4).eval(), "video.Recurrent.self": lambda w: _module("models.video").Recurrent(8).eval(),
+    "recognisers.known": lambda w: told_answer(w.bytes(3, 8, 8)), "written.others": lambda w: _module("models.written").parse,
     "written.family": lambda w: _module("models.classifiers").ARCHITECTURES["smallconv"], "written.text": value("smallconv:4-4:4"), "written.people": value(CLASSES), "written.head": lambda w: _module("losses.margin").CosFace, "written.recogniser.text": value("smallface:4-4:4"), "written.parse_recogniser.text": value("smallface:4-4:4"),
 }
 

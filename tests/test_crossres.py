@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kdnotes import crossres
 from kdnotes.config import Settings
 from kdnotes.crossres import (
-    Optimisation, Pictures, Probe, Share, Taught, Unaided, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
+    Head, Optimisation, Pictures, Probe, Share, Task, Taught, Unaided, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
     predict_view, weights_of,
 )
 from kdnotes.data.catalogue import SEARCHES, face_sets, load, search_sets
@@ -17,9 +18,11 @@ from kdnotes.data.sets.uccs import subjects_of
 from kdnotes.data.augment import channel_statistics
 from kdnotes.data.degrade import low_resolution
 from kdnotes.experiment import Experiment
+from kdnotes.faces import People
 from kdnotes.losses.margin import CosFace
 from kdnotes.metrics.probe import linear_probe
 from kdnotes.metrics.verify import recognition, search, verification
+from kdnotes.models.recognisers import Answer
 from kdnotes.recipes import Learner, recipe, target_in
 from kdnotes.runtime import fingerprint, make_fabric
 from kdnotes.train import one_cycle
@@ -130,6 +133,59 @@ def test_a_student_whose_images_are_others_asks_its_teacher(pupil, change):
     experiment, student = pupil
     other = replace(student, **change)
     assert set(other.needs()) == {"teacher"} and other.build({"teacher": experiment.made(student.teacher)}, experiment.here, None)
+
+
+# ---- a teacher from outside ------------------------------------------------------------------------------------------------------------------
+
+def told(images):
+    """In dlib's place: 128 numbers that depend on the picture's colours and on its size."""
+    colour = images.float().mean((2, 3)).double()
+    return Answer((colour @ torch.randn(3, 128, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 255).float() + images.shape[-1],
+                  torch.zeros(len(images), 68, 2))
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """An experiment and a task on drawn faces with dlib as the teacher, and the sizes and numbers of pictures that were asked for."""
+    asked = []
+    monkeypatch.setattr(crossres, "kept_answers", lambda images: (asked.append((len(images), images.shape[-1])), told(images))[1])
+    train, how = People("faces", "train", 16, (6, 4), 4, 0.5, seeds=(0, 0, 0)), Optimisation(3, 8, 1e-3, 0)
+    task = Task("faces", 0, "faces", train, replace(train, part="test", pairs=8, folds=2), ("dlib:24", "smallface:4-8:8"), Views(8, flip=True), how, how,
+                Head("cosface", 16.0, 0.1))
+    return Experiment.alone("toy", Settings(), tmp_path), task, asked
+
+
+def test_a_teacher_from_outside_sees_its_own_size_once_and_its_answers_travel_with_the_pictures(outside):
+    experiment, task, asked = outside
+    teacher, train, judged = experiment.made(task.teacher), experiment.read(task.train), experiment.read(task.test)
+    assert asked == [(24, 24), (16, 24)], "training and judged pictures, at 24 pixels"
+    large = [told(people.images).embeddings for people in (experiment.read(replace(task.train, size=24)), experiment.read(replace(task.test, size=24)).test)]
+    for images, embeddings in zip((train, judged.test), large):
+        seen = predict_view(teacher, images.images, "high", task.views, task.teacher.statistics(experiment.here))
+        assert torch.allclose(seen.features, embeddings - large[0].mean(0), atol=1e-5) and seen.logits.shape == (len(images), 6)
+    batches = task.student(recipe("KD, added"), Taught).batches(experiment.here, {"teacher": (teacher, "high")})
+    for batch in batches:                                                             # mirrored at random, and recalled nevertheless
+        assert torch.allclose(batch["teacher.features"], (large[0] - large[0].mean(0))[batch["index"]], atol=1e-5)
+    assert len(asked) == 2
+    predict_view(teacher, train.images, "fed", task.views, task.teacher.statistics(experiment.here))
+    assert asked[2:] == [(24, 16)], "what it has not seen it is asked for, as large as it is"
+
+
+@pytest.mark.parametrize("views", [Views(8), Views(8, restore=False, flip=True)])
+@pytest.mark.parametrize("method", ["KD, added", "RKD-DA", "FitNet, unit variance", "CRD"])
+def test_students_learn_from_a_teacher_from_outside_by_every_recipe(outside, views, method):
+    experiment, task, asked = outside
+    task = replace(task, views=views)
+    student = task.student(recipe(method).fitted(crd={"n": 4, "share": 0.5}), Taught, stage="stage2")
+    assert experiment.made(student).feature_dim == 8 and len(asked) == 2
+
+
+def test_a_teacher_from_outside_is_refused_where_it_has_no_answer(outside):
+    experiment, task, _ = outside
+    with pytest.raises(ValueError, match="teacher='dlib' knows faces, and the task 'faces' is one of digits"):
+        print(replace(task, train=Pictures("digits", "train"), dataset="digits", networks=("dlib", "smallconv:4-8:4")).teacher)
+    with pytest.raises(ValueError, match="compares maps, and teacher='dlib:24' has none"):
+        task.student(recipe("AT"), Taught, stage="stage2")
 
 
 def test_a_probe_is_of_the_unseen_classes_or_of_another_set_at_the_same_size():

@@ -254,6 +254,138 @@ def test_ordering_makes_neighbouring_claims():
     assert claims[1].worse == {"method": "U", "res": 8}
 
 
+# ---- where a claim comes from, and how much it takes
+
+PRINTED = pd.DataFrame(
+    [("Table 2", dataset, f"res={res}", method, "accuracy", value, "paper") for dataset, res, method, value in
+     [("A", 1, "B", 60.0), ("A", 1, "W", 50.0), ("A", 2, "B", 64.0), ("A", 2, "W", 60.0), ("A", 3, "B", 99.0)]]
+    + [("Table 2", "A", "res=1", "B", "accuracy", 10.0, "recalled"), ("Table 2", "A", "order=2;res=1", "V", "fid", 5.0, "paper"),
+       ("Table 2", "A", "order=1;res=1", "V", "fid", 8.0, "paper")],
+    columns=["table", "dataset", "setting", "method", "metric", "value", "source"])
+
+
+def cited(name="c", better="B", worse="W", metric="accuracy"):
+    return Claim(name, "", better, worse, metric, source="paper", cited=R.Cited("Table 2"))
+
+
+def test_a_claim_of_the_paper_has_its_difference_from_the_reported_numbers():
+    gaps = R.cited_differences(cited(), PRINTED)
+    assert gaps.to_dict() == {("A", "1"): 10.0, ("A", "2"): 4.0}          # where both are; the recalled row gives way
+    by_setting = cited("s", {"order": 2}, {"order": 1}, "fid")
+    assert R.cited_differences(by_setting, PRINTED).tolist() == [3.0]     # less is better
+    renamed = Claim("r", "", "ours", "theirs", "accuracy_best", source="paper",
+                    cited=R.Cited("Table 2", "B", "W", "accuracy", {"res": 2}))
+    assert R.cited_differences(renamed, PRINTED).tolist() == [4.0]
+    judged = R.judge([cited()], study([1, 2, 3], [0, 1, 1]), PRINTED)
+    assert judged["reported"].item() == 7.0 and R.claims_table(judged)["paper"].item() == "+7.00"
+
+
+@pytest.mark.parametrize("claim, says", [
+    (cited(worse="nobody"), "no reported number has table=Table 2, metric=accuracy, method=nobody; the tables are Table 2"),
+    (cited(metric="rank1"), "no reported number has"), (cited(worse="V", metric="accuracy"), "no reported number"),
+    (cited(better={"method": "B", "res": 3}, worse={"method": "B", "res": 4}), "no reported number"),
+    (Claim("c", "", "B", "W", source="paper", cited=R.Cited("Table 9")), "no reported number has table=Table 9"),
+    (Claim("c", "", "B", "W"), "cites no reported numbers"),
+])
+def test_a_claim_that_the_paper_does_not_make_is_refused(claim, says):
+    with pytest.raises(ValueError, match=re.escape(says)) as refusal:
+        R.cited_differences(claim, PRINTED)
+    assert "\n" not in str(refusal.value)
+
+
+def test_sources_are_stated_in_full():
+    for wrong in ({"source": "poster"}, {"source": "paper"}, {"source": "sheet", "cited": R.Cited("Table 2")}, {"cited": R.Cited("T")}):
+        with pytest.raises(ValueError, match="claim 'x': source "):
+            Claim("x", "", "B", "W", **wrong)
+    assert {Claim("x", "", "B", "W").source} < set(R.CLAIM_SOURCES)
+
+
+def sets_and_networks(sets=2, networks=4, gain=1.0, keyed=True):
+    """Two methods whose sets are judged by several networks each: rows, and what each was made from."""
+    book, origins = Results("toy", "demo"), []
+    for method, extra in (("B", gain), ("W", 0.0)):
+        for s in range(sets):
+            for n in range(networks):
+                book.add("T", "digits", method, "accuracy", 80 + extra + 5 * s + n / 10, s * networks + n, {"set": s} if keyed else {})
+                origins.append([f"Set-{method}{s}", f"Judge-{method}{s}{n}", "Teacher-0"])
+    return book, origins
+
+
+@pytest.mark.parametrize("sets, options, expected", [
+    (1, {}, "inconclusive"), (2, {}, "inconclusive"), (3, {}, "inconclusive"), (1, {"given": ("Set",)}, "supported"),
+    (2, {"unit": "set"}, "inconclusive"), (4, {"unit": "set"}, "supported"),
+])
+def test_what_is_compared_is_what_must_be_repeated(sets, options, expected):
+    book, origins = sets_and_networks(sets, keyed="unit" in options)
+    judged = R.judge([Claim("b", "", "B", "W", **options)], book, origins=origins).iloc[0]
+    assert judged["verdict"] == expected
+    assert judged["n"] == (sets if "unit" in options else 4 * sets) and judged["difference"] == pytest.approx(1)
+    assert judged["made"] == (4 * sets if "given" in options else sets)
+    if expected == "inconclusive" and "unit" not in options:
+        assert R.what_is_open(judged) == f"what is compared was made {R.times(sets)} only, not once for each seed"
+
+
+def test_a_unit_is_averaged_over_all_else_and_left_out_where_it_is_not_whole():
+    book, _ = sets_and_networks(3)
+    frame = book.frame()
+    assert R.differences(frame, Claim("b", "", "B", "W", unit="set")).round(9).tolist() == [1.0] * 3
+    assert R.differences(frame, Claim("b", "", "B", "W")).empty            # no seed has all the sets
+    assert len(R.differences(frame.drop(0), Claim("b", "", "B", "W", unit="set"))) == 2
+    with pytest.raises(ValueError, match="no row has the key 'fold'"):
+        R.differences(frame, Claim("b", "", "B", "W", unit="fold"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.one_of(st.just(math.nan), st.floats(0, 1)), max_size=12))
+def test_holm_is_what_statistics_books_say(p):
+    found = R.holm(p)
+    known = sorted(x for x in p if not math.isnan(x))
+    for value, corrected in zip(p, found):
+        if math.isnan(value):
+            assert math.isnan(corrected)
+        else:                                    # the largest of the corrected ones up to it
+            rank = max(i for i, x in enumerate(known) if x == value)
+            assert corrected == pytest.approx(max(min(1, (len(known) - k) * known[k]) for k in range(rank + 1)))
+
+
+def test_holm_stands_beside_the_plain_verdict():
+    gaps = [1.0, 2.0, 0.5, 1.2]                                           # p is about 0.03
+    book = study([50 + g for g in gaps], [50] * 4)
+    alone = R.judge([Claim("b", "", "B", "W")], book).iloc[0]
+    assert alone["verdict"] == alone["holm"] == "supported" and 0.02 < alone["p"] < 0.05
+    many = R.judge([Claim(f"b{i}", "", "B", "W") for i in range(3)], book)
+    assert set(many["verdict"]) == {"supported"} and set(many["holm"]) == {"inconclusive"}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(-30, 30), min_size=3, max_size=8), st.sampled_from([0.0, 1.0]), st.sampled_from(R.KINDS))
+def test_p_and_interval_agree(gaps, margin, kind):
+    claim = Claim("b", "", "B", "W", margin=margin, kind=kind)
+    mean, low, high = R.interval(gaps)
+    decided = R.verdict(claim, low, high, len(gaps)) != "inconclusive"
+    assert (R.p_value(claim, gaps) < 0.05) == decided or min(abs(low - claim.threshold), abs(high - claim.threshold)) < 1e-9
+
+
+@pytest.mark.parametrize("gaps", [[1.0, 2.0, -0.5, 0.5], [0.2, 0.1, -0.05], [3.0, -1.0]])
+def test_the_number_that_would_decide_is_the_smallest(gaps):
+    claim, s = Claim("b", "", "B", "W"), np.std(gaps, ddof=1)
+    needed = R.needed_repetitions(claim, gaps)
+    from scipy.stats import t
+    half = lambda n: t.ppf(0.975, n - 1) * s / math.sqrt(n)
+    assert half(needed) < abs(np.mean(gaps)) <= half(needed - 1)
+    judged = R.judge([claim], study([50 + g for g in gaps], [50] * len(gaps)))
+    assert R.claims_table(judged)["would decide"].item() == f"about {needed:.0f} seeds"
+    assert R.needed_repetitions(claim, [1, -1, 0]) == math.inf and math.isnan(R.needed_repetitions(claim, [1]))
+
+
+def test_the_closing_sentences_follow_the_numbers():
+    up, down = (R.judge([Claim("b", "", "B", "W"), Claim("w", "", "W", "B", source="sheet")],
+                        study([50 + sign * g for g in (1.0, 1.1, 0.9)], [50] * 3)) for sign in (1, -1))
+    said = [" ".join(R.closing(judged)) for judged in (up, down)]
+    assert "Supported: b (+1.00 [+0.75, +1.25])." in said[0] and "Not supported: b (−1.00 [−1.25, −0.75])." in said[1]
+    assert "Of 1 claims attested for the paper" in said[0] and said[0] != said[1]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-20, 20), min_size=3, max_size=7), st.floats(0, 5))
 def test_verdicts_do_not_depend_on_a_common_shift_and_turn_with_the_sides(gaps, shift):
@@ -406,7 +538,9 @@ def test_claims_table_reads_well():
                      study([51, 72, 91], [50, 70.9, 90.1]))
     table = R.claims_table(judged)
     assert table["difference"].tolist() == ["+1.00", "—"] and table["verdict"].tolist() == ["supported", "inconclusive"]
-    assert table["95 % interval"].tolist() == ["[+0.75, +1.25]", "—"]
+    assert table["95 % interval"].tolist() == ["[+0.75, +1.25]", "—"] and table["paper"].tolist() == ["—", "—"]
+    assert table["would decide"].tolist() == ["", "not measured"] and table["repeats"].tolist() == ["3 seeds", "0 seeds"]
+    assert "source ours: a reading, an ablation or a control of ours" in table.attrs["notes"]
 
 
 # ---- what a printed table remembers
@@ -452,10 +586,16 @@ def test_claims_that_are_none_are_refused(tmp_path):
     for column, value, says in (("kind", "lesser", "kind 'lesser' is none of greater, at least"),
                                 ("verdict", "maybe", "verdict 'maybe' is none of"),
                                 ("n", "2.5", "n must be a whole number"), ("n", "", "n must be"),
+                                ("source", "poster", "source 'poster' is none of paper, sheet, ours"),
+                                ("holm", "maybe", "holm 'maybe' is none of"), ("made", "-1", "made must be a whole number"),
                                 ("ci_low", "x", "'x' in the column ci_low")):
         judged.astype(object).assign(**{column: value}).to_csv(tmp_path / "claims.csv", index=False)
         with pytest.raises(ValueError, match=f"claims.csv: .*{says}"):
             R.read_claims(tmp_path / "claims.csv")
+    judged.drop(columns=list(R.MORE)).to_csv(tmp_path / "claims.csv", index=False)                # an older run
+    old = R.read_claims(tmp_path / "claims.csv")
+    assert old["source"].item() == old["holm"].item() == "" and old["made"].item() == 3 and math.isnan(old["reported"].item())
+    assert R.claims_table(old)["repeats"].item() == "3 seeds" and R.closing(old)[0].startswith("Of 1 claims the run finds")
     judged.drop(columns="n").to_csv(tmp_path / "claims.csv", index=False)
     with pytest.raises(ValueError, match="columns missing: n"):
         R.read_claims(tmp_path / "claims.csv")

@@ -1,5 +1,6 @@
 """How the house is built: imports run one way, down the floors, and stand at the top of a module; every paper stands on the experiment room."""
 import ast
+import os
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -147,3 +148,10 @@ def test_methods_stand_inside_their_classes(module):
 def test_what_is_given_to_a_class_from_outside_is_seen(text):
     assert given_from_outside(ast.parse(text), {"Net"})
     assert not given_from_outside(ast.parse("net.forward = f\nNet().rate = 1\nclass Net:\n    def add(self):\n        Net.count = 1"), {"Net"})
+
+
+def test_the_tests_of_a_file_are_one_unit_of_work(request):
+    """Where tests are distributed: what a file makes for its tests is made once, in the worker that has them all."""
+    if request.config.getoption("dist", "no") == "no" and "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("one process runs all tests")
+    assert request.node.nodeid.endswith(f"@{request.node.location[0]}"), "pytest and pytest-xdist do not fit together"

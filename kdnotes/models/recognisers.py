@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['ENLARGED', 'RECTANGLE', 'CHIP', 'PADDING', 'EXTRA', 'Answer', 'is_there', 'enlarged', 'recognise', 'pixel_prints',
-           'kept_answers', 'mean_colour', 'centred']
+           'keep_answers', 'kept_answers', 'mean_colour', 'centred']
 
 # %% ../../nbs/models/recognisers.ipynb #09af0095
 import functools
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..files import cache_folder, make_folder, recall, store
-from ..inputs import as_images, as_pixels, as_rows, require_whole, require_width
+from ..inputs import as_images, as_pixels, as_rows, require_finite, require_whole, require_width
 from ..parallel import parallel_map
 from ..runtime import fingerprint
 
@@ -117,6 +117,24 @@ def _kept(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
             parts = (block[0][name] for name in ("prints", "embeddings", "landmarks"))
             found |= {print: (e, p) for print, e, p in zip(*parts)}
     return found
+
+
+def keep_answers(images: Tensor, known: Answer, root: Path | str | None = None, recipe: str = "dlib") -> None:
+    """Let `kept_answers` find what was computed elsewhere: `known`, one answer for each of the `images`, which are as
+    there; `root` and `recipe` as there.
+
+    ValueError where the numbers differ, and for answers that are not finite or of another shape.
+    """
+    x = _bytes("keep_answers", images)
+    embeddings, landmarks = (torch.as_tensor(part).detach().cpu().float() for part in known)
+    if embeddings.ndim != 2 or landmarks.shape[1:] != (68, 2) or not len(x) == len(embeddings) == len(landmarks):
+        raise ValueError(f"keep_answers: {len(x)} images, embeddings {tuple(embeddings.shape)}, landmarks "
+                         f"{tuple(landmarks.shape)}; expected (N, D) and (N, 68, 2) for N images")
+    require_finite("keep_answers", embeddings=embeddings, landmarks=landmarks)
+    folder, prints = make_folder(Path(root or cache_folder()) / "recognisers" / recipe), pixel_prints(x)
+    if len(x):
+        block = {"prints": prints, "embeddings": embeddings, "landmarks": landmarks}
+        store(folder / f"block-{fingerprint(prints)[:24]}.pt", block)
 
 
 def kept_answers(images: Tensor, root: Path | str | None = None, workers: int | None = None, block: int = 64,

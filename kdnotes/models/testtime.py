@@ -4,10 +4,12 @@
 __all__ = ['ADAPTATIONS', 'WHOLE', 'ORDERS', 'AT_ONCE', 'PART', 'Adapting', 'arrival', 'batch_of', 'adapted']
 
 # %% ../../nbs/models/testtime.ipynb #2bfaf2ff
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import unknown_name
 from ..inputs import as_labels, require_number, require_share
@@ -71,8 +73,8 @@ def adapted(network: nn.Module, x: Tensor, order: Tensor, how: Adapting) -> Pred
     float32, in the order of `x`.
 
     The evaluation is transductive: but for "none", unlabelled test images are read before they are answered.
-    A single last image joins the batch before it. ValueError without images, for a network without BatchNorm layers,
-    and where a layer would be adapted to the variance of one value.
+    A single last image joins the batch before it. ValueError without images, where something is to adapt and the
+    network has no BatchNorm layers, and where a layer would be adapted to the variance of one value.
     """
     order = as_labels("adapted", order, name="places in the order", at_least=None)
     if not len(x) or not order.sort().values.equal(torch.arange(len(x), device=order.device)):
@@ -87,7 +89,9 @@ def adapted(network: nn.Module, x: Tensor, order: Tensor, how: Adapting) -> Pred
             tent.adapt([part for part in batches if len(part) > 1])
             tent.freeze()
             return adapted(network, x, order, replace(how, adaptation="FaceBN"))
-    with torch.inference_mode(), FaceBN(network, mode, a=0.5, rho=how.rho, layers=how.layers) as face:
+    bare = how.adaptation == "none" and not any(isinstance(layer, _BatchNorm) for layer in network.modules())
+    adapts = nullcontext() if bare else FaceBN(network, mode, a=0.5, rho=how.rho, layers=how.layers)
+    with torch.inference_mode(), adapts as face:
         if two_passes:
             face.adapt(batches)
         outputs = [network(part) for part in batches]

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from kdnotes.metrics.verify import best_threshold, pair_scores
 from kdnotes.models import recognisers
-from kdnotes.models.recognisers import Answer, centred, enlarged, is_there, kept_answers, mean_colour, recognise
+from kdnotes.models.recognisers import Answer, centred, enlarged, is_there, keep_answers, kept_answers, mean_colour, recognise
 
 SHARED = Path(os.environ.get("KDNOTES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "lfw"
 needs_lfw = pytest.mark.skipif(not (SHARED / "dlib.npz").is_file(), reason=f"LFW with dlib's embeddings is not at {SHARED}")
@@ -80,6 +80,15 @@ def test_a_damaged_block_is_computed_again(tmp_path, counted):
     next(tmp_path.rglob("block-*.pt")).write_bytes(b"no archive")
     assert kept_answers(x, tmp_path, 1, 2, counted, "mean").embeddings.equal(mean_colour(x).embeddings)
     assert sorted(counted.asked()) == [2, 2, 2]
+
+
+def test_what_was_computed_elsewhere_is_found(tmp_path, counted):
+    x = pictures(6)
+    keep_answers(x[:4], mean_colour(x[:4]), tmp_path, "mean")
+    assert kept_answers(x, tmp_path, 1, 4, counted, "mean").embeddings.equal(mean_colour(x).embeddings) and counted.asked() == [2]
+    for wrong in (Answer(torch.rand(3, 128), torch.rand(4, 68, 2)), Answer(torch.rand(4, 128), torch.rand(4, 5, 2)), Answer(torch.full((4, 3), torch.nan), torch.rand(4, 68, 2))):
+        with pytest.raises(ValueError, match="keep_answers"):
+            keep_answers(x[:4], wrong, tmp_path, "mean")
 
 
 def test_workers_do_not_change_the_answers(tmp_path):
