@@ -33,6 +33,7 @@ from ..config import Settings, section, setting
 from ..crossres import Pictures, frozen, weights_of
 from ..data.imageset import to_float
 from ..experiment import Data, Experiment, Here, Row, Stage, Study
+from ..inputs import wide_dtype
 from ..metrics.classify import accuracy
 from ..metrics.generate import choose_epoch, frechet_distance, inception_score, precision_recall
 from kdnotes.models.diffusion import (
@@ -47,7 +48,7 @@ from kdnotes.privacy.accounting import (
 from ..privacy.audit import Audit, Pad, audit_one_run, audit_runs, pad_scores
 from ..privacy.merf import EmbeddingGenerator, RandomFeatures, noisy_embedding
 from ..privacy.sanitize import Budget, Sanitizer, require_private_model, vmap_gradients
-from ..results import Claim, Results
+from ..results import Cited, Claim, Results
 from ..runtime import derive_seed, make_generator, seed_everything
 from ..train import Average, Loop
 
@@ -72,7 +73,7 @@ def adversarial_losses(logits: Tensor, saturating: bool = True) -> Tensor:
     """What the student pays for being seen through, from `logits` `(N, 2)` of (teacher, student): log(1 - p), or
     -log p: `(N,)`.
     """
-    log_p = logits.float().log_softmax(1)
+    log_p = logits.to(wide_dtype(logits)).log_softmax(1)
     return log_p[:, 1] if saturating else -log_p[:, 0]
 
 
@@ -1705,33 +1706,44 @@ def in_words(table: Any) -> Any:
 
 # %% ../../nbs/papers/dpsad.ipynb #62c36a02
 def claims(config: Config) -> list[Claim]:
-    """All claims that the rows of `config` can test; where each comes from stands in its text."""
-    low, high = (f"eps={e:g}" for e in (config.private.epsilons[0], config.private.epsilons[-1]))
+    """All claims that the rows of `config` can test."""
+    epsilons = config.private.epsilons
+    low, high = (f"eps={e:g}" for e in (epsilons[0], epsilons[-1]))
     at = lambda eps: {"table": MAIN, "setting": eps}
-    K, T = "DPSGD, K=1", f"divisor={config.chain.T:g};{low}"
-    divisor = lambda value: {"table": SWEPT.format("divisor"), "setting": value, "method": "DP-SAD"}
+    cited = Cited(REPORTED[MAIN], where={"setting": f"{low};delta=1e-5"})
+    claim = partial(Claim, given=("Teacher",))
     every = [
-        Claim("the step as written costs nothing", "note: noise that is divided by T; at most three points below none",
-              "DP-SAD", "DP-SAD, no noise", where=at(high), margin=3.0, kind="at least"),
-        Claim("DP-SAD > DP-DM", "note: its table, at one nominal epsilon", "DP-SAD", "DP-DM", where=at(low)),
-        Claim("DP-SAD > DPSGD", "note: from-scratch methods, at one nominal epsilon", "DP-SAD", "DPSGD", where=at(low)),
-        Claim("DP-SAD > undivided", "sheet: the divisor is what helps", "DP-SAD", "DP-SAD, T1", where=at(low)),
-        Claim("K draws > 1 draw", "component: noise multiplicity", "DPSGD", K, where=at(high)),
-        Claim("a private student keeps its teacher's worth", "ours: distilling is free; at most five points lost",
+        claim("the step as written costs nothing", "noise that is divided by T: at most three points below none",
+              "DP-SAD", "DP-SAD, no noise", where=at(high), margin=3.0, kind="at least", source="sheet"),
+        claim("DP-SAD > DPSGD", "one nominal epsilon, which one of them keeps", "DP-SAD", "DPSGD", where=at(low)),
+        claim("DP-SAD > undivided", "the divisor is what helps", "DP-SAD", "DP-SAD, T1", where=at(low)),
+        claim("K draws > 1 draw", "noise multiplicity, at one epsilon", "DPSGD", "DPSGD, K=1", where=at(high)),
+        claim("a private student keeps its teacher's worth", "distilling is free: at most five points lost",
               "DP teacher", "DPSGD", where=at(high), margin=5.0, kind="at least"),
-        Claim("DPSGD > DP-MERF", "sheet: steps beat one release", "DPSGD", "DP-MERF", where=at(high)),
+        claim("DPSGD > DP-MERF", "many steps beat one release", "DPSGD", "DP-MERF", where=at(high)),
     ]
+    if epsilons[0] == 1.0:
+        every.append(claim("DP-SAD > DP-DM", "at one nominal epsilon", "DP-SAD", "DP-DM", where=at(low), source="paper",
+                           cited=cited))
     found = [claim for claim in every if {claim.better, claim.worse} <= set(config.methods)]
     if low != high and "DPSGD" in config.methods:
-        found.append(Claim("more budget > less", "sheet: the honest mechanism feels its noise",
+        found.append(claim("more budget > less", "the honest mechanism feels its noise",
                            {"method": "DPSGD", "setting": high}, {"method": "DPSGD", "setting": low},
                            where={"table": MAIN}))
+    swept = lambda sweep, value, eps: {"table": SWEPT.format(sweep), "setting": f"{sweep}={value};{eps}",
+                                       "method": "DP-SAD"}
     if "divisor" in config.sweeps:
-        found.append(Claim("divided by T > by 1", "note: quality rises with T", divisor(T),
-                           divisor(f"divisor=1;{low}")))
+        found.append(claim("divided by T > by 1", "quality rises with the divisor",
+                           swept("divisor", f"{config.chain.T:g}", low), swept("divisor", "1", low), source="sheet"))
+    if "lambda" in config.sweeps:
+        distance = f"frechet_distance_{config.judging.features}"
+        reported_as = Cited("lambda ablation (number unseen)", {"setting": "eps=10;lambda=1.0"},
+                            {"setting": "eps=10;lambda=0.0"}, "fid")
+        found.append(claim("lambda 1 > 0", "the adversary lowers the distance", swept("lambda", "1", high),
+                           swept("lambda", "0", high), distance, source="paper", cited=reported_as))
     for kind in [kind for kind in config.auditing.audits if kind in ("pad", "pads", "row space")]:
-        of = partial(Claim, metric="lower_bound", where={"table": AUDITS, "setting": f"audit={kind}"})
-        found += [of(f"{kind} refutes DP-SAD", "ours: its lower bound exceeds the nominal epsilon", "DP-SAD", CLAIMED),
-                  of(f"{kind} does not refute DPSGD", "ours: its lower bound stays below", CLAIMED, "DPSGD",
+        of = partial(claim, metric="lower_bound", where={"table": AUDITS, "setting": f"audit={kind}"})
+        found += [of(f"{kind} refutes DP-SAD", "its lower bound exceeds the nominal epsilon", "DP-SAD", CLAIMED),
+                  of(f"{kind} does not refute DPSGD", "its lower bound stays below", CLAIMED, "DPSGD",
                      kind="at least")]
     return found
