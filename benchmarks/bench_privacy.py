@@ -77,7 +77,7 @@ def batch_of(rows: int, side: int) -> tuple[Tensor, ...]:
 
 
 def unet_batch(rows: int) -> tuple[UNet, tuple[Tensor, ...]]:
-    """DPDM's network for 28 x 28 pictures, 1.75 million weights, some way from its start, where half of it is silent."""
+    """DPDM's network for 28 x 28 pictures, some way from its start, where half of it is silent."""
     torch.manual_seed(1)
     net = UNet(null=False)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_ghost_norms_in_a_unet(benchmark):
     used = {name: in_a_process_of_its_own(__file__, "peak_of_gradients", name) for name in STEPS}
     memory = used["vmap"] / used["ghost in chunks"]
     benchmark.extra_info["ratio"] = memory
-    print(f"\nClipped sum of 64 records, DPDM's U-Net of {sum(p.numel() for p in net.parameters()):,} weights: vmap "
+    print(f"\nClipped sum of 64 records, a U-Net of {sum(p.numel() for p in net.parameters()):,} weights: vmap "
           f"{min(seconds):.2f} s, ghost norms in chunks of {CHUNK} {benchmark.stats['min']:.2f} s ({speed:.1f}x); peak "
           f"memory {', '.join(f'{name} {mib:.0f} MiB' for name, mib in used.items())}: 1/{memory:.1f} (at most 1/4)")
     assert memory >= 4
