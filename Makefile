@@ -4,14 +4,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install run test test-fast lab bench results export hooks clean
+.PHONY: help install run test test-fast lab bench backbone results export hooks clean
 
 help:
-	@echo "make run        run every paper notebook (demo profile) and write the report"
+	@echo "make run        run every paper notebook (demo profile); the report grows meanwhile"
 	@echo "make test       notebooks and package in sync, ruff, pytest, the notebooks' own cells"
 	@echo "make test-fast  what runs no notebook and starts no batch: a few minutes"
 	@echo "make lab        JupyterLab on nbs/index.ipynb; what is run there leaves the clone clean"
 	@echo "make bench      benchmarks, as ratios against a plain reference"
+	@echo "make backbone   NACO's pretrained backbone, where its settings or clips are no longer those of the file (4 minutes)"
 	@echo "make results    refresh results/ (executed demo notebooks, tables, claims)"
 	@echo "make export     notebooks -> package, clean outputs, README from nbs/index.ipynb"
 	@echo "make hooks      git hooks that keep notebooks clean (nbdev)"
@@ -26,8 +27,7 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	@touch $(STAMP)
 
 run: install
-	$(BIN)/kdnotes run --all --profile demo
-	$(BIN)/kdnotes report
+	$(BIN)/kdnotes run --all --profile demo --report
 
 test: install
 	$(BIN)/ruff check .
@@ -44,7 +44,10 @@ lab: install
 bench: install
 	$(BIN)/kdnotes bench
 
-results: install
+backbone: install
+	$(BIN)/python -c 'from kdnotes.papers.naco import publish_backbone; print(publish_backbone("kdnotes/models/kept/naco.safetensors", "runs/backbone")["built"])'
+
+results: backbone
 	$(BIN)/kdnotes run --all --profile demo --force
 	$(BIN)/kdnotes results
 

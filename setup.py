@@ -46,7 +46,7 @@ setup(
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["kdnotes", "kdnotes.*"]),
-    package_data={"kdnotes": ["py.typed"], "kdnotes.reported": ["*.csv"]},
+    package_data={"kdnotes": ["py.typed"], "kdnotes.reported": ["*.csv"], "kdnotes.models": ["kept/*.safetensors"]},
     cmdclass={"build_py": BuildWithNotebooks},
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in EXTRAS},

@@ -4,8 +4,8 @@
 __all__ = ['NAMED', 'DATA_ROOT', 'Parser', 'options', 'meant', 'refusals', 'given_parameters', 'data_environment', 'plan_runs',
            'open_pool', 'run', 'say', 'terminable', 'show_papers', 'count_runs', 'show_paper', 'expected_times', 'why',
            'verify', 'remove_empty', 'show_data', 'add_data', 'check_data', 'get_data', 'report', 'results', 'bench',
-           'add_run', 'add_machines', 'number', 'add_folders', 'add_data_commands', 'add_split_options', 'share',
-           'add_others', 'build_parser', 'main']
+           'measure_device', 'add_run', 'add_machines', 'number', 'add_folders', 'add_data_commands',
+           'add_split_options', 'share', 'add_others', 'build_parser', 'main']
 
 # %% ../nbs/cli.ipynb #c9eb7efe
 import argparse
@@ -102,14 +102,17 @@ def open_pool(args: argparse.Namespace) -> contextlib.AbstractContextManager:
 def run(args: argparse.Namespace) -> int:
     """Run paper notebooks; exit status 0, 1 (a run failed) or 130 (interrupted)."""
     from kdnotes.batch.pool import run_batch
-    from kdnotes.batch.terminal import Board, exit_status, summary
+    from kdnotes.batch.terminal import Board, GrowingReport, exit_status, summary
 
     with contextlib.ExitStack() as stack:
         with refusals("kdnotes run"):
             planned = plan_runs(args)
             pool = stack.enter_context(open_pool(args))
         stack.enter_context(terminable())
-        outcomes = run_batch(planned, pool, args.jobs or (None if args.scheduler else 1), Board())
+        board = GrowingReport(planned, args.out) if args.report else Board()
+        outcomes = run_batch(planned, pool, args.jobs or (None if args.scheduler else 1), board)
+    if args.report:
+        board.report(last=True)
     say(summary(outcomes))
     return exit_status(outcomes)
 
@@ -248,7 +251,7 @@ def show_data(args: argparse.Namespace) -> int:
     from kdnotes.data.source import data_root
 
     with refusals("kdnotes data"):
-        rows = status(args.data_root, data_sources(("images", "crowds", "masks"), args.data_root))
+        rows = status(args.data_root, data_sources(("images", "crowds", "masks", "videos"), args.data_root))
     cells = [(r["name"], r["state"], r["images"], str(r["how"] if r["state"] == "absent" else r["where"]))
              for r in rows]
     say(f"data folder: {data_root(args.data_root)}\n")
@@ -259,8 +262,13 @@ def show_data(args: argparse.Namespace) -> int:
 def add_data(args: argparse.Namespace) -> int:
     """Check an image set, split it where nobody has, and install it below the data folder."""
     from kdnotes.data.catalogue import add
+    from kdnotes.data.videosurvey import holds_videos
 
     with refusals("kdnotes data add"):
+        if holds_videos(args.train):
+            raise ValueError(f"{args.train} holds videos, which are read where they lie: move or link it to "
+                             f"{args.name}/ below the data folder with real/ and fake/ in it, or to a benchmark's own "
+                             f"name, see `kdnotes data`; look at it with `kdnotes data check {args.train}`")
         options = {"overwrite": args.overwrite, "size": args.size, "test_share": args.test_share, "seed": args.seed}
         say(f"{args.name} installed in {add(args.name, args.train, args.test, args.data_root, **options)}")
     return 0
@@ -268,14 +276,15 @@ def add_data(args: argparse.Namespace) -> int:
 
 def check_data(args: argparse.Namespace) -> int:
     """Look at every picture in a folder and tell on one page what is there: classes, sizes, modes, orientation,
-    transparency, duplicates, strays, files that cannot be read.
+    transparency, duplicates, strays, files that cannot be read; of a folder of videos its layout, kinds, splits, sizes.
 
     Exit status 0 if nothing has to be mended, else 1.
     """
     from kdnotes.data.survey import survey
+    from kdnotes.data.videosurvey import holds_videos, survey_videos
 
     with refusals("kdnotes data check"):
-        found = survey(args.folder)
+        found = survey_videos(args.folder) if holds_videos(args.folder) else survey(args.folder)
     say(str(found))
     return int(bool(found.to_mend()))
 
@@ -311,15 +320,32 @@ def results(args: argparse.Namespace) -> int:
 
 # %% ../nbs/cli.ipynb #c0d19f85
 def bench(args: argparse.Namespace) -> int:
-    """Run the benchmarks of the checkout and print their ratios."""
+    """Run the benchmarks of the checkout and print their ratios; with --device, measure the package on that device."""
     from kdnotes.batch.plan import checkout_folder
 
     with refusals("kdnotes bench"):
         folder = checkout_folder("benchmarks")
         if folder is None:
             raise FileNotFoundError("no benchmarks here: they come with a clone of the repository; run there")
+        if args.device is not None:
+            return measure_device(args, folder)
         files = sorted(map(str, folder.glob("bench_*.py")))
     return int(subprocess.run([sys.executable, "-m", "pytest", "-s", *files, *args.rest], check=False).returncode != 0)
+
+
+def measure_device(args: argparse.Namespace, folder: Path) -> int:
+    """`kdnotes bench --device NAME`: one sheet of numbers, each written as soon as it is measured."""
+    from kdnotes.batch.measure import measure
+    from kdnotes.runtime import pick_device
+
+    if args.rest:
+        raise ValueError(f"unrecognized arguments: {' '.join(args.rest)}; with --device no option goes to pytest")
+    device = pick_device(args.device)
+    kind = "gpu" if device.type == "cuda" else device.type
+    out = Path(args.out) if args.out else folder.parent / "results" / kind / "bench.csv"
+    measure(str(device), out, folder, args.minutes)
+    print(f"written to {out}")
+    return 0
 
 # %% ../nbs/cli.ipynb #feea1f78
 def add_run(commands: Any) -> None:
@@ -344,6 +370,7 @@ def add_machines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="run on the Dask cluster at tcp://host:port")
     parser.add_argument("--gpus-per-run", type=number(0), default=0, metavar="K", help="GPUs that a run has to itself")
     parser.add_argument("--force", action="store_true", help="do all of it anew; a finished run stays until then")
+    parser.add_argument("--report", action="store_true", help="write the report anew whenever a run ends")
     parser.add_argument("--out", default="runs", help="folder of all runs (default: runs)")
     add_folders(parser)
     parser.add_argument("--data-root", **DATA_ROOT)
@@ -382,7 +409,7 @@ def add_data_commands(commands: Any) -> None:
     test = "the same to test on (default: train and test in the folder TRAIN, else a share of every class)"
     add.add_argument("test", nargs="?", help=test)
     add_split_options(add)
-    check = actions.add_parser("check", help="look at a folder of pictures", description=check_data.__doc__)
+    check = actions.add_parser("check", help="look at a folder of pictures or videos", description=check_data.__doc__)
     check.set_defaults(command=check_data)
     check.add_argument("folder", help="class folders, with train and test above them or without, or npz files")
     get = actions.add_parser("get", help="download a set", description=get_data.__doc__)
@@ -429,7 +456,11 @@ def add_others(commands: Any) -> None:
     evidence = "folders of finished runs on real data, for results/<device>/<slug>/<data set>/"
     commands.choices["results"].add_argument("evidence", nargs="*", metavar="RUN", help=evidence)
     about = f"{bench.__doc__} Other options go to pytest."
-    commands.add_parser("bench", help="run the benchmarks", description=about).set_defaults(command=bench)
+    measured = commands.add_parser("bench", help="run the benchmarks", description=about)
+    measured.set_defaults(command=bench)
+    measured.add_argument("--device", help="measure losses, matching, smoke runs and ratios on auto, cpu, cuda ...")
+    measured.add_argument("--minutes", type=float, default=8.0, help="for how long, with --device (default: 8)")
+    measured.add_argument("--out", metavar="FILE", help="the CSV file (default: results/<gpu or cpu>/bench.csv)")
 
 # %% ../nbs/cli.ipynb #5c26df78
 def build_parser() -> Parser:

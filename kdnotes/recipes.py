@@ -4,16 +4,17 @@
 __all__ = ['LABELS_ALONE', 'BENCHMARK', 'BASELINES', 'Term', 'SoftLabels', 'Hint', 'HintByVariance', 'HintByDeviation',
            'Distances', 'Angles', 'DistancesAndAngles', 'Similarities', 'Correlations', 'Neighbours', 'Attention',
            'Variational', 'contrasted', 'SampleContrast', 'RelationalContrast', 'DifferenceContrast', 'Recipe',
-           'label_loss', 'target_in', 'Learner', 'Baseline', 'baseline', 'recipe', 'written_out']
+           'label_loss', 'target_in', 'Learner', 'gradient_balance', 'Watched', 'Baseline', 'baseline', 'recipe',
+           'written_out']
 
 # %% ../nbs/recipes.ipynb #792ab588
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy
 
 from .losses.contrastive import CRDLoss
 from .losses.distill import VIDLoss, attention_loss, hint_loss, kd_loss
@@ -254,19 +255,25 @@ class RelationalContrast(Term):
 
 @dataclass(frozen=True)
 class DifferenceContrast(RelationalContrast):
-    """CRCD: the same with plain differences of mapped embeddings as relations."""
+    """CRCD: the same with plain differences of mapped embeddings as relations, and chance pairs from both memories."""
 
     name = "crcd"
     temperature: float = 0.05
+    sides: str = "both"
     relation: str = "difference"
 
 # %% ../nbs/recipes.ipynb #0a63efa9
 @dataclass(frozen=True)
 class Recipe:
-    """What a network learns from: `labels`, the weight of its own, and `terms`. Without terms it learns unaided."""
+    """What a network learns from: `labels`, the weight of its own, and `terms`. Without terms it learns unaided.
+
+    `until`: the share of the training after which the labels count alone, as CRCD's code does for its last ten epochs
+    of 250.
+    """
 
     labels: float = 1.0
     terms: tuple[Term, ...] = ()
+    until: float = 1.0
 
     def __post_init__(self):
         names = [term.name for term in self.terms]
@@ -274,6 +281,11 @@ class Recipe:
             raise ValueError(
                 f"labels={self.labels}, terms {names}; expected a weight of at least 0, something to learn from, "
                 "and each term once"
+            )
+        if not 0 < self.until <= 1 or self.until < 1 and not self.labels:
+            raise ValueError(
+                f"until={self.until} with labels={self.labels}; expected a share of the training above 0, and below 1 "
+                "only where the labels count"
             )
 
     @property
@@ -305,7 +317,8 @@ class Learner(nn.Module):
     `loss`: scalars by name.
 
     `dims`: the dimension of the embedding of each of the recipe's teachers; `keys` `(m,)`: the labels of all training
-    images, for heads that remember; `stage`: whose maps attention looks at.
+    images, for heads that remember; `stage`: whose maps attention looks at, averaged down to the size `maps` of the
+    teacher's where that is smaller. `last`, which may be set: the training step from which the labels count alone.
     """
 
     def __init__(
@@ -315,9 +328,11 @@ class Learner(nn.Module):
         dims: Mapping[str, int] | None = None,
         keys: Tensor | None = None,
         stage: str = "stage2",
+        maps: tuple[int, int] | None = None,
     ):
         super().__init__()
-        self.network, self.recipe, self.stage, self.heads = network, recipe, stage, nn.ModuleDict()
+        self.network, self.recipe, self.stage, self.maps, self.heads = network, recipe, stage, maps, nn.ModuleDict()
+        self.steps, self.last = 0, None
         for term in recipe.terms:
             heads = {target: term.head(network.feature_dim, dims[target], keys) for target in term.targets}
             self.heads.update({f"{term.name} {target}": head for target, head in heads.items() if head is not None})
@@ -331,7 +346,7 @@ class Learner(nn.Module):
         """The network's `Prediction` for images `x`, and the maps of its stage where a term looks at them."""
         if not any(term.maps for term in self.recipe.terms):
             return self.network(x), {}
-        with listening(self.network, self.stage) as heard:
+        with listening(self.network, self.stage, self.maps) as heard:
             prediction = self.network(x)
         return prediction, {"student.maps": heard[0]}
 
@@ -341,16 +356,27 @@ class Learner(nn.Module):
         return values[0] if len(values) == 1 else torch.stack(values).mean()
 
     def terms(self, s: Prediction, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weighted terms for the network's prediction `s` of a batch, and their sum."""
-        found, w = {}, self.recipe.labels
+        """The weighted terms for the network's prediction `s` of a batch, and their sum; in training mode it is one
+        step more.
+        """
+        found, w, alone = {}, self.recipe.labels, self.training and self.last is not None and self.steps >= self.last
+        self.steps += self.training
         if w:
             found["labels"] = w * label_loss(self.network, s, batch["labels"])
-        found |= {term.name: term.weight * self.value(term, s, batch) for term in self.recipe.terms}
+        for term in self.recipe.terms:
+            value = s.features.new_zeros(()) if alone else self.value(term, s, batch)
+            found[term.name] = term.weight * value
         return {"loss": torch.stack(list(found.values())).sum()} | found
 
     def forward(self, x: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         prediction, maps = self.predict(x)
         return self.terms(prediction, {**batch, **maps})
+
+    def get_extra_state(self) -> int:
+        return self.steps
+
+    def set_extra_state(self, steps: int) -> None:
+        self.steps = steps
 
     def remember(self, features: Tensor, target: str = "teacher") -> None:
         """Let every memory of the teacher `target` start full, with its embeddings `(m, d_t)` of all training images,
@@ -359,6 +385,55 @@ class Learner(nn.Module):
         for term in self.recipe.terms:
             if target in term.targets:
                 term.fill(self.head(term, target), features)
+
+# %% ../nbs/recipes.ipynb #b6099cc1
+def gradient_balance(
+    learner: Learner, s: Prediction, batch: Mapping[str, Tensor], terms: Mapping[str, Tensor]
+) -> dict[str, tuple[float, float]]:
+    """For each of the recipe's `terms` of the prediction `s`, as the learner gave them: the norm of its gradient over
+    that of the cross-entropy with the labels, and the cosine of the two, on the weights that `s.features` depend on.
+
+    Norm and cosine are 0 for a term without gradient there. The graph of `s` is kept.
+    """
+    weights = [w for w in learner.network.parameters() if w.requires_grad]
+    reached = torch.autograd.grad(s.features.sum(), weights, retain_graph=True, allow_unused=True)
+    shared = [w for w, gradient in zip(weights, reached) if gradient is not None]
+
+    def gradient(loss: Tensor) -> Tensor:
+        if not loss.requires_grad:
+            return torch.zeros(sum(w.numel() for w in shared), device=loss.device)
+        found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+        return torch.cat([(torch.zeros_like(w) if g is None else g).flatten().float() for w, g in zip(shared, found)])
+
+    own = gradient(label_loss(learner.network, s, batch["labels"]))
+    least, balance = torch.finfo(own.dtype).tiny, {}
+    for term in learner.recipe.terms:
+        g = gradient(terms[term.name])
+        balance[term.name] = float(g.norm() / own.norm().clamp_min(least)), float(cosine_similarity(g, own, dim=0))
+    return balance
+
+
+class Watched(nn.Module):
+    """A learner that notes the balance of its gradients at the training steps `at`, from 0, in `notes`, and learns as
+    it would unwatched.
+    """
+
+    def __init__(self, learner: Learner, at: Iterable[int]):
+        super().__init__()
+        self.learner, self.at, self.notes = learner, set(at), {}
+
+    @property
+    def network(self) -> nn.Module:
+        return self.learner.network
+
+    def forward(self, x: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        step = self.learner.steps
+        prediction, maps = self.learner.predict(x)
+        batch = {**batch, **maps}
+        terms = self.learner.terms(prediction, batch)
+        if self.training and step in self.at:
+            self.notes[step] = gradient_balance(self.learner, prediction, batch, terms)
+        return terms
 
 # %% ../nbs/recipes.ipynb #b7af17db
 @dataclass(frozen=True)
@@ -386,7 +461,7 @@ BASELINES: dict[str, Baseline] = {
     ),
     "KD, added": baseline(SoftLabels(1.0), "Hinton et al., 2015; labels and soft labels weigh the same"),
     "TAKD": baseline(SoftLabels(1.0, ("assistant",)), "Mirzadeh et al., AAAI 2020: KD, added, through an assistant"),
-    "FitNet": baseline(Hint(100.0), f"Romero et al., ICLR 2015; {BENCHMARK}, on embeddings"),
+    "FitNet, embedding": baseline(Hint(100.0), f"Romero et al., ICLR 2015; {BENCHMARK}, which has it on maps"),
     "FitNet, unit variance": baseline(
         HintByVariance(1.0),
         "Romero et al., ICLR 2015; on embeddings, over the mean variance of the teacher's dimensions",
@@ -395,20 +470,24 @@ BASELINES: dict[str, Baseline] = {
         HintByDeviation(1.0),
         "Romero et al., ICLR 2015; on embeddings, over the variance of all of the teacher's entries",
     ),
-    "AT": baseline(Attention(1000.0), f"Zagoruyko and Komodakis, ICLR 2017; {BENCHMARK}, one stage"),
-    "SP": baseline(Similarities(3000.0), f"Tung and Mori, ICCV 2019; {BENCHMARK}, on embeddings"),
+    "AT, one stage": baseline(
+        Attention(1000.0), f"Zagoruyko and Komodakis, ICLR 2017; {BENCHMARK}, which has it on all stages"
+    ),
+    "SP, embedding": baseline(Similarities(3000.0), f"Tung and Mori, ICCV 2019; {BENCHMARK}, which has it on maps"),
     "SP, weight 300": baseline(
         Similarities(300.0), "Tung and Mori, ICCV 2019; a tenth of the benchmark's weight, for short trainings"
     ),
     "CC": baseline(Correlations(100.0), "Peng et al., ICCV 2019; the kernel form, whose weight is ours"),
-    "VID": baseline(Variational(1.0), f"Ahn et al., CVPR 2019; {BENCHMARK}, on embeddings"),
+    "VID, embedding": baseline(Variational(1.0), f"Ahn et al., CVPR 2019; {BENCHMARK}, which has it on maps"),
     "PKT": baseline(Neighbours(30000.0), f"Passalis and Tefas, ECCV 2018; {BENCHMARK}"),
     "RKD": baseline(DistancesAndAngles(1.0), f"Park et al., CVPR 2019; {BENCHMARK}: 25 distances + 50 angles"),
     "RKD-D": baseline(Distances(25.0), "Park et al., CVPR 2019: the distances of RKD"),
     "RKD-A": baseline(Angles(50.0), "Park et al., CVPR 2019: the angles of RKD"),
     "RKD-DA": Baseline(Recipe(1.0, (Distances(25.0), Angles(50.0))), "RKD, its two terms apart"),
     "CRD": baseline(SampleContrast(0.8), f"Tian et al., ICLR 2020, and their code; {BENCHMARK}"),
-    "CRCD": baseline(DifferenceContrast(1.0), "Zhu et al., CVPR 2021, and its first author's code"),
+    "CRCD": baseline(
+        DifferenceContrast(1.0), "Zhu et al., CVPR 2021, and its first author's code, but for the copy on gradients"
+    ),
 }
 BASELINES |= {
     f"{name}, no labels": replace(
@@ -429,7 +508,7 @@ def recipe(name: str) -> Recipe:
 
 # %% ../nbs/recipes.ipynb #5675b62b
 def written_out(recipe: Recipe) -> str:
-    """A recipe as a sum: "0.1 labels + 0.9 kd(form=ce)"."""
+    """A recipe as a sum: "0.1 labels + 0.9 kd(form=ce)", and how long it holds where not to the end."""
     parts = [f"{recipe.labels:g} labels"] if recipe.labels else []
     for term in recipe.terms:
         own = [
@@ -439,4 +518,4 @@ def written_out(recipe: Recipe) -> str:
         ]
         own += [f"from {' and '.join(term.targets)}"] * (term.targets != ("teacher",))
         parts.append(f"{term.weight:g} {term.name}" + (f"({', '.join(own)})" if own else ""))
-    return " + ".join(parts)
+    return " + ".join(parts) + (f", labels alone after {recipe.until:.0%}" if recipe.until < 1 else "")

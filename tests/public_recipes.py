@@ -224,6 +224,9 @@ METRICS: dict[str, Callable[[World], object]] = {
     "aggregate.DawidSkene.confusion.self": lambda w: _module("metrics.aggregate").dawid_skene(*crowd_labels(World()), 6, 4, 3),
     "verify.fmr_fnmr.threshold": value(0.1), "verify.fmr": value(0.1), "verify.fnmr": value(0.1),
     "verify.histogram_intersection.scores": lambda w: w.floats().tanh(),
+    "video.scores": rows(), "video.positive": lambda w: torch.arange(w.rows) % 2 == 0 if not w.one_class else torch.ones(w.rows, dtype=torch.bool),
+    "video.logits": rows(), "video.videos": lambda w: torch.arange(w.rows), "video.forged": lambda w: torch.arange(w.rows) % 2 == 0 if not w.one_class else torch.ones(w.rows, dtype=torch.bool),
+    "video.frames": value(20), "video.length": value(8),
     "generate.covariance": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_x": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_y": lambda w: (lambda x: x.T @ x)(w.floats(4)),
     "generate.mean_x": fixed(4), "generate.mean_y": fixed(4), "generate.A": rows(4), "generate.B": rows(4), "generate.x_features": rows(4), "generate.y_features": rows(4),
     "generate.probabilities": lambda w: torch.eye(CLASSES)[w.labels()], "generate.splits": value(1), "generate.points": rows(4), "generate.centres": rows(4), "generate.radii": rows(),
@@ -317,6 +320,17 @@ DATA: dict[str, Callable[[World], object]] = {
     "clips.identities": lambda w: torch.arange(w.rows), "clips.donors": lambda w: 100 + torch.arange(w.rows), "clips.counts": value({"real": 1, "DF": 1}), "clips.frames": value(2),
     # sets of videos
     "sets.videos.faceforensics_root": lambda w: Path("nowhere").absolute(), "sets.videos.kind": value("real"), "sets.videos.label": value(0),
+    "sets.videos.person": value("anna"), "sets.videos.name": value("celeb_df"), "sets.videos.records": value(()), "sets.videos.people": value({}), "sets.videos.crops": value(None),
+    # videos: files, alignment, crops
+    "videos.frames": lambda w: w.bytes(3, 8, 8), "videos.Video.frames": lambda w: w.bytes(3, 8, 8), "videos.VideoFacts.frames": value(4), "videos.VideoFacts.size": value((8, 8)), "videos.fps": value(25), "videos.codec": value("h264"), "videos.where": value("here"),
+    "alignment.landmarks": rows(68, 2), "alignment.source": rows(8, 2), "alignment.target": lambda w: w.floats(8, 2) + 1, "alignment.points": rows(5, 2), "alignment.frames": lambda w: w.bytes(3, 16, 16), "alignment.M": lambda w: torch.eye(2, 3) + 0.01 * w.floats(2, 3),
+    "facecrops.found": lambda w: list(w.floats(1, 68, 2)), "facecrops.files": value({}), "facecrops.left_out": value({}), "facecrops.paths": value(()), "facecrops.recipe": value("none"), "facecrops.landmarks": value(None), "facecrops.workers": value(1), "facecrops.clip_starts.frames": value(40), "facecrops.length": value(8),
+    "facecrops.Cropping.size": value(150), "facecrops.root": lambda w: Path("kept").absolute(),
+    "videosurvey.records": value(()), "videosurvey.facts": value(()), "videosurvey.layout": value(""), "videosurvey.folder": lambda w: str(Path("nowhere").absolute()),
+    # animated photographs
+    **{f"photoclips.{name}": lambda w: _module("data.photoclips").drawn_portraits(12, size=32) for name in ("portraits", "Portraits.self")}, "photoclips.Portraits.images": lambda w: w.bytes(3, 16, 16), "photoclips.Portraits.landmarks": lambda w: 3 * w.floats(68, 2) + 8, "photoclips.Portraits.people": labels(),
+    "photoclips.points": lambda w: _face_shape() + 0.01 * w.floats(68, 2), "photoclips.at": fixed(7, 2), "photoclips.controls": lambda w: _face_shape()[:8] + 0.01 * w.floats(8, 2), "photoclips.values": rows(8, 2), "photoclips.source": lambda w: w.unit(3, 8, 8), "photoclips.target": lambda w: w.unit(3, 8, 8), "photoclips.weight": lambda w: w.unit(1, 8, 8),
+    "photoclips.size": value(16), "photoclips.counts": value({"real": 1, "DF": 1}), "photoclips.frames": value(2), "photoclips.people": value(2), "photoclips.Portraits.take.rows": value(slice(0, 2)),
     # perturb
     "perturb.x": lambda w: w.unit(2, 3, 12, 12), "perturb.compress_h264.x": lambda w: w.bytes(2, 3, 16, 16), "perturb.s": value(0.4), "perturb.k": value(0.6), "perturb.variance": value(0.001), "perturb.count": value(2), "perturb.side": value(4), "perturb.sigma": value(1.0),
     "perturb.radius": value(2), "perturb.height": value(6), "perturb.width": value(5), "perturb.n": value(8), "perturb.crf": value(30.0), "perturb.perturb.name": value("block"), "perturb.level": value(2),
@@ -429,6 +443,12 @@ def passages(w: World) -> list:
     return [_module("models.predictor").Passage("head", w.floats(4), w.floats(CLASSES))]
 
 
+def kept_weights(w: World) -> Path:
+    path = Path("kept.safetensors").absolute()
+    _module("models.weights").write_weights(path, {"w": w.floats(4)}, {"seed": 0})
+    return path
+
+
 MODELS: dict[str, Callable[[World], object]] = {
     "x": images, "images": images, "labels": labels(), "logits": rows(CLASSES), "features": rows(4), "model": network, "module": network, "network": network, "channels": value(3), "size": value(8), "classes": value(CLASSES), "width": value(4), "widths": value((4, 4, 4, 4)),
     "adapt.u": rows(4, 3), "adapt.reference": lambda w: (torch.zeros(3), torch.ones(3)), "adapt.seen": lambda w: (torch.ones(3), torch.full((3,), 2.0)), "adapt.a": value(0.5), "adapt.mode": value("mixture"), "adapt.prior": value(16.0), "adapt.rho": value(0.1),
@@ -454,6 +474,9 @@ MODELS: dict[str, Callable[[World], object]] = {
     "video.FrameEncoder.self": lambda w: _module("models.video").FrameEncoder("small", 16, 8).eval(), "video.OverTime.self": lambda w: _module("models.video").OverTime(8, 1, 2).eval(), "video.VideoNet.self": lambda w: _module("models.video").video_net("small", 16, 8, 1, 2).eval(),
     "video.ForgeryHead.self": lambda w: _module("models.video").ForgeryHead(8, 4).eval(), "video.Recurrent.self": lambda w: _module("models.video").Recurrent(8).eval(),
     "recognisers.known": lambda w: told_answer(w.bytes(3, 8, 8)), "written.others": lambda w: _module("models.written").parse,
+    # weights
+    "weights.path": lambda w: Path("new.safetensors").absolute(), "weights.read_weights.path": lambda w: kept_weights(w), "weights.tensors": lambda w: {"w": w.floats(4)},
+    "weights.made": value({"seed": 0}), "weights.packaged.name": value("naco"),
     "written.family": lambda w: _module("models.classifiers").ARCHITECTURES["smallconv"], "written.text": value("smallconv:4-4:4"), "written.people": value(CLASSES), "written.head": lambda w: _module("losses.margin").CosFace, "written.recogniser.text": value("smallface:4-4:4"), "written.parse_recogniser.text": value("smallface:4-4:4"),
 }
 
@@ -565,6 +588,11 @@ def _advanced(w: World):
 
 
 
+def _face_shape() -> Tensor:
+    """Sixty-eight landmarks in units of a picture's side."""
+    return (_module("data.alignment").mean_face() / 256).float()
+
+
 def face_points(w: World) -> Tensor:
     """Landmarks of drawn faces of 32 pixels, one a row."""
     points = _module("data.faces").render(codes("IDENTITY")(World(N, True, name="points")), 0.5 + 0 * codes("NUISANCE")(World(N)), 32)[1]
@@ -641,11 +669,24 @@ PAINTERS: dict[str, Callable[[World], object]] = {
     "diffusion.Conditional.conditions.self": lambda w: denoiser(w), "diffusion.Conditional.null": value(True), "diffusion.DenoisingMLP.null": value(True), "diffusion.UNet.null": value(True),
     "diffusion.UNet.channels": value(1), "diffusion.DenoisingMLP.time": value(64), "diffusion.UNet.classes": value(CLASSES), "diffusion.denoiser": lambda w: _module("models.diffusion").Preconditioned(denoiser(w)),
     "generators.inputs": value(5), "generators.channels": value(1), "generators.size": value(8), "generators.width": value(4), "generators.latent": value(3), "generators.widths": value((4, 6)), "generators.mu": rows(3), "generators.log_var": rows(3),
-    "generators.VAE.self": lambda w: _module("models.generators").VAE(1, 8, 3, (4, 6)).eval(), "generators.DAFLGenerator.self": lambda w: _module("models.generators").DAFLGenerator(5, 1, 8, 4).eval(), "generators.z": rows(3), "generators.DAFLGenerator.forward.z": rows(5),
+    "generators.VAE.self": lambda w: _module("models.generators").VAE(1, 8, 3, (4, 6)).eval(), "generators.DAFLGenerator.self": lambda w: _module("models.generators").DAFLGenerator(5, 1, 8, 4).eval(), "generators.z": rows(3), "generators.DAFLGenerator.forward.z": rows(5), "generators.FlatGenerator.forward.z": rows(5),
     "generators.x": lambda w: w.unit(1, 8, 8), "generators.images": lambda w: w.unit(1, 8, 8), "generators.made": lambda w: w.unit(1, 8, 8),
+    "lenets.classes": value(CLASSES), "lenets.channels": value(1), "lenets.size": value(16), "lenets.LeNet5.widths": value((2, 3, 4, 5)), "lenets.images": lambda w: w.unit(1, 16, 16),
+    "lenets.step": value(700), "lenets.LeNet5.self": lambda w: _module("models.lenets").LeNet5(CLASSES, 1, 16, (2, 3, 4, 5)).eval(),
+    "lenets.PATENet.self": lambda w: _module("models.lenets").PATENet(CLASSES, 1, 16).eval(),
+    "stacked.count": value(2), "stacked.inputs": value(4), "stacked.widths": value((3,)), "stacked.classes": value(CLASSES), "stacked.x": rows(4), "stacked.j": value(1), "stacked.networks": lambda w: two_lenets(w),
+    "stacked.StackedPerceptron.self": lambda w: _module("models.stacked").StackedPerceptron(2, 4, CLASSES, (3,)), "stacked.Stacked.self": lambda w: _module("models.stacked").Stacked(two_lenets(w)),
+    "stacked.Stacked.forward.x": lambda w: w.unit(1, 16, 16), "stacked.network": lambda w: two_lenets(w)[0], "stacked.StackOfOne.j": value(0),
+    "stacked.StackOfOne.self": lambda w: _module("models.stacked").StackOfOne(two_lenets(w)[0]), "stacked.StackOfOne.forward.x": lambda w: w.unit(1, 16, 16), "stacked.stack": lambda w: _module("models.stacked").StackedPerceptron(2, 4, CLASSES), "stacked.images": rows(4),
+    "stacked.logits": lambda w: _bytwo(w, CLASSES), "stacked.labels": lambda w: w.labels().repeat(2, 1), "stacked.weights": lambda w: w.unit().repeat(2, 1),
     "inpaint.fit_palette.images": lambda w: w.unit(3, 4, 4), "inpaint.Decoder.self": lambda w: _module("models.inpaint").Decoder(3, (4, 4, 8)).eval(),
 }
 
+
+
+def two_lenets(w: World) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [_module("models.lenets").LeNet5(CLASSES, 1, 16, (2, 3, 4, 5)) for _ in range(2)]
 
 
 def _module(name: str):
@@ -750,6 +791,10 @@ ELSEWHERE: dict[str, str] = {
     "models.classifiers.check_sight": "of a function that makes a trunk: tests/models/test_sight.py",
     "models.classifiers.alone": "of any network, whose own refusals it passes on: tests/models/test_sight.py",
     "data.perturb.compress_h264": "needs an encoder: tests/data/test_perturb.py",
+    **{f"data.videos.{name}": "needs an encoder: tests/data/test_videos.py" for name in "pyav write_video recoded Video".split()},
+    "models.recognisers.find_faces": "needs dlib: tests/models/test_recognisers.py",
+    **{f"data.clips.{name}": "a step of toytalk and photoclips: tests/data/test_clips.py" for name in "box_blur fingerprinted".split()},
+    **{f"data.{name}": "of videos on disk: tests/data/test_videos.py" for name in "facecrops.FaceCrops facecrops.FaceCrops.crops facecrops.FaceCrops.fps facecrops.NoSingleFace sets.videos.Opened".split()},
     "privacy.accounting.Ledger": "it counts what the house spends: tests/privacy/test_accounting.py",
     "privacy.accounting.Entry": "a row of a ledger",
     **{f"privacy.{name}": "a result: nothing to call" for name in "accounting.Spent audit.Audit pate.Sanitised sanitize.Clipped".split()},
@@ -835,6 +880,7 @@ INFINITY_HAS_AN_ANSWER: set[str] = {
     "privacy.audit.audit_one_run", "privacy.audit.audit_runs", "privacy.audit.guess",
     "losses.contrastive.noise_contrast", "losses.contrastive.contrast", "losses.mmd.radial", "losses.annotators.max_mig_loss",
     "metrics.classify.accuracy", "metrics.classify.per_class_accuracy", "metrics.retrieve.average_precision", "metrics.verify.tpir_at_fpir",
+    "models.lenets.LeNet5.forward", "models.lenets.PATENet.forward", "models.lenets.PATENet.seen",    # the limit of a ReLU
 }
 
 # names and numbers that are only shown, or may be anything

@@ -8,7 +8,7 @@ import torch
 from kdnotes import crossres
 from kdnotes.config import Settings
 from kdnotes.crossres import (
-    Head, Optimisation, Pictures, Probe, Share, Task, Taught, Unaided, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, paired_batches,
+    Balance, Head, HeldOut, Optimisation, Pictures, Probe, Share, Task, Taught, Unaided, Views, answers, both_views, fresh_network, fresh_recogniser, frozen, learnt, optimise, paired_batches,
     predict_view, weights_of,
 )
 from kdnotes.data.catalogue import SEARCHES, face_sets, load, search_sets
@@ -185,7 +185,7 @@ def test_a_teacher_from_outside_is_refused_where_it_has_no_answer(outside):
     with pytest.raises(ValueError, match="teacher='dlib' knows faces, and the task 'faces' is one of digits"):
         print(replace(task, train=Pictures("digits", "train"), dataset="digits", networks=("dlib", "smallconv:4-8:4")).teacher)
     with pytest.raises(ValueError, match="compares maps, and teacher='dlib:24' has none"):
-        task.student(recipe("AT"), Taught, stage="stage2")
+        task.student(recipe("AT, one stage"), Taught, stage="stage2")
 
 
 def test_a_probe_is_of_the_unseen_classes_or_of_another_set_at_the_same_size():
@@ -316,3 +316,67 @@ def test_bad_requests_say_what_is_expected(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(error.value)
+
+
+# a part is held out
+@pytest.mark.parametrize("by", ["images", "classes"])
+def test_what_is_held_out_is_not_learnt_from(by):
+    whole = Pictures("digits", "train")
+    learnt, held = (HeldOut(whole, part, by).load() for part in ("train", "test"))
+    pixels = [{tuple(x.flatten().tolist()) for x in images.images} for images in (learnt, held)]
+    assert len(learnt) + len(held) == len(whole.load()) and len(held) > 200 and not pixels[0] & pixels[1]
+    assert (learnt.classes == held.classes) == (by == "images") and set(held.labels.tolist()) == set(range(len(held.classes)))
+    judged = HeldOut(whole, "test", by, pairs=200).load()
+    assert judged.test.images.equal(held.images) and len(judged.pairs.same) == 2 * judged.pairs.same.sum() >= 140
+
+
+@pytest.mark.parametrize("bad, words", [({"part": "tset"}, "did you mean 'test'"), ({"part": "test", "by": "class"}, "did you mean 'classes'")])
+def test_an_unknown_part_is_refused(bad, words):
+    with pytest.raises(ValueError, match=words):
+        HeldOut(**{"of": Pictures("digits", "train"), **bad}).load()
+
+
+def a_student(name, **more):
+    images, how = Pictures("digits", "train", per_class=20), Optimisation(8, 50, 2e-3, 1e-2)
+    teacher = Unaided("digits", 0, images, "smallconv:4-8-16:24", "high", Views(4).known_to("high"), how)
+    return Taught(task="digits", seed=0, images=images, network="smallconv:4-8-16:16", view="low", views=Views(4, **more), how=how, recipe=recipe(name),
+                  teacher=teacher, stage="stage1")
+
+
+def test_the_balance_is_that_of_the_very_training(tmp_path, monkeypatch):
+    """Watching changes nothing: the watched student ends with the weights of the kept one."""
+    experiment, student, ended = Experiment.alone("toy", Settings(), tmp_path), a_student("KD, added"), []
+    monkeypatch.setattr("kdnotes.crossres.weights_of", lambda network: ended.append(weights_of(network)) or ended[-1])
+    kept, found = experiment.made(student), experiment.made(Balance(student, points=3))
+    assert all(value.equal(kept.state_dict()[name]) for name, value in ended[-1].items())
+    assert found["share of the training"].tolist() == [0, 0.5, 1] and found["kd ratio"].shape == (3,) and (found["kd ratio"] > 0).all()
+    assert (found["kd cosine"].abs() <= 1).all()
+
+
+def test_attention_meets_at_the_smaller_maps(tmp_path):
+    """The student sees 4 pixels, the teacher 8: the teacher's features are averaged down before their energy is taken."""
+    here = Experiment.alone("toy", Settings(), tmp_path).here
+    student = a_student("AT, one stage", restore=False)
+    assert set(student.needs()) == {"teacher"} and set(a_student("KD, added").needs()) == {"teacher", "answers"}
+    teacher = student.teacher.fresh(here).eval()
+    learner, batches = student.lesson({"teacher": teacher}, here)
+    batch, heard = next(iter(batches)), []
+    teacher.trunk.stage1.register_forward_hook(lambda module, x, maps: heard.append(maps))
+    with torch.no_grad():
+        teacher(batch["high"])
+    expected = torch.nn.functional.avg_pool2d(heard[0], 2).square().mean(1, keepdim=True).sqrt()
+    assert batch["teacher.maps"].shape[2:] == (2, 2) and torch.allclose(batch["teacher.maps"], expected, atol=1e-5)
+    assert learner.predict(batch["low"])[1]["student.maps"].shape[2:] == (2, 2)
+
+
+def test_distillation_ends_at_its_share_of_the_training(tmp_path):
+    experiment = Experiment.alone("toy", Settings(), tmp_path)
+    student = a_student("KD, added")
+    student = replace(student, recipe=replace(student.recipe, until=0.5))
+    learner, batches = student.lesson({name: experiment.made(stage) for name, stage in student.needs().items()}, experiment.here)
+    history = learnt_history(learner, batches, student.how, experiment.here.fabric)
+    assert learner.last == 4 and [row["kd"] > 0 for row in history.rows] == [True, False]
+
+
+def learnt_history(learner, batches, how, fabric):
+    return optimise(learner, batches, lambda learner, batch: learner(batch["low"], batch), how, fabric)

@@ -1,6 +1,7 @@
 """One registry of baselines: a name is one recipe; terms against their formulas; what the learner does with them; which code a recipe reaches."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ from kdnotes.recipes import (
     Similarities,
     SoftLabels,
     Term,
+    Watched,
+    gradient_balance,
     recipe,
     written_out,
 )
@@ -51,15 +54,15 @@ def test_what_each_name_means():
     """The weights are those of the papers' first runs; a changed one is another baseline and needs another name."""
     assert {name: written_out(found.recipe) for name, found in BASELINES.items()} == {
         "CE": "1 labels", "Student": "1 labels", "KD": "0.1 labels + 0.9 kd(form=ce)", "KD, added": "1 labels + 1 kd", "TAKD": "1 labels + 1 kd(from assistant)",
-        "FitNet": "1 labels + 100 fitnet", "FitNet, unit variance": "1 labels + 1 point", "FitNet, unit deviation": "1 labels + 1 hint", "AT": "1 labels + 1000 at",
-        "SP": "1 labels + 3000 sp", "SP, weight 300": "1 labels + 300 sp", "CC": "1 labels + 100 cc", "VID": "1 labels + 1 vid", "PKT": "1 labels + 30000 pkt",
+        "FitNet, embedding": "1 labels + 100 fitnet", "FitNet, unit variance": "1 labels + 1 point", "FitNet, unit deviation": "1 labels + 1 hint", "AT, one stage": "1 labels + 1000 at",
+        "SP, embedding": "1 labels + 3000 sp", "SP, weight 300": "1 labels + 300 sp", "CC": "1 labels + 100 cc", "VID, embedding": "1 labels + 1 vid", "PKT": "1 labels + 30000 pkt",
         "RKD": "1 labels + 1 rkd", "RKD-D": "1 labels + 25 pair", "RKD-A": "1 labels + 50 triplet", "RKD-DA": "1 labels + 25 pair + 50 triplet",
         "CRD": "1 labels + 0.8 crd", "CRCD": "1 labels + 1 crcd", "FitNet, unit variance, no labels": "1 point", "SP, weight 300, no labels": "300 sp",
         "RKD-D, no labels": "25 pair", "RKD-A, no labels": "50 triplet", "RKD-DA, no labels": "25 pair + 50 triplet"}
     assert all(found.source for found in BASELINES.values())
     assert len({fingerprint(found.recipe) for found in BASELINES.values()}) == len(BASELINES) - 1         # the labels alone have two names in the literature
-    with pytest.raises(ValueError, match="unknown baseline 'FitNets'; did you mean 'FitNet'"):
-        recipe("FitNets")
+    with pytest.raises(ValueError, match="unknown baseline 'FitNet, embeding'; did you mean 'FitNet, embedding'"):
+        recipe("FitNet, embeding")
 
 
 def test_terms_are_their_formulas():
@@ -87,7 +90,8 @@ def test_heads_are_built_for_two_dimensions_and_bounded_by_the_images():
         assert isinstance(kind(1.0).head(10, 10, KEYS), torch.nn.Identity) and kind(1.0).head(10, 7, KEYS).weight.shape == (7, 10)
     assert [SampleContrast(1.0, n=n, share=share).head(10, 7, KEYS).n for n, share in ((9, 0.0), (40, 0.5), (9, 0.5))] == [9, 24, 9]
     assert [RelationalContrast(1.0, n=n, share=share).head(10, 7, KEYS).sides["teacher"].n for n, share in ((9, 0.0), (500, 0.0), (500, 0.5))] == [9, 47, 24]
-    assert DifferenceContrast(1.0, n=8).head(10, 7, KEYS).sides["teacher"].critic.temperature == 0.05
+    crcd = DifferenceContrast(1.0, n=8).head(10, 7, KEYS)
+    assert list(crcd.sides) == ["teacher", "student"] and {side.critic.temperature for side in crcd.sides.values()} == {0.05}
     assert SampleContrast(1.0, policy="index").head(10, 7, KEYS).negatives.keys.equal(torch.arange(48))
     with pytest.raises(ValueError, match="unknown policy 'label'; did you mean 'labels'"):
         SampleContrast(1.0, policy="label").head(10, 7, KEYS)
@@ -131,6 +135,69 @@ def test_a_memory_can_start_full():
     learner((RelationalContrast(1.0, n=8, sides="student"),)).remember(rows)                                # nothing of the teacher's to fill
 
 
+# what pulls on the weights
+def test_the_balance_of_the_gradients_is_that_of_the_weights_which_all_terms_reach():
+    made, batch = learner((SoftLabels(0.5), HintByVariance(2.0), RelationalContrast(1.0, n=8, p=4))), a_batch()
+    s, maps = made.predict(batch["x"])
+    terms = made.terms(s, batch)
+    found = gradient_balance(made, s, batch, terms)
+    shared = [w for name, w in made.network.named_parameters() if not name.startswith("classifier")]
+    flat = lambda loss: torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)])
+    own = flat(F.cross_entropy(s.logits, batch["labels"]))
+    assert list(found) == ["kd", "point", "rcd"]
+    for name, (ratio, cosine) in found.items():
+        g = flat(terms[name])
+        torch.testing.assert_close(torch.tensor([ratio, cosine]), torch.stack([g.norm() / own.norm(), F.cosine_similarity(g, own, dim=0)]))
+    terms["loss"].backward()                                              # the graph is kept
+    assert all(w.grad is not None for w in shared)
+
+
+def test_labels_in_the_place_of_a_term_have_ratio_one_and_cosine_one():
+    @dataclass(frozen=True)
+    class Again(Term):
+        name = "again"
+
+        def value(self, s, t, batch, head):
+            return F.cross_entropy(s.logits, batch["labels"])
+
+    made, batch = learner((Again(3.0),), labels=0.0), a_batch()
+    s, _ = made.predict(batch["x"])
+    ratio, cosine = gradient_balance(made, s, batch, made.terms(s, batch))["again"]
+    assert abs(ratio - 3) < 1e-5 and abs(cosine - 1) < 1e-5                # also where the recipe leaves the labels out
+
+
+def test_a_watched_learner_learns_as_it_would_unwatched():
+    steps, weights = 5, []
+    for watch in (False, True):
+        torch.manual_seed(0)
+        made = learner((SoftLabels(1.0), RelationalContrast(1.0, n=8, p=4)))
+        module = Watched(made, at=[0, 4]) if watch else made
+        optimizer, batch = torch.optim.SGD(made.parameters(), 0.1), a_batch()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            module.train()(batch["x"], batch)["loss"].backward()
+            optimizer.step()
+        weights.append(torch.cat([w.detach().flatten() for w in made.network.parameters()]))
+    assert weights[0].equal(weights[1]) and list(module.notes) == [0, 4] and module.network is made.network
+    assert all(set(note) == {"kd", "rcd"} and all(map(math.isfinite, sum(note.values(), ()))) for note in module.notes.values())
+
+
+# a recipe may let go of the teacher
+def test_after_its_share_of_the_training_only_the_labels_count(monkeypatch):
+    made, batch, asked = learner((SoftLabels(1.0),)), a_batch(), []
+    made.recipe, made.last = replace(made.recipe, until=0.5), 2
+    monkeypatch.setattr(SoftLabels, "value", lambda self, *rest: asked.append(made.steps) or torch.ones(()))
+    found = [made(batch["x"], batch) for _ in range(4)]
+    assert len(asked) == 2 and [float(terms["kd"]) for terms in found] == [1, 1, 0, 0]
+    assert all(list(terms) == ["loss", "labels", "kd"] for terms in found) and found[3]["loss"].equal(found[3]["labels"])
+    other = learner((SoftLabels(1.0),))
+    other.load_state_dict(made.state_dict())
+    assert other.steps == 4                                               # a checkpoint knows how far it is
+    made.eval()(batch["x"], batch)
+    assert made.steps == 4 and len(asked) == 3                            # evaluation is no training
+    assert written_out(made.recipe) == "1 labels + 1 kd, labels alone after 50%"
+
+
 def test_a_paper_adds_a_term_of_its_own():
     @dataclass(frozen=True)
     class Lengths(Term):
@@ -154,7 +221,7 @@ def test_a_recipe_reaches_the_code_of_its_own_terms_only():
 
 @pytest.mark.parametrize("call, words", [
     (lambda: SoftLabels(0.0), "weight 0.0"), (lambda: Hint(float("nan")), "weight nan"), (lambda: Hint(1.0, ()), "and a target"), (lambda: Recipe(0.0), "something to learn from"),
-    (lambda: Recipe(-1.0), "at least 0"), (lambda: Recipe(1.0, (Hint(1.0), Hint(2.0))), "each term once"),
+    (lambda: Recipe(-1.0), "at least 0"), (lambda: Recipe(1.0, (), 0.0), "above 0"), (lambda: Recipe(0.0, (Hint(1.0),), 0.9), "where the labels count"), (lambda: Recipe(1.0, (Hint(1.0), Hint(2.0))), "each term once"),
 ])
 def test_bad_recipes_are_refused_in_one_line(call, words):
     with pytest.raises(ValueError) as error:

@@ -77,7 +77,7 @@ def test_a_wheel_holds_modules_numbers_notebooks_and_types(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         requires = re.findall(r"^Requires-Dist: (\S+?)[\s;>]", archive.read(next(n for n in names if n.endswith("METADATA"))).decode(), re.MULTILINE)
-    tracked = [p for pattern in ("kdnotes/**/*.py", "kdnotes/reported/*.csv", "nbs/**/*.ipynb") for p in ROOT.glob(pattern)]
+    tracked = [p for pattern in ("kdnotes/**/*.py", "kdnotes/reported/*.csv", "kdnotes/models/kept/*", "nbs/**/*.ipynb") for p in ROOT.glob(pattern)]
     wanted = {p.relative_to(ROOT).as_posix() for p in tracked if not {".ipynb_checkpoints", "__pycache__"} & set(p.parts)}
     wanted = {f"kdnotes/{name}" if name.startswith("nbs/") else name for name in wanted} | {"kdnotes/py.typed"}
     assert wanted <= names and not {n.split("/")[0] for n in names} - {"kdnotes", wheel.name.rsplit("-", 3)[0] + ".dist-info"}

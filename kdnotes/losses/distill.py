@@ -82,13 +82,14 @@ def hint_loss(student: Tensor, teacher: Tensor, normalize: bool = False, scale: 
 # %% ../../nbs/losses/distill.ipynb #5a702df0
 def attention_map(features: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Where the channels of `(N, C, h, w)` have their energy:
-    the mean square over channels, pooled to `size`, each map of Euclidean length 1; `(N, h * w)`.
+    the mean square over channels, each map of Euclidean length 1; `(N, h * w)`. With a `size` the features are averaged
+    down to it before.
     """
     (features,) = as_rows("attention_map", dims=4, features=features)
     if size is not None:
         require_whole("attention_map", height=size[0], width=size[1])
-    energy = features.square().mean(1)
-    return F.normalize((energy if size is None else F.adaptive_avg_pool2d(energy, size)).flatten(1), dim=1)
+    pooled = features if size in (None, features.shape[2:]) else F.adaptive_avg_pool2d(features, size)
+    return F.normalize(pooled.square().mean(1).flatten(1), dim=1)
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -96,8 +97,8 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     w_t)`, at the smaller size; a scalar.
 
     The teacher gets no gradient. ValueError for other than feature maps, different N and NaN (host memory). Source:
-    Zagoruyko and Komodakis, ICLR 2017, in the form of the CRD benchmark (maps pooled to the smaller size, mean over all
-    places).
+    Zagoruyko and Komodakis, ICLR 2017, in the form of the CRD benchmark (features pooled to the smaller size, then
+    their energy; mean over all places).
     """
     s, t = as_rows("attention_loss", dims=4, student=student, teacher=teacher)
     size = tuple(min(pair) for pair in zip(s.shape[2:], t.shape[2:]))

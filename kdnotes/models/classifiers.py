@@ -439,11 +439,17 @@ def stage_of(network: nn.Module, name: str) -> nn.Module:
 
 
 @contextmanager
-def listening(network: nn.Module, name: str) -> Iterator[list[Tensor]]:
-    """Inside, each forward pass of `network` adds the energy `(N, 1, h, w)` of the maps of stage `name` to the list.
+def listening(network: nn.Module, name: str, size: tuple[int, int] | None = None) -> Iterator[list[Tensor]]:
+    """Inside, each forward pass of `network` adds the root of the energy `(N, 1, h, w)` of the maps of stage `name` to
+    the list; where they are larger than `size`, of the maps averaged down to it.
     """
     heard = []
-    hear = lambda module, x, maps: heard.append(maps.square().mean(1, keepdim=True).sqrt())
+
+    def hear(module: nn.Module, x: object, maps: Tensor) -> None:
+        least = tuple(map(min, maps.shape[2:], size or maps.shape[2:]))
+        pooled = maps if least == tuple(maps.shape[2:]) else nn.functional.adaptive_avg_pool2d(maps, least)
+        heard.append(pooled.square().mean(1, keepdim=True).sqrt())
+
     hook = stage_of(network, name).register_forward_hook(hear)
     try:
         yield heard

@@ -105,6 +105,27 @@ def test_the_cosine_transform_against_scipy():
     torch.testing.assert_close(C @ x @ C.T, torch.from_numpy(fft.dctn(x.numpy(), norm="ortho")))
 
 
+def test_compression_is_the_coding_of_residuals_frame_after_frame():
+    """The definition: what is new since the decoded frame before, rounded; one step for all makes it the rounding of each frame."""
+    x, delta = random(2, 6, 3, 16, 16), 2 ** (31 / 6) / 255
+    luma = 0.299 * x[:, :, 0] + 0.587 * x[:, :, 1] + 0.114 * x[:, :, 2]
+    planes = torch.stack([luma, (x[:, :, 2] - luma) / 1.772, (x[:, :, 0] - luma) / 1.402], 2)
+    C, decoded, frames = torch.block_diag(cosine_transform(), cosine_transform()), torch.zeros_like(planes[:, 0]), []
+    for now in planes.unbind(1):
+        decoded = decoded + C.T @ ((C @ (now - decoded) @ C.T / delta).round() * delta) @ C
+        y, b, r = decoded.unbind(1)
+        frames.append(torch.stack([y + 1.402 * r, y - 0.344136 * b - 0.714136 * r, y + 1.772 * b], 1))
+    torch.testing.assert_close(compress(x, 35), torch.stack(frames, 1).clamp(0, 1))
+
+
+@pytest.mark.parametrize("size", [40, 200])
+def test_small_and_large_frames_are_blurred_alike(size):
+    x = random(1, 3, size, size + 3)
+    wide = torch.nn.functional.pad(x, (8, 200, 8, 200), mode="replicate")
+    inside = slice(8 + 5, 8 + size - 5)                           # away from the borders, which are not mirrored here
+    torch.testing.assert_close(blur(wide, 1.5, 5)[..., inside, inside], blur(x, 1.5, 5)[..., 5:size - 5, 5:size - 5])
+
+
 def test_compression_rounds_what_is_new_and_forgets_nothing():
     x = random(2, 5, 3, 13, 18)
     torch.testing.assert_close(compress(x, 0), x, atol=2e-2, rtol=0)              # a step of .63 grey levels

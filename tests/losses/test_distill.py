@@ -168,6 +168,9 @@ def test_attention_is_its_formula_and_knows_neither_channels_nor_size():
     assert attention_loss(7 * t, t) < 1e-20 and attention_loss(t.repeat(1, 3, 1, 1), t) < 1e-20
     # pooled to the smaller size
     assert attention_loss(t.repeat_interleave(2, 2).repeat_interleave(2, 3), t) < 1e-20
+    large = torch.randn(3, 5, 8, 6, generator=g, dtype=torch.float64)      # its features are pooled, then their energy is taken
+    pooled = large.unflatten(3, (3, 2)).unflatten(2, (4, 2)).mean((3, 5))
+    assert abs(float(attention_loss(s, large)) - attention_by_loops(s, pooled)) < 1e-12
     s_, t_ = s.clone().requires_grad_(), t.clone().requires_grad_()
     attention_loss(s_, t_).backward()
     assert t_.grad is None and s_.grad.abs().sum() > 0

@@ -24,7 +24,7 @@ from kdnotes.recipes import (
     Attention, Correlations, DifferenceContrast, DistancesAndAngles, Hint, Learner, Neighbours, Recipe, RelationalContrast,
     SampleContrast, Similarities, SoftLabels, Variational,
 )
-from kdnotes.results import Results, judge, reported
+from kdnotes.results import Results, cited_differences, judge, reported
 from kdnotes.runtime import fingerprint
 
 KEYS = torch.arange(40) % 4
@@ -106,8 +106,8 @@ def test_the_papers_weights_and_those_of_the_benchmark():
     recipes = {method: crrcd.recipe_of(method, Objective()) for method in METHODS}
     weights = {name: {term.name: term.weight for term in recipe.terms} for name, recipe in recipes.items()}
     assert weights["CRRCD"] == {"kd": 0.5, "rcd": 2.0} and recipes["CRRCD"].terms[0].temperature == 4 and recipes["CRRCD"].terms[1].temperature == 0.1
-    assert {name: weights[name] for name in ("AT", "SP", "VID", "RKD", "PKT", "CRD", "FitNet")} == {
-        "AT": {"at": 1000}, "SP": {"sp": 3000}, "VID": {"vid": 1}, "RKD": {"rkd": 1}, "PKT": {"pkt": 30000}, "CRD": {"crd": 0.8}, "FitNet": {"fitnet": 100}}
+    assert {name: weights[name] for name in ("AT, one stage", "SP, embedding", "VID, embedding", "RKD", "PKT", "CRD", "FitNet, embedding")} == {
+        "AT, one stage": {"at": 1000}, "SP, embedding": {"sp": 3000}, "VID, embedding": {"vid": 1}, "RKD": {"rkd": 1}, "PKT": {"pkt": 30000}, "CRD": {"crd": 0.8}, "FitNet, embedding": {"fitnet": 100}}
     assert recipes["KD"].labels == 0.1 and weights["KD"] == {"kd": 0.9}
     assert recipes["CRRCD, literal critic"].terms[1].norm == "none" and recipes["CRRCD"].terms[1].norm == "crd"
     assert RelationalContrast(2.0) == RelationalContrast(2.0, n=512, temperature=0.1, p=128, sides="teacher", norm="crd", bank="queue", policy="labels")
@@ -169,7 +169,7 @@ def test_a_baseline_is_its_formula(term):
 def test_crcd_contrasts_plain_differences_at_its_own_temperature():
     head = crrcd.recipe_of("CRCD", Objective(n=8, p=8, tau=0.3)).terms[0].head(5, 9, KEYS)
     assert isinstance(head.within, Difference) and isinstance(head.across, Difference) and head.within.g_j is head.across.g_i
-    assert head.sides["teacher"].critic.temperature == 0.05 and list(head.sides) == ["teacher"]
+    assert head.sides["teacher"].critic.temperature == 0.05 and list(head.sides) == ["teacher", "student"]
 
 
 # 8: embeddings of different width
@@ -370,9 +370,10 @@ def test_tables_settings_and_names_join_with_the_papers():
     ours = {(";".join(f"{k}={v}" for k, v in row.setting.items()), row.method) for row in rows}
     paper = reported("crrcd")
     theirs = {(setting, method) for setting, method in zip(paper.setting, paper.method)
-              if method in {"Teacher", "Student", "KD", "FitNet", "AT", "SP", "CC", "VID", "PKT", "RKD", "CRD", "CRCD", "CRRCD"} and "arch=" in setting}
+              if method in {"Teacher", "Student", "KD", "CC", "PKT", "RKD", "CRD", "CRCD", "CRRCD"} and "arch=" in setting}
     theirs = {(setting.replace("student=ResNet32;arch=peer", "student=ResNet8x4;arch=peer") if "ResNet32x4" in setting else setting, method) for setting, method in theirs}
     assert theirs <= ours
+    assert not {"FitNet", "AT", "SP", "VID"} & {method for _, method in ours}         # theirs are taken on maps, ours are not and say so
     assert {row.setting["teacher"] for row in rows} == {"WRN-40-2", "ResNet56", "ResNet110", "ResNet32x4", "VGG13", "ResNet18", "VGG11", "WRN50-2"}
 
 
@@ -380,10 +381,39 @@ def test_methods_of_a_seed_share_everything_but_their_loss():
     rows = crrcd.rows(Config.profile("demo", seeds="0,1"))
     assert {row.stage.seed for row in rows} == {0, 1}
     main = [row for row in rows if row.table == "retrieval of unseen classes" and row.stage.seed == 0 and row.stage.view == "low"]
-    assert {row.method for row in main} == {"Student", "KD", "FitNet", "AT", "SP", "CC", "VID", "PKT", "RKD", "CRD", "CRCD", "RCD only", "CRRCD", "CRRCD, literal critic"}
+    assert {row.method for row in main} == set(METHODS)
     assert len({(row.stage.network, row.stage.task, row.stage.images, row.stage.views, row.stage.how) for row in main}) == 1
     assert len({row.stage.teacher for row in main if row.method != "Student"}) == 1
     assert {row.setting.get("n") for row in rows if row.table == "number of negatives"} == {16, 128, 256}
+
+
+def test_the_weight_is_chosen_on_images_that_nobody_else_learns_from(config, experiment):
+    rows = crrcd.weight_rows(0, config)
+    assert {row.setting["task"] for row in rows} == {"retrieval", "classification"}
+    alone = config.change(studies=("faces", "weight"))
+    assert {row.setting["task"] for row in crrcd.weight_rows(0, alone)} == {"faces"}
+    for name in ("retrieval", "classification"):
+        held, whole = ([row for row in rows if row.setting["task"] == name and row.setting["on"] == on] for on in ("held out", "test"))
+        assert {row.setting.get("beta") for row in held} == {row.setting.get("beta") for row in whole} == {None, *{2.0, crrcd.objective_of(name, config).beta}}
+        learnt, judged = (experiment.read(data) for data in (held[0].stage.images, held[0].measure.keywords["test"]))
+        everything = experiment.read(whole[0].stage.images)
+        assert len(learnt) + len(judged) == len(everything) and held[1].stage.teacher.images == held[0].stage.images
+        assert (set(learnt.classes).isdisjoint(judged.classes)) == (name == "retrieval")
+    assert crrcd.objective_of("classification", config).beta == config.objective.closed_beta != crrcd.objective_of("retrieval", config).beta
+
+
+def test_the_balance_is_noted_for_every_term_of_every_method_in_the_first_seed():
+    config = Config.profile("smoke", seeds="0,1")
+    rows = crrcd.gradient_rows(0, config)
+    assert not crrcd.gradient_rows(1, config)
+    assert {(row.method, row.setting["term"]) for row in rows} == {
+        (method, term.name) for method in METHODS for term in crrcd.recipe_of(method, config.objective).terms}
+    assert {row.setting["trained"] for row in rows} == {"0.00", "0.25", "0.50", "0.75", "1.00"}
+
+
+def test_distillation_can_end_before_the_training_does():
+    recipes = {method: crrcd.recipe_of(method, Objective(until=0.96)).until for method in METHODS}
+    assert {method for method, until in recipes.items() if until < 1} == {"CRCD", "RCD only", "CRRCD", "CRRCD, literal critic"}
 
 
 def test_a_run_can_be_repeated_and_taken_up_again(tmp_path, config):
@@ -414,6 +444,15 @@ def test_claims_fail_when_the_order_is_wrong():
             rows.add(crrcd.TABLES["retrieval"], "digits", method, "recall_at_1", value + 0.1 * seed, seed)
     verdicts = judge(crrcd.embedding_claims(), rows.frame()).set_index("claim").verdict
     assert verdicts["CRRCD > plain student"] == "supported" and verdicts["CRRCD > CRD"] == "not supported"
+
+
+@pytest.mark.parametrize("profile", ["smoke", "demo", "real"])
+def test_a_claim_of_the_paper_is_found_among_its_numbers(profile):
+    claims, paper = crrcd.claims(Config.profile(profile)), reported("crrcd")
+    gaps = {claim.name: cited_differences(claim, paper) for claim in claims if claim.source == "paper"}
+    assert len(gaps) >= 7 and all(len(gap) and gap.mean() > 0 for gap in gaps.values())
+    assert abs(gaps["pairs: CRRCD > CRD"].mean() - 1.335) < 1e-9 and len(gaps["probe: CRRCD > KD"]) == 2
+    assert all(claim.better != claim.worse for claim in claims)
 
 
 @pytest.mark.parametrize("bad, words", [
