@@ -825,11 +825,11 @@ class Config(Settings):
 
     dataset: str = setting("toytalk", "scale", 'drawn talking faces; or "lfw", photographs that talk; or '
                            '"faceforensics", with sets to be tested on joined by "+"; or a folder of one\'s own')
-    methods: tuple[str, ...] = setting((OURS, RANDOM, "supervised video", *BY_HAND, NO_LABELS), "scale", "rows",
+    methods: tuple[str, ...] = setting((OURS, RANDOM, "supervised video", *BY_HAND[2:], NO_LABELS), "scale", "rows",
                                        choices=METHODS, length=(1, None))
     kinds: tuple[str, ...] = setting(TRAINED, "paper", "kinds of forgery to train on, each of them held out once",
                                      length=(1, None))
-    protocols: tuple[str, ...] = setting((LOO, BARE), "scale", "tables", choices=PROTOCOLS, length=(1, None))
+    protocols: tuple[str, ...] = setting((LOO, CROSS, BARE), "scale", "tables", choices=PROTOCOLS, length=(1, None))
     perturbations: tuple[str, ...] = setting(tuple(LEVELS), "component", "protocol D", choices=tuple(LEVELS))
     levels: tuple[int, ...] = setting((1, 2, 3, 4, 5), "component", "protocol D", at_least=1, at_most=5)
     labels: tuple[int, ...] = setting((16, 32, 64, 128), "scale", "protocol F: forged clips of each kind", at_least=2)
@@ -898,7 +898,7 @@ Config.PROFILES = {
               "heads": {"steps": 6, "batch_size": 8, "looks": 2},
               "rivals": {"epochs": 1, "frame_epochs": 1, "gate_epochs": 1, "tuned_epochs": 1, "batch_size": 8,
                          "folds": ("none", "NT")}},
-    "demo": {"rivals": {"epochs": 25, "folds": ("NT",)}},
+    "demo": {"rivals": {"epochs": 20, "folds": ("NT",)}},
     "real": EVERYTHING | {"videos": {"val": (64, 16), "test": (200, 100), "test_frames": 24}, "levels": (1, 3, 5),
                           "training": {"kept": False, "live_steps": 0}, "labels": (16, 32, 64), "shares": (),
                           "rivals": {"gate_epochs": 20}},
