@@ -420,6 +420,35 @@ def test_the_training_videos_of_dfdc_and_the_tree_of_realforensics(tmp_path):
     assert len(faceforensics(root, kinds=("Deepfakes", "FaceSwap"))) == 36
 
 
+@needs_av
+@pytest.mark.parametrize("name, kind, forged", [("faceshifter", "FSh", 4), ("celeb_df", "CDF", 1), ("dfdc", "DFDC", 1), ("deeper_forensics", "DFo", 1)])
+def test_clips_of_every_other_benchmark_end_to_end(name, kind, forged, tmp_path, caplog):
+    """Each in its own tree with an empty file among the real test videos, which is left out by name; labels by folder and list."""
+    if name in ("faceshifter", "deeper_forensics"):
+        ff_tree(tmp_path / "FaceForensics++", kinds=("FaceShifter",) if name == "faceshifter" else ())
+        real = [tmp_path / f"FaceForensics++/original_sequences/youtube/c23/videos/{n}.mp4" for n in ("020", "007", "021", "022")]
+        fake = sorted((tmp_path / "FaceForensics++/manipulated_sequences").rglob("02?_*.mp4")) + sorted((tmp_path / "FaceForensics++").rglob("007_*.mp4"))
+        if name == "deeper_forensics":
+            fake = [tmp_path / "DeeperForensics-1.0/manipulated_videos/end_to_end/021_W123.mp4"]
+    elif name == "celeb_df":
+        root = tmp_path / "Celeb-DF-v2"
+        real, fake = [root / f"Celeb-real/id{k}_0000.mp4" for k in (0, 1)] + [root / "YouTube-real/00000.mp4"], [root / "Celeb-synthesis/id0_id1_0000.mp4"]
+        root.mkdir()
+        (root / "List_of_testing_videos.txt").write_text("1 Celeb-real/id0_0000.mp4\n1 Celeb-real/id1_0000.mp4\n1 YouTube-real/00000.mp4\n0 Celeb-synthesis/id0_id1_0000.mp4\n")
+    else:
+        real, fake = [tmp_path / f"DFDC/test/{n}.mp4" for n in "ab"], [tmp_path / "DFDC/test/c.mp4"]
+        (tmp_path / "DFDC" / "test").mkdir(parents=True)
+        (tmp_path / "DFDC/test/labels.csv").write_text("filename,label\na.mp4,0\nb.mp4,0\nc.mp4,1\n")
+    for k, path in enumerate([*real, *fake]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"") if not k else write_video(path, film(T=18, seed=k, forged=path in fake))
+    with caplog.at_level(logging.WARNING, "kdnotes"):
+        made = video_clips(name, "test", tmp_path, frames=8, size=24, landmarks=find_by_light, kept=tmp_path / "kept", workers=1)
+    assert real[0].name in caplog.text and made.kinds.count(kind) == 2 * forged == 2 * len(fake) and made.kinds.count("real") == 2 * (len(real) - 1)
+    assert [k == kind for k in made.kinds] == made.labels.bool().tolist() and int(made.videos.max()) == len(real) + len(fake) - 2
+    assert len(made.of("real").real()) == 2 * (len(real) - 1)
+
+
 # ---- the page of a folder
 
 
