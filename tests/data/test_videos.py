@@ -452,6 +452,16 @@ def test_clips_of_every_other_benchmark_end_to_end(name, kind, forged, tmp_path,
 # ---- the page of a folder
 
 
+def test_a_folder_of_pictures_with_a_stray_film_is_one_of_pictures(tmp_path):
+    from kdnotes.data.videosurvey import holds_videos
+    (tmp_path / "cat").mkdir()
+    for name in ("a.png", "b.jpg", "film.mp4"):
+        (tmp_path / "cat" / name).touch()
+    assert not holds_videos(tmp_path)
+    (tmp_path / "cat" / "a.png").unlink(), (tmp_path / "cat" / "b.jpg").unlink()
+    assert holds_videos(tmp_path) and not holds_videos(tmp_path / "cat" / "film.mp4")
+
+
 def test_the_page_of_a_benchmark_and_of_no_layout(tmp_path):
     pytest.importorskip("av", reason="needs PyAV: pip install 'kdnotes[video]'")
     from kdnotes.data.videosurvey import holds_videos, survey_videos
@@ -509,3 +519,28 @@ def test_without_the_extra_one_line_says_how_to_get_it(tmp_path, monkeypatch, ca
     assert "kdnotes[video]" in capsys.readouterr().err
     assert main(["data", "--data-root", str(tmp_path)]) == 0, "the list of sets needs no decoder"
     assert "1 real + 1 forged videos" in capsys.readouterr().out
+
+
+@needs_av
+def test_a_talking_photograph_with_dlibs_landmarks(tmp_path):
+    """From a photograph of LFW set in motion, as an mp4 file, through detector, landmarks, alignment and crop: the eyes stand still where the mean face has them."""
+    import os
+
+    from kdnotes.data.photoclips import Portraits, photoclips, suitable
+    from kdnotes.models.recognisers import find_faces, is_there
+    shared = Path(os.environ.get("KDNOTES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "lfw"
+    if not is_there() or not (shared / "dlib.npz").is_file():
+        pytest.skip(f"the extra `faces` is not installed, or LFW with its landmarks is not at {shared}")
+    from PIL import Image
+    images = torch.from_numpy(np.asarray(Image.open(shared / "test_00.webp")).reshape(-1, 112, 112, 3).copy()).permute(0, 3, 1, 2)
+    people = Portraits(images, torch.from_numpy(np.load(shared / "dlib.npz")["test_landmarks"][: len(images)].astype(np.float32)), torch.arange(len(images)))
+    clip = photoclips(people.take(suitable(people)), {"real": 1}, frames=18, size=112, seed=2).clips[0]
+    film = torch.full((18, 3, 300, 360), 90, dtype=torch.uint8)
+    film[:, :, 30:254, 60:284] = torch.nn.functional.interpolate(clip.float(), scale_factor=2, mode="bilinear").round().byte()
+    made = face_crops([write_video(tmp_path / "a.mp4", film)], find_faces, root=tmp_path, workers=1)
+    assert not made.left_out and made.crops(tmp_path / "a.mp4").shape == (18, 3, CROP, CROP)
+    found = one_face(find_faces(film))
+    inside = moved(face_windows(found), found)
+    eyes = torch.stack([inside[:, 36:42].mean(1), inside[:, 42:48].mean(1)], 1)
+    assert abs(float((eyes[:, 1] - eyes[:, 0]).norm(dim=1).mean()) - EYES) < 4 and eyes.std(0).max() < 2.5
+    assert (inside[:, 15:].mean(1) - CROP / 2).abs().max() < 6
