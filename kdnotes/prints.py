@@ -548,8 +548,8 @@ def changed_since(noted: Mapping[str, str], own: str = "") -> list[str]:
 
 
 def _called(name: str, own: str) -> tuple | None:
-    """`(the thing of that name,)`; `()` if its module is there without it, None if there is no such module, and for what
-    is another package's.
+    """`(the thing of that name,)`; `()` if its module is there without it, None if there is no such module and for
+    what is another package's.
     """
     parts = name.split(".")
     if parts[0] != "kdnotes" and len(parts) > 1 and _is_there(parts[0]):
