@@ -1237,9 +1237,9 @@ class Coins:
         return own
 
 
-def bound(audit: Audit, **more: float) -> dict[str, float]:
-    """An audit as numbers of a table."""
-    return {"lower_bound": audit.lower, "nominal_epsilon": audit.claimed, "refuted": float(audit.refuted)} | more
+def bound(audit: Audit, ledger: Ledger) -> dict[str, float]:
+    """An audit as numbers of a table, with the account of what it audits."""
+    return {"lower_bound": audit.lower, "refuted_pct": 100.0 * audit.refuted} | account(ledger, audit.delta)
 
 
 @dataclass(frozen=True)
@@ -1285,9 +1285,9 @@ class PadAudit(Stage):
             scores += model.pad.table.weight.grad[:, 0]
             learner.optimizer.step()
             learner.afterwards(tuple(part[ids < 0] for part in rows))
-        nominal = learner.ledger.nominal(self.audited.spending.delta)
-        k = self.coins.guessed
-        return bound(audit_one_run(scores.cpu(), included.cpu(), nominal, self.audited.spending.delta, k))
+        delta, ledger = self.audited.spending.delta, learner.ledger
+        found = audit_one_run(scores.cpu(), included.cpu(), ledger.nominal(delta), delta, self.coins.guessed)
+        return bound(found, ledger)
 
 
 @dataclass(frozen=True)
@@ -1308,7 +1308,7 @@ class PadsAudit(Stage):
         included = torch.rand(m, generator=make_generator(self.seed, "pads")) < 0.5
         scores = pad_scores(sanitizer, included)
         nominal = sanitizer.ledger.nominal(spending.delta)
-        return bound(audit_runs(scores[included], scores[~included], nominal, spending.delta))
+        return bound(audit_runs(scores[included], scores[~included], nominal, spending.delta), sanitizer.ledger)
 
 
 @dataclass(frozen=True)
@@ -1353,7 +1353,8 @@ class PictureAudit(Stage):
         released, found = frozen(self.audited.fresh(form), learner.average.weights, here.device), {}
         for name, s in (("row space", scores), ("release", self.released_scores(released, form, canaries, labels))):
             one = audit_one_run(s.cpu(), included, nominal, delta, self.coins.guessed)
-            found |= {f"{name} {key}": value for key, value in bound(one, auc=area(s.cpu(), included)).items()}
+            numbers = bound(one, learner.ledger) | {"auc": area(s.cpu(), included)}
+            found |= {f"{name} {key}": value for key, value in numbers.items()}
         return found | {"row space steps": float(len(seen))}
 
     def directions(self, network: nn.Module, form: Form, x: Tensor, y: Tensor) -> Tensor:
@@ -1422,8 +1423,8 @@ class AbsentClass(Stage):
         rate = self.audited.how.batch / (len(without) + 1)
         delta = 1 - (1 - rate) ** self.audited.how.steps if moved[0] <= 1e-5 < moved[1] else 0.0
         return {"moved_without": moved[0], "moved_with_one": moved[1], "delta_at_least": delta,
-                "nominal_epsilon": learner.ledger.nominal(self.audited.spending.delta),
-                "refuted": float(delta > self.audited.spending.delta)}
+                "refuted_pct": 100.0 * (delta > self.audited.spending.delta)} | account(
+                    learner.ledger, self.audited.spending.delta)
 
 # %% ../../nbs/papers/dpsad.ipynb #a11f6de5
 def gradient_variance(network: nn.Module, chain: Diffusion, x: Tensor, y: Tensor | None, draws: int, repeats: int,
@@ -1576,7 +1577,8 @@ def of_audit(stage: Stage, made: Mapping[str, float], here: Here, prefix: str = 
 
 def claimed(stage: Stage, made: Mapping[str, float], here: Here, prefix: str = "") -> dict[str, float]:
     """What the audited mechanism claims, as a row of its own that a lower bound can be held against."""
-    return {"lower_bound": made[f"{prefix}nominal_epsilon"]}
+    nominal = made[f"{prefix}nominal_epsilon"]
+    return {"lower_bound": nominal, "nominal_epsilon": nominal}
 
 
 def paid(stage: Judged, made: Mapping[str, float], here: Here, sigma_of: Student) -> dict[str, float]:
