@@ -1544,6 +1544,10 @@ class Cast:
                  "DP-MERF": lambda: self.merf(seed, epsilon)}
         return makes[method]()
 
+    def mechanism(self, name: str, seed: int, epsilon: float) -> Stage:
+        """The student of a mechanism, one of `MECHANISMS`, at a budget."""
+        return self.generator(next(method for method, own in METHODS.items() if own == name), seed, epsilon)
+
     def judged(self, generator: Stage, seed: int, labelled: bool = True) -> Judged:
         """What the pictures of a generator are worth."""
         j = self.config.judging
