@@ -102,14 +102,17 @@ def open_pool(args: argparse.Namespace) -> contextlib.AbstractContextManager:
 def run(args: argparse.Namespace) -> int:
     """Run paper notebooks; exit status 0, 1 (a run failed) or 130 (interrupted)."""
     from kdnotes.batch.pool import run_batch
-    from kdnotes.batch.terminal import Board, exit_status, summary
+    from kdnotes.batch.terminal import Board, GrowingReport, exit_status, summary
 
     with contextlib.ExitStack() as stack:
         with refusals("kdnotes run"):
             planned = plan_runs(args)
             pool = stack.enter_context(open_pool(args))
         stack.enter_context(terminable())
-        outcomes = run_batch(planned, pool, args.jobs or (None if args.scheduler else 1), Board())
+        board = GrowingReport(planned, args.out) if args.report else Board()
+        outcomes = run_batch(planned, pool, args.jobs or (None if args.scheduler else 1), board)
+    if args.report:
+        board.report(last=True)
     say(summary(outcomes))
     return exit_status(outcomes)
 
@@ -367,6 +370,7 @@ def add_machines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="run on the Dask cluster at tcp://host:port")
     parser.add_argument("--gpus-per-run", type=number(0), default=0, metavar="K", help="GPUs that a run has to itself")
     parser.add_argument("--force", action="store_true", help="do all of it anew; a finished run stays until then")
+    parser.add_argument("--report", action="store_true", help="write the report anew whenever a run ends")
     parser.add_argument("--out", default="runs", help="folder of all runs (default: runs)")
     add_folders(parser)
     parser.add_argument("--data-root", **DATA_ROOT)
