@@ -251,7 +251,7 @@ def show_data(args: argparse.Namespace) -> int:
     from kdnotes.data.source import data_root
 
     with refusals("kdnotes data"):
-        rows = status(args.data_root, data_sources(("images", "crowds", "masks"), args.data_root))
+        rows = status(args.data_root, data_sources(("images", "crowds", "masks", "videos"), args.data_root))
     cells = [(r["name"], r["state"], r["images"], str(r["how"] if r["state"] == "absent" else r["where"]))
              for r in rows]
     say(f"data folder: {data_root(args.data_root)}\n")
@@ -262,8 +262,13 @@ def show_data(args: argparse.Namespace) -> int:
 def add_data(args: argparse.Namespace) -> int:
     """Check an image set, split it where nobody has, and install it below the data folder."""
     from kdnotes.data.catalogue import add
+    from kdnotes.data.videosurvey import holds_videos
 
     with refusals("kdnotes data add"):
+        if holds_videos(args.train):
+            raise ValueError(f"{args.train} holds videos, which are read where they lie: move or link it to "
+                             f"{args.name}/ below the data folder with real/ and fake/ in it, or to a benchmark's own "
+                             f"name, see `kdnotes data`; look at it with `kdnotes data check {args.train}`")
         options = {"overwrite": args.overwrite, "size": args.size, "test_share": args.test_share, "seed": args.seed}
         say(f"{args.name} installed in {add(args.name, args.train, args.test, args.data_root, **options)}")
     return 0
@@ -271,14 +276,15 @@ def add_data(args: argparse.Namespace) -> int:
 
 def check_data(args: argparse.Namespace) -> int:
     """Look at every picture in a folder and tell on one page what is there: classes, sizes, modes, orientation,
-    transparency, duplicates, strays, files that cannot be read.
+    transparency, duplicates, strays, files that cannot be read; of a folder of videos its layout, kinds, splits, sizes.
 
     Exit status 0 if nothing has to be mended, else 1.
     """
     from kdnotes.data.survey import survey
+    from kdnotes.data.videosurvey import holds_videos, survey_videos
 
     with refusals("kdnotes data check"):
-        found = survey(args.folder)
+        found = survey_videos(args.folder) if holds_videos(args.folder) else survey(args.folder)
     say(str(found))
     return int(bool(found.to_mend()))
 
@@ -403,7 +409,7 @@ def add_data_commands(commands: Any) -> None:
     test = "the same to test on (default: train and test in the folder TRAIN, else a share of every class)"
     add.add_argument("test", nargs="?", help=test)
     add_split_options(add)
-    check = actions.add_parser("check", help="look at a folder of pictures", description=check_data.__doc__)
+    check = actions.add_parser("check", help="look at a folder of pictures or videos", description=check_data.__doc__)
     check.set_defaults(command=check_data)
     check.add_argument("folder", help="class folders, with train and test above them or without, or npz files")
     get = actions.add_parser("get", help="download a set", description=get_data.__doc__)

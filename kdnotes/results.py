@@ -690,8 +690,8 @@ def cited_differences(claim: Claim, reported: pd.DataFrame) -> pd.Series:
             raise ValueError(f"claim {claim.name!r}: no reported number has {asked}; the tables are "
                              f"{', '.join(dict.fromkeys(reported['table']))}")
         rank = rows["source"].map(list(SOURCES).index).astype(int).to_numpy()
-        best = rows.iloc[np.argsort(rank, kind="stable")].drop_duplicates(list(KEYS))
-        found.append(_spread_settings(best[[*KEYS, "value"]]))        # a setting may be called as another column is
+        rows = rows.iloc[np.argsort(rank, kind="stable")].drop_duplicates(list(KEYS))
+        found.append(_spread_settings(rows[[*KEYS, "value"]]))
     given = {key for side in sides for key in side}
     keys = [k for k in found[0][1] if k in found[1][1] and k not in given] if "setting" not in given else []
     keys = [k for k in ("dataset", *keys) if k not in given or k == "dataset"]

@@ -226,7 +226,6 @@ METRICS: dict[str, Callable[[World], object]] = {
     "verify.histogram_intersection.scores": lambda w: w.floats().tanh(),
     "video.scores": rows(), "video.positive": lambda w: torch.arange(w.rows) % 2 == 0 if not w.one_class else torch.ones(w.rows, dtype=torch.bool),
     "video.logits": rows(), "video.videos": lambda w: torch.arange(w.rows), "video.forged": lambda w: torch.arange(w.rows) % 2 == 0 if not w.one_class else torch.ones(w.rows, dtype=torch.bool),
-    "video.frames": value(20), "video.length": value(8),
     "generate.covariance": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_x": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_y": lambda w: (lambda x: x.T @ x)(w.floats(4)),
     "generate.mean_x": fixed(4), "generate.mean_y": fixed(4), "generate.A": rows(4), "generate.B": rows(4), "generate.x_features": rows(4), "generate.y_features": rows(4),
     "generate.probabilities": lambda w: torch.eye(CLASSES)[w.labels()], "generate.splits": value(1), "generate.points": rows(4), "generate.centres": rows(4), "generate.radii": rows(),
@@ -326,6 +325,11 @@ DATA: dict[str, Callable[[World], object]] = {
     "alignment.landmarks": rows(68, 2), "alignment.source": rows(8, 2), "alignment.target": lambda w: w.floats(8, 2) + 1, "alignment.points": rows(5, 2), "alignment.frames": lambda w: w.bytes(3, 16, 16), "alignment.M": lambda w: torch.eye(2, 3) + 0.01 * w.floats(2, 3),
     "facecrops.found": lambda w: list(w.floats(1, 68, 2)), "facecrops.files": value({}), "facecrops.left_out": value({}), "facecrops.paths": value(()), "facecrops.recipe": value("none"), "facecrops.landmarks": value(None), "facecrops.workers": value(1), "facecrops.clip_starts.frames": value(40), "facecrops.length": value(8),
     "facecrops.Cropping.size": value(150), "facecrops.root": lambda w: Path("kept").absolute(),
+    "videosurvey.records": value(()), "videosurvey.facts": value(()), "videosurvey.layout": value(""), "videosurvey.folder": lambda w: str(Path("nowhere").absolute()),
+    # animated photographs
+    **{f"photoclips.{name}": lambda w: _module("data.photoclips").drawn_portraits(12, size=32) for name in ("portraits", "Portraits.self")}, "photoclips.Portraits.images": lambda w: w.bytes(3, 16, 16), "photoclips.Portraits.landmarks": lambda w: 3 * w.floats(68, 2) + 8, "photoclips.Portraits.people": labels(),
+    "photoclips.points": lambda w: _face_shape() + 0.01 * w.floats(68, 2), "photoclips.at": fixed(7, 2), "photoclips.controls": lambda w: _face_shape()[:8] + 0.01 * w.floats(8, 2), "photoclips.values": rows(8, 2), "photoclips.source": lambda w: w.unit(3, 8, 8), "photoclips.target": lambda w: w.unit(3, 8, 8), "photoclips.weight": lambda w: w.unit(1, 8, 8),
+    "photoclips.size": value(16), "photoclips.counts": value({"real": 1, "DF": 1}), "photoclips.frames": value(2), "photoclips.people": value(2), "photoclips.Portraits.take.rows": value(slice(0, 2)),
     # perturb
     "perturb.x": lambda w: w.unit(2, 3, 12, 12), "perturb.compress_h264.x": lambda w: w.bytes(2, 3, 16, 16), "perturb.s": value(0.4), "perturb.k": value(0.6), "perturb.variance": value(0.001), "perturb.count": value(2), "perturb.side": value(4), "perturb.sigma": value(1.0),
     "perturb.radius": value(2), "perturb.height": value(6), "perturb.width": value(5), "perturb.n": value(8), "perturb.crf": value(30.0), "perturb.perturb.name": value("block"), "perturb.level": value(2),
@@ -382,7 +386,7 @@ DATA: dict[str, Callable[[World], object]] = {
     "protocols.people": lambda w: max(w.rows, 0), "protocols.parts": value((0.5, 0.5)), "protocols.pairs": value(4), "protocols.folds": value(2), "protocols.k": lambda w: torch.arange(w.rows), "protocols.n": lambda w: torch.full((w.rows,), 9), "protocols.total": value(10), "protocols.count": value(2),
     "protocols.rows": lambda w: torch.arange(w.rows), "protocols.groups": lambda w: [torch.arange(w.rows)], "protocols.learnt": image_set, "protocols.FaceSets.pairs": pairs, "protocols.first": lambda w: torch.arange(w.rows), "protocols.second": lambda w: torch.arange(w.rows), "protocols.same": lambda w: torch.arange(w.rows) % 2 == 0,
     "protocols.gallery": pictures, "protocols.probe": pictures, "protocols.Search.gallery": image_set, "protocols.Search.probe": image_set, "protocols.identification.gallery": lambda w: [(written(f"{i}.png", w), f"p{i}") for i in range(w.rows)], "protocols.identification.probe": lambda w: [(written(f"{i}.png", w), f"p{i}") for i in range(w.rows)],
-    "protocols.together.first": pictures, "protocols.together.second": pictures, "protocols.found": lambda w: _module("data.protocols").Identification(pictures(w), pictures(w)), "protocols.key": value("x"), "protocols.table": value(Path("none.mat")), "protocols.files": value("files"), "protocols.ids": value("ids"), "protocols.path": value(Path("none.mat")),
+    "sets.maskedfaces.pictures": pictures, "sets.maskedfaces.kinds": lambda w: ("mask",) * w.rows, "sets.maskedfaces.pairs": pairs, "sets.maskedfaces.left_out": value(0), "protocols.together.first": pictures, "protocols.together.second": pictures, "protocols.found": lambda w: _module("data.protocols").Identification(pictures(w), pictures(w)), "protocols.key": value("x"), "protocols.table": value(Path("none.mat")), "protocols.files": value("files"), "protocols.ids": value("ids"), "protocols.path": value(Path("none.mat")),
     # faces
     "faces.count": lambda w: w.rows, "faces.codes": codes("IDENTITY"), "faces.table": lambda w: _module("data.faces").IDENTITY, "faces.identity": codes("IDENTITY"), "faces.nuisance": codes("NUISANCE"), "faces.faces.nuisance": value(0.5), "faces.identities": value(2), "faces.per_identity": lambda w: w.rows, "faces.size": value(12),
     "faces.FaceSet.images": lambda w: face_set(w).images, "faces.FaceSet.labels": lambda w: face_set(w).labels, "faces.FaceSet.classes": value(tuple("ab")), "faces.landmarks": lambda w: face_set(w).landmarks, "faces.masks": lambda w: face_set(w).masks, "faces.names": value(("skin",)), "faces.FaceSet.self": face_set,
@@ -403,7 +407,7 @@ DATA: dict[str, Callable[[World], object]] = {
     # sets
     "sets.path": value(Path("none.mat")), "sets.name": value("digits"), "sets.folder": value(Path("nowhere")), "sets.size": value(8), "sets.subset": value("imagenette"), "sets.wnids": value(("n01440764", "n02102040")), "sets.phase": value(None), "sets.text": value("1 2 3 4"), "sets.pattern": value(r"(\d+)_.*"), "sets.files": value([Path("none")]), "sets.distance": value(1),
     "sets.train": value(True), "sets.cars.file": value(Path("a.jpg")), "sets.label": value(0), "sets.box": value((0, 0, 4, 4)), "sets.CarRow.train": value(True), "sets.kind": value("mnist"), "sets.faces": pictures, "sets.torchvision.name": value("mnist"), "sets.torchvision.kind": value("CIFAR10"), "sets.line": value("Ann_Lee\t1\t2"), "sets.index": value({"Ann_Lee_0001": 0, "Ann_Lee_0002": 1}), "sets.crowds.name": value("labelme"), "sets.people": value(None), "sets.lfw.train": pictures, "sets.lfw.test": pictures, "sets.lfw.pairs": pairs,
-    "sets.folders.name": value("mine"), "sets.casia.name": value("casia"), "sets.scface.path": value(Path("001_cam1_1.jpg")), "sets.imagenet.name": value("imagenette"), "sets.subjects": value(2), "sets.cameras": value((1,)),
+    "sets.folders.name": value("mine"), "sets.casia.name": value("casia"), "sets.scface.path": value(Path("001_cam1_1.jpg")), "sets.imagenet.name": value("imagenette"), "sets.wanted": value(("Male",)), "sets.names": value(["000001.jpg"]), "sets.called": value("celeba"), "sets.task": value("gender"), "sets.least": value(1), "sets.celeba.labels": lambda w: torch.tensor([0]), "sets.celeba.classes": value(("a", "b")), "sets.subjects": value(2), "sets.cameras": value((1,)),
 }
 
 
@@ -536,7 +540,7 @@ def queue(w: World):
 
 
 def queueing(w: World):
-    return _module("condense.model_queue").Queueing(2, 1, 1, 1, 4, strategy="flip")
+    return _module("condense.model_queue").Queueing(2, 1, 1, 1, 1, 4)
 
 
 def member(w: World):
@@ -557,7 +561,7 @@ CONDENSE: dict[str, Callable[[World], object]] = {
     "images": images, "labels": labels(), "real": two_of_each, "test": image_set, "net": plain_network, "model": lambda w: _module("condense.evaluate").OneByOne([plain_network(w)]), "nets": lambda w: [plain_network(w)], "network": value("convnet1"),
     "options": value({"width": 4}), "protocol": protocol, "normal": normal, "fabric": fabric, "seeds": value([0]), "precision": value("fp32"), "workers": value(1), "settings": settings, "synthetic": synthetic_set, "classes": value(CLASSES), "shape": value((3, 8, 8)),
     "passes": passes, "run": run, "pool": pool, "iteration": value(1), "generator": lambda w: w.generator(), "features": rows(4), "ipc": value(1), "count": value(1), "factor": value(1), "x": images, "root": lambda w: Path("cache").absolute(), "learned": by_class, "seen": by_class,
-    "k": value(0), "number": value(0), "step": value(0), "turn": value(0), "side": value(8), "every": value(1), "checkpoint": value(None), "inner": lambda w: _module("condense.gradients").Inner(1, 1), "lr": value(0.1), "steps": value(1), "plan": queueing,
+    "k": value(0), "number": value(0), "step": value(0), "gradients.epochs": value(1), "gradients.batch_size": value(4), "model_queue.weight": value(0.5), "model_queue.real_batch": value(2), "turn": value(0), "side": value(8), "every": value(1), "checkpoint": value(None), "inner": lambda w: _module("condense.gradients").Inner(1, 1), "lr": value(0.1), "steps": value(1), "plan": queueing,
     "evaluate.rounds": rounds, "evaluate.rows": lambda w: torch.arange(w.rows), "evaluate.logits": lambda w: w.floats(CLASSES)[None], "evaluate.batch": lambda w: {"labels": w.labels()[None], "partners": w.labels().flip(0)[None], "lam": torch.tensor([0.7])}, "evaluate.OneByOne.forward.x": lambda w: images(w)[None],
     "evaluate.Together.forward.x": lambda w: images(w)[None], "evaluate.epoch": value(1), "evaluate.contest": lambda w: _module("condense.evaluate").Contest(images(w), w.labels(), image_set(w), protocol(w), "convnet1", {"width": 4}, normal(w)), "evaluate.repeats": value(1), "evaluate.name": value("digits"),
     "evaluate.fresh.options": value({"width": 4}), "evaluate.callbacks": value(()), "evaluate.Looks.rows": lambda w: [],
@@ -581,6 +585,11 @@ def _advanced(w: World):
     found(0)
     return found
 
+
+
+def _face_shape() -> Tensor:
+    """Sixty-eight landmarks in units of a picture's side."""
+    return (_module("data.alignment").mean_face() / 256).float()
 
 
 def face_points(w: World) -> Tensor:
@@ -659,7 +668,7 @@ PAINTERS: dict[str, Callable[[World], object]] = {
     "diffusion.Conditional.conditions.self": lambda w: denoiser(w), "diffusion.Conditional.null": value(True), "diffusion.DenoisingMLP.null": value(True), "diffusion.UNet.null": value(True),
     "diffusion.UNet.channels": value(1), "diffusion.DenoisingMLP.time": value(64), "diffusion.UNet.classes": value(CLASSES), "diffusion.denoiser": lambda w: _module("models.diffusion").Preconditioned(denoiser(w)),
     "generators.inputs": value(5), "generators.channels": value(1), "generators.size": value(8), "generators.width": value(4), "generators.latent": value(3), "generators.widths": value((4, 6)), "generators.mu": rows(3), "generators.log_var": rows(3),
-    "generators.VAE.self": lambda w: _module("models.generators").VAE(1, 8, 3, (4, 6)).eval(), "generators.DAFLGenerator.self": lambda w: _module("models.generators").DAFLGenerator(5, 1, 8, 4).eval(), "generators.z": rows(3), "generators.DAFLGenerator.forward.z": rows(5), "generators.FlatGenerator.forward.z": rows(5),
+    "generators.VAE.self": lambda w: _module("models.generators").VAE(1, 8, 3, (4, 6)).eval(), "generators.DAFLGenerator.self": lambda w: _module("models.generators").DAFLGenerator(5, 1, 8, 4).eval(), "generators.FlatGenerator.self": lambda w: _module("models.generators").FlatGenerator(5, 1, 8, (4, 6)).eval(), "generators.z": rows(3), "generators.DAFLGenerator.forward.z": rows(5), "generators.FlatGenerator.forward.z": rows(5),
     "generators.x": lambda w: w.unit(1, 8, 8), "generators.images": lambda w: w.unit(1, 8, 8), "generators.made": lambda w: w.unit(1, 8, 8),
     "lenets.classes": value(CLASSES), "lenets.channels": value(1), "lenets.size": value(16), "lenets.LeNet5.widths": value((2, 3, 4, 5)), "lenets.images": lambda w: w.unit(1, 16, 16),
     "lenets.step": value(700), "lenets.LeNet5.self": lambda w: _module("models.lenets").LeNet5(CLASSES, 1, 16, (2, 3, 4, 5)).eval(),
@@ -782,6 +791,8 @@ ELSEWHERE: dict[str, str] = {
     "models.classifiers.alone": "of any network, whose own refusals it passes on: tests/models/test_sight.py",
     "data.perturb.compress_h264": "needs an encoder: tests/data/test_perturb.py",
     **{f"data.videos.{name}": "needs an encoder: tests/data/test_videos.py" for name in "pyav write_video recoded Video".split()},
+    "models.recognisers.find_faces": "needs dlib: tests/models/test_recognisers.py",
+    **{f"data.clips.{name}": "a step of toytalk and photoclips: tests/data/test_clips.py" for name in "box_blur fingerprinted".split()},
     **{f"data.{name}": "of videos on disk: tests/data/test_videos.py" for name in "facecrops.FaceCrops facecrops.FaceCrops.crops facecrops.FaceCrops.fps facecrops.NoSingleFace sets.videos.Opened".split()},
     "privacy.accounting.Ledger": "it counts what the house spends: tests/privacy/test_accounting.py",
     "privacy.accounting.Entry": "a row of a ledger",

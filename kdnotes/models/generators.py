@@ -102,27 +102,31 @@ class VAE(nn.Module):
         return self.decode(self.encode(x).mu)
 
 # %% ../../nbs/models/generators.ipynb #d8969dcb
-def _layers(inputs: int, widths: Sequence[int], activation: type[nn.Module]) -> list[nn.Module]:
-    """Linear layers of `widths`, each with its activation."""
-    return [part for a, b in pairwise((inputs, *widths)) for part in (nn.Linear(a, b), activation())]
+def _smooth(inputs: int, widths: Sequence[int]) -> list[nn.Module]:
+    """Linear layers of `widths`, each with its softplus."""
+    return [part for a, b in pairwise((inputs, *widths)) for part in (nn.Linear(a, b), nn.Softplus())]
 
 
 class FlatGenerator(nn.Module):
-    """Codes `(N, inputs)` to images `(N, channels, size, size)` in [0, 1] by linear layers of `widths` with ReLU."""
+    """Codes `(N, inputs)` to images `(N, channels, size, size)` in [0, 1] by linear layers of `widths`, each with a
+    batch norm and LeakyReLU 0.2. ValueError for a single code in training mode.
+    """
 
     def __init__(self, inputs: int = 32, channels: int = 1, size: int = 8, widths: Sequence[int] = (128, 128)):
         super().__init__()
         require_whole("FlatGenerator", inputs=inputs, channels=channels, size=size)
         require_whole("FlatGenerator", **{f"widths[{i}]": width for i, width in enumerate(widths)})
         self.inputs = inputs
-        self.layers = nn.Sequential(*_layers(inputs, widths, nn.ReLU),
-                                    nn.Linear((inputs, *widths)[-1], channels * size**2), nn.Sigmoid(),
+        hidden = [part for a, b in pairwise((inputs, *widths))
+                  for part in (nn.Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU(0.2))]
+        self.layers = nn.Sequential(*hidden, nn.Linear((inputs, *widths)[-1], channels * size**2), nn.Sigmoid(),
                                     nn.Unflatten(1, (channels, size, size)))
 
     def forward(self, z: Tensor) -> Tensor:
         as_rows("FlatGenerator", dims=2, z=z)
         require_width("FlatGenerator", self.inputs, z=z)
-        return self.layers(in_type_of(self, z))
+        z = in_type_of(self, z)
+        return alone(self.layers, z) if self.training and len(z) == 1 else self.layers(z)
 
 
 class FlatVAE(VAE):
@@ -138,9 +142,9 @@ class FlatVAE(VAE):
         require_whole("FlatVAE", **{f"widths[{i}]": width for i, width in enumerate(widths)})
         self.channels, self.size, self.latent = channels, size, latent
         pixels = channels * size**2
-        self.encoder = nn.Sequential(nn.Flatten(), *_layers(pixels, widths, nn.Softplus))
+        self.encoder = nn.Sequential(nn.Flatten(), *_smooth(pixels, widths))
         self.mu, self.log_var = (nn.Linear(widths[-1], latent) for _ in range(2))
-        self.decoder = nn.Sequential(*_layers(latent, widths[::-1], nn.Softplus), nn.Linear(widths[0], pixels),
+        self.decoder = nn.Sequential(*_smooth(latent, widths[::-1]), nn.Linear(widths[0], pixels),
                                      nn.Sigmoid(), nn.Unflatten(1, (channels, size, size)))
 
 # %% ../../nbs/models/generators.ipynb #9eceb4b9

@@ -234,7 +234,7 @@ UCCS = Config.merged(CASIA, {"people": (2000, 2), "faces": {"dataset": "casia_we
 
 # %% ../../nbs/papers/horkd.ipynb #908f447c
 Config.PROFILES = {
-    "smoke": {"training": {"steps": 8, "teacher_steps": 8}, "train_size": 20, "seeds": (0, 1), "low_sweep": (4,),
+    "smoke": {"training": {"steps": 8, "teacher_steps": 8}, "train_size": 20, "seeds": (0,), "low_sweep": (4,),
               "weight_sweep": (0.0,), "student_sweep": (),
               "networks": {"student": "smallconv:2-4-8:8", "teacher": "smallconv:4-8-16:16"},
               "faces": {"student": "smallconv:2-4-8:8", "teacher": "smallconv:2-4-8:8", "steps": 4, "teacher_steps": 4,

@@ -418,3 +418,46 @@ def test_the_training_videos_of_dfdc_and_the_tree_of_realforensics(tmp_path):
     for kind in ("Deepfakes", "FaceSwap"):
         (root / "manipulated_sequences" / kind).rename(root / "Forensics" / kind)
     assert len(faceforensics(root, kinds=("Deepfakes", "FaceSwap"))) == 36
+
+
+# ---- the page of a folder
+
+
+def test_the_page_of_a_benchmark_and_of_no_layout(tmp_path):
+    pytest.importorskip("av", reason="needs PyAV: pip install 'kdnotes[video]'")
+    from kdnotes.data.videosurvey import holds_videos, survey_videos
+    root = ff_tree(tmp_path / "ff", kinds=("FaceSwap",))
+    (root / "stray.mp4").touch()
+    assert holds_videos(root) and not holds_videos(tmp_path / "nothing")
+    page = survey_videos(root)
+    assert page.layout == "FaceForensics++" and len(page.records) == 24 and [p.name for p in page.strays] == ["stray.mp4"]
+    assert len([line for line in page.to_mend() if "cannot be read" in line]) == 24, "empty files are no films"
+    text = str(page)
+    assert "FaceSwap FS" in text and "000_003.mp4 cannot be read" in text and "... 4 more" in text
+    (root / "manipulated_sequences/FaceSwap/c23/videos/000_003.mp4").unlink()
+    assert "1 of 24 videos are missing" in survey_videos(root).to_mend()[0]
+    (tmp_path / "loose").mkdir()
+    write_video(tmp_path / "loose" / "a.mp4", film(T=4))
+    assert "no layout that is known" in survey_videos(tmp_path / "loose").to_mend()[0]
+    assert "is no folder" in refused(survey_videos, tmp_path / "nothing")
+
+
+@needs_av
+def test_the_command_looks_at_videos_and_does_not_copy_them(tmp_path, capsys):
+    from kdnotes.cli import main
+    write_video(tmp_path / "mine/real/anna_1.mp4", film(T=20)), write_video(tmp_path / "mine/fake/swap/anna_1.mp4", film(T=20, forged=True))
+    assert main(["data", "check", str(tmp_path / "mine")]) == 0
+    page = capsys.readouterr().out
+    assert "a folder with real and fake" in page and "96 x 96 2" in page and "h264 2" in page and "to mend            none" in page
+    write_video(tmp_path / "mine/real/bo_1.mp4", film(T=5))
+    (tmp_path / "mine/fake/words.mp4").write_text("no film")
+    assert main(["data", "check", str(tmp_path / "mine")]) == 1
+    page = capsys.readouterr().out
+    assert "bo_1.mp4 has 5 frames, a clip 16" in page and "words.mp4 cannot be read" in page
+    with pytest.raises(SystemExit, match="2"):
+        main(["data", "add", "mine", str(tmp_path / "mine"), "--data-root", str(tmp_path / "root")])
+    told = capsys.readouterr().err.strip()
+    assert "\n" not in told and "holds videos, which are read where they lie" in told and not (tmp_path / "root").exists()
+    assert main(["data", "--data-root", str(tmp_path)]) == 0
+    listing = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert "present" in listing["mine"] and "2 real + 2 forged videos" in listing["mine"] and "Celeb-DF-v2/" in listing["celeb_df"]
