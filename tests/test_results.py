@@ -276,6 +276,8 @@ def test_a_claim_of_the_paper_has_its_difference_from_the_reported_numbers():
     renamed = Claim("r", "", "ours", "theirs", "accuracy_best", source="paper",
                     cited=R.Cited("Table 2", "B", "W", "accuracy", {"res": 2}))
     assert R.cited_differences(renamed, PRINTED).tolist() == [4.0]
+    odd = PRINTED.assign(setting="source=ImageNet;printed=1")             # keys that are columns too
+    assert R.cited_differences(cited(), odd.iloc[:2]).tolist() == [10.0]
     judged = R.judge([cited()], study([1, 2, 3], [0, 1, 1]), PRINTED)
     assert judged["reported"].item() == 7.0 and R.claims_table(judged)["paper"].item() == "+7.00"
 
