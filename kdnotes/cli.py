@@ -337,7 +337,7 @@ def bench(args: argparse.Namespace) -> int:
 
 def measure_device(args: argparse.Namespace, folder: Path) -> int:
     """`kdnotes bench --device NAME`: one sheet of numbers, each written as soon as it is measured."""
-    from kdnotes.batch.measure import measure
+    from kdnotes.measure import measure
     from kdnotes.runtime import pick_device
 
     if args.rest:

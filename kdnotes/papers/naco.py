@@ -29,7 +29,8 @@ from ..config import Settings, section, setting, shorten, unknown_name
 from ..crossres import Optimisation, frozen, optimise, weights_of
 from ..data.augment import crop, draw_crop
 from ..data.batches import Batches
-from ..data.catalogue import face_sets
+from ..data.catalogue import face_sets, known
+from ..data.source import data_root
 from ..data.clips import HELD_OUT, TRAINED, ClipSet, temporal_energy, toytalk
 from ..data.facecrops import clip_starts
 from ..data.perturb import LEVELS, perturb
@@ -861,7 +862,8 @@ class Config(Settings):
             raise unknown_name("kind to train on", strange[0], TRAINED)
         if not self.drawn and (BARE in self.protocols or self.corpora):
             raise ValueError(f"dataset={self.dataset!r}: {BARE!r} and corpora are for drawn clips; take others")
-        if CROSS in self.protocols and not self.others:
+        here = known(None, *self.DATA).get(self.dataset)
+        if CROSS in self.protocols and not self.others and here and not here.missing(data_root()):
             raise ValueError(f"dataset={self.dataset!r} names no further set for {CROSS!r}; join one by '+', or take "
                              f"other protocols")
 
