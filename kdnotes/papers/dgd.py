@@ -511,7 +511,7 @@ class Generative:
     vae_widths: tuple[int, ...] = setting((128, 64), "scale", "of the encoder; TNAR's 128, 256, 512", at_least=1,
                                           length=(1, None))
     beta_kl: float = setting(0.5, "component", "weight of the code's divergence, TNAR's code", at_least=0)
-    vae_steps: int = setting(1500, "scale", "of the VAE", at_least=1)
+    vae_steps: int = setting(1000, "scale", "of the VAE", at_least=1)
     vae_batch: int = setting(128, "component", "images", at_least=2)
     vae_lr: float = setting(1e-3, "component", "of the VAE", above=0)
 
@@ -563,6 +563,8 @@ class Config(Settings):
     methods: tuple[str, ...] = setting((PRIVATE, PATE_REAL, NOISE, "labelled only", "+ VAT", "DGD"), "scale",
                                        "rows of the main table", choices=METHODS, length=(1, None))
     sweeps: tuple[str, ...] = setting((), "scale", "further tables", choices=SWEEPS)
+    swept: tuple[str, ...] = setting(("labelled only", "DGD"), "scale", "students of the tables on mechanisms and q",
+                                     choices=PARTS, length=(1, None))
     queries_sweep: tuple[int, ...] = setting((20, 50, 100, 200), "ours", "q", at_least=1)
     teachers_sweep: tuple[int, ...] = setting((10, 25, 50, 100), "ours", "n", at_least=1)
     unlabelled_sweep: tuple[int, ...] = setting((100, 1000, 10000), "ours", "unlabelled images", at_least=2)
@@ -593,8 +595,8 @@ GREY = MANY | {
     "seeds": (0, 1, 2), "sweeps": ("mechanisms",),
     "private": {"size": 32, "network": "lenet5::norm", "steps": 1500, "dp_network": "lenet5", "dp_steps": 400,
                 "dp_batch": 1024},
-    "teachers": {"count": 250, "network": "lenet5", "steps": 375, "batch": 32, "lr": 1e-3},
-    "generative": {"kind": "dafl", "inputs": 100, "widths": (32,), "statistics": 1.0, "steps": 1200, "batch": 128,
+    "teachers": {"count": 250, "network": "lenet5", "steps": 250, "batch": 32, "lr": 1e-3},
+    "generative": {"kind": "dafl", "inputs": 100, "widths": (32,), "statistics": 1.0, "steps": 800, "batch": 128,
                    "images": 8000, "vae": "conv", "latent": 16, "vae_widths": (16, 32, 64), "vae_steps": 1500},
     "labels": {"queries": 100, "gamma": 0.05, "sigma": 40.0, "threshold": 200.0, "sigma1": 150.0, "delta": 1e-5},
     "student": {"network": "lenet5_half", "steps": 600, "pool": 4000, "epsilon_1": 2.0, "epsilon_2": 2.0},
@@ -645,7 +647,7 @@ Config.PROFILES = {
                              "vae_widths": (16,), "vae_steps": 6, "vae_batch": 32},
               "labels": {"queries": 12, "gamma": 1.0, "sigma": 1.0, "threshold": 3.0, "sigma1": 1.0, "delta": 1e-3},
               "student": {"network": "perceptron:16", "steps": 4, "labelled": 8, "unlabelled": 16}},
-    "demo": {"seeds": tuple(range(8))},
+    "demo": {"seeds": tuple(range(8)), "sweeps": ("mechanisms", "queries"), "swept": ("labelled only",)},
     "real": {"dataset": "mnist"},
     "paper": {"dataset": "mnist"},
 }
@@ -1364,9 +1366,10 @@ def sweep_rows(cast: Cast, measure: Callable, cost: Callable) -> list[Row]:
             found.append(Row(TABLES[sweep], method, student.labels, cost, setting))
 
     for name in MECHANISMS if "mechanisms" in config.sweeps else ():
-        add("mechanisms", "DGD", cast.student(mechanism=name), {"mechanism": name})
+        for method in config.swept:
+            add("mechanisms", method, cast.student(method, mechanism=name), {"mechanism": name})
     for q in config.queries_sweep if "queries" in config.sweeps else ():
-        for method in ("labelled only", "DGD"):
+        for method in config.swept:
             add("queries", method, cast.student(method, queries=q), {"queries": q})
     for n in config.teachers_sweep if "teachers" in config.sweeps else ():
         add("teachers", "DGD", cast.student(teachers=n), {"teachers": n})
