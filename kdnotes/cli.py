@@ -52,10 +52,12 @@ def meant(parser: argparse.ArgumentParser, message: str) -> str:
 # %% ../nbs/cli.ipynb #8ef7394a
 @contextlib.contextmanager
 def refusals(command: str = "kdnotes") -> Iterator[None]:
-    """Turn a ValueError or OSError into one line on standard error and exit status 2."""
+    """Turn a ValueError, OSError or an extra that is not installed into one line on standard error, exit status 2."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
+        if isinstance(error, ModuleNotFoundError):           # no refusal: something of the package itself is missing
+            raise
         print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -335,7 +337,7 @@ def bench(args: argparse.Namespace) -> int:
 
 def measure_device(args: argparse.Namespace, folder: Path) -> int:
     """`kdnotes bench --device NAME`: one sheet of numbers, each written as soon as it is measured."""
-    from kdnotes.batch.measure import measure
+    from kdnotes.measure import measure
     from kdnotes.runtime import pick_device
 
     if args.rest:

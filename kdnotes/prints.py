@@ -548,8 +548,12 @@ def changed_since(noted: Mapping[str, str], own: str = "") -> list[str]:
 
 
 def _called(name: str, own: str) -> tuple | None:
-    """`(the thing of that name,)`; `()` if its module is there without it, None if there is no such module."""
+    """`(the thing of that name,)`; `()` if its module is there without it, None if there is no such module and for
+    what is another package's.
+    """
     parts = name.split(".")
+    if parts[0] != "kdnotes" and len(parts) > 1 and _is_there(parts[0]):
+        return None
     homes = [(".".join(parts[:i]), parts[i:]) for i in range(len(parts) - 1, 0, -1)]
     homes = homes if name.startswith("kdnotes.") else [(own, parts)] if own else []
     home, rest = next(((_imported(module, 0, ""), rest) for module, rest in homes if _is_there(module)), (None, []))

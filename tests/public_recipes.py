@@ -327,7 +327,7 @@ DATA: dict[str, Callable[[World], object]] = {
     "facecrops.Cropping.size": value(150), "facecrops.root": lambda w: Path("kept").absolute(),
     "videosurvey.records": value(()), "videosurvey.facts": value(()), "videosurvey.layout": value(""), "videosurvey.folder": lambda w: str(Path("nowhere").absolute()),
     # animated photographs
-    **{f"photoclips.{name}": lambda w: _module("data.photoclips").drawn_portraits(12, size=32) for name in ("portraits", "Portraits.self")}, "photoclips.Portraits.images": lambda w: w.bytes(3, 16, 16), "photoclips.Portraits.landmarks": lambda w: 3 * w.floats(68, 2) + 8, "photoclips.Portraits.people": labels(),
+    **{f"photoclips.{name}": lambda w: _module("data.photoclips").drawn_portraits(12, size=32) for name in ("portraits", "Portraits.self")}, "photoclips.Portraits.images": lambda w: w.bytes(3, 16, 16), "photoclips.Portraits.landmarks": lambda w: 3 * w.floats(68, 2) + 8, "photoclips.Portraits.people": labels(), "photoclips.framed_portraits.images": lambda w: w.bytes(3, 16, 16), "photoclips.landmarks": lambda w: 16 * (_face_shape() + 0.01 * w.floats(68, 2)), "photoclips.framed_portraits.people": labels(),
     "photoclips.points": lambda w: _face_shape() + 0.01 * w.floats(68, 2), "photoclips.at": fixed(7, 2), "photoclips.controls": lambda w: _face_shape()[:8] + 0.01 * w.floats(8, 2), "photoclips.values": rows(8, 2), "photoclips.source": lambda w: w.unit(3, 8, 8), "photoclips.target": lambda w: w.unit(3, 8, 8), "photoclips.weight": lambda w: w.unit(1, 8, 8),
     "photoclips.size": value(16), "photoclips.counts": value({"real": 1, "DF": 1}), "photoclips.frames": value(2), "photoclips.people": value(2), "photoclips.Portraits.take.rows": value(slice(0, 2)),
     # perturb

@@ -781,7 +781,7 @@ def test_the_board_writes_the_page_whenever_a_run_has_ended(tmp_path):
     make_run(tmp_path, "m3d")
     board.ended(outcome("m3d"))
     page = tmp_path / "report" / "index.html"
-    assert "This page grows." in page.read_text() and "under way or waiting: dance;" in " ".join(page.read_text().split())
+    assert "This page grows." in page.read_text() and "under way or waiting: dance. It" in " ".join(page.read_text().split())
     board.ended(outcome("dance"))
     board.report(last=True)
     assert "This page grows." not in page.read_text() and said.getvalue().count(f"report: {page}") == 3

@@ -34,11 +34,14 @@ def is_video(path: Path) -> bool:
 
 
 def pyav(where: str) -> ModuleType:
-    """The package PyAV; ImportError, with the command that installs it, where it is missing."""
+    """The package PyAV; ImportError, with the command that installs it, where it is missing or too old."""
     try:
         import av
     except ImportError:
         raise ImportError(f"{where} needs PyAV, which is not installed; pip install 'kdnotes[video]'") from None
+    if not hasattr(av.VideoFrame, "rotation"):
+        raise ImportError(f"{where} needs PyAV 14.1 or later, {av.__version__} is installed; pip install "
+                          f"'kdnotes[video]'")
     return av
 
 
@@ -70,13 +73,12 @@ def video_facts(path: str | os.PathLike) -> VideoFacts:
 def _turned(frame: object) -> Tensor:
     """A decoded frame as a viewer shows it, uint8 `(3, H, W)`."""
     picture = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-    quarters = round(getattr(frame, "rotation", 0) / 90) % 4
+    quarters = round(frame.rotation / 90) % 4
     return picture.rot90(quarters, (1, 2)) if quarters else picture
 
 
-def _decoded(path: Path) -> Iterator[Tensor]:
+def _decoded(av: ModuleType, path: Path) -> Iterator[Tensor]:
     """The frames of a file one by one; ValueError at what is damaged, after the frames before it."""
-    av = pyav("video_blocks")
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise ValueError("it holds no pictures")
@@ -113,9 +115,9 @@ def video_blocks(path: str | os.PathLike, most: int | None = None, block: int | 
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} is missing; restore it or remove it from its list")
     note_read([path])
+    frames = _numbered(path) if os.path.isdir(path) else _decoded(pyav("video_blocks"), path)
     held, seen = [], 0
     with reading(path, REMEDY):
-        frames = _numbered(path) if os.path.isdir(path) else _decoded(path)
         for frame in frames:
             held.append(frame)
             seen += 1

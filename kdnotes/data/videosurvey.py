@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from .decode import is_picture
 from .pictures import listed
 from kdnotes.data.sets.videos import (
     FF_KINDS, SHORT, SPLIT_NAMES, VideoRecord, celeb_df, dfdc_test, dfdc_train, faceforensics, video_folder,
@@ -22,19 +23,20 @@ from ..inputs import require_whole
 
 # %% ../../nbs/data/videosurvey.ipynb #0d477a4b
 def holds_videos(folder: str | os.PathLike) -> bool:
-    """Whether a video, or what only a benchmark of forged videos has, lies in `folder`; no file is opened."""
-    place, looked = Path(folder).expanduser(), 0
+    """Whether a folder holds more videos than pictures, among the first thousand of them, or what only a benchmark of
+    forged videos has; no file is opened.
+    """
+    place, videos, pictures = Path(folder).expanduser(), 0, 0
     signs = ("List_of_testing_videos.txt", "original_sequences", "manipulated_sequences", "manipulated_videos")
     if any((place / name).exists() for name in signs):
         return True
     for _, folders, files in os.walk(place):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        looked += len(files)
-        if any(is_video(Path(name)) for name in files):
-            return True
-        if looked > 2000:
-            return False
-    return False
+        videos += sum(is_video(Path(name)) for name in files)
+        pictures += sum(is_picture(Path(name)) for name in files)
+        if videos + pictures > 1000:
+            break
+    return videos > pictures
 
 
 def _deeper(root: Path) -> list[VideoRecord]:

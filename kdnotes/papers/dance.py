@@ -112,7 +112,7 @@ def gaps_while_training(real: ImageSet, sets: Mapping[str, SyntheticSet], protoc
     return rows
 
 # %% ../../nbs/papers/dance.ipynb #d0f8ef12
-ALIKE = {"strategy": "color_crop_cutout", "rule": "idc", "space": "unit"}
+ALIKE = {"strategy": "color_crop_cutout", "rule": "idc", "space": "unit", "real_batch": 128}     # DANCE's own
 METHODS: dict[str, tuple[str, str, dict]] = {
     "Random": ("random", "", {}), "Herding": ("herding", "", {}),
     "K-Center": ("k_center", "", {}), "Mosaic": ("mosaic", "", {}),
@@ -144,7 +144,7 @@ class Learning:
     network: str = setting("convnet2:16", "scale", "convnet3, for 128 pixels convnet5, 128 channels (paper)",
                            check=partial(check_network, plain=True))
     iterations: int = setting(60, "scale", "10,000 (code)", at_least=1)
-    real_batch: int = setting(32, "scale", "real images per class and iteration: 128 (code)", at_least=1)
+    real_batch: int = setting(32, "scale", "real images of a class, 0: of each method its own; DANCE 128", at_least=0)
     rate_dm: float = setting(0.0, "code", "of DM's normalised pixels; 0: as published, 1 whatever the size", at_least=0)
     rate_dm_f: float = setting(0.03, "scale", "of DM with mosaics", above=0)
     rate_aligned: float = setting(0.03, "scale", "of PLTDA alone", above=0)
@@ -214,7 +214,7 @@ FULL = {
     "cross": ("resnet10", "resnetap10", "densenet121"),
 }
 PUBLISHED = {
-    "iterations": 10_000, "expert_epochs": 60, "expert_lr": 0.01, "epochs": 0, "steps": 0,
+    "iterations": 10_000, "real_batch": 0, "expert_epochs": 60, "expert_lr": 0.01, "epochs": 0, "steps": 0,
     "expert_sweep": (1, 2, 10, 20), "gap_epochs": 100, "gap_images": 0, "middle_images": 0, "rate_dance": 0.01,
     "rate_aligned": 0.01, "rate_calibrated": 0.01, "repeats": 3, "full_epochs": 60,
 }
@@ -286,7 +286,8 @@ def set_of(config: Config, method: str, ipc: int, seed: int, experts: int = 0, m
     engine, rate, own = METHODS[method]
     options, plan = dict(own), config.learning
     if rate:
-        options |= {name: getattr(plan, name) for name in ("iterations", "real_batch", "classes_at_once")}
+        options |= {name: getattr(plan, name) for name in ("iterations", "classes_at_once")}
+        options |= {"real_batch": plan.real_batch} if plan.real_batch else {}
     if rate and getattr(plan, rate):
         options["lr"] = getattr(plan, rate) * ipc
     if engine in ("dance", "herding", "k_center"):

@@ -8,12 +8,13 @@ __all__ = ['STATISTICS', 'RECIPES', 'ORDERS', 'CONVERSION', 'LABELS_ONLY', 'EVER
            'ON_GPU', 'COLOUR', 'PUBLISHED', 'PUBLISHED_COLOUR', 'MAIN', 'ENSEMBLES', 'BOUGHT', 'IMAGES', 'AUDITS',
            'TABLES', 'Space', 'OnPixels', 'Teaching', 'train_teachers', 'Dreaming', 'generator_terms',
            'train_generator', 'dreamt', 'choose_queries', 'Labelling', 'Smoothness', 'Chart', 'triple',
-           'smoothness_loss', 'Learning', 'train_student', 'learn_by', 'check_network', 'has_batch_norm', 'network_of',
-           'Private', 'Teachers', 'Generative', 'Distilling', 'Config', 'Split', 'standardised', 'Baseline',
-           'PrivateSteps', 'train_privately', 'PrivateBaseline', 'Voters', 'Ensemble', 'Dreamer', 'Pool', 'Unlabelled',
-           'Synthetic', 'NoiseImages', 'PublicImages', 'Autoencoding', 'train_vae', 'Manifold', 'Votes', 'Bought',
-           'Labels', 'Student', 'SoftStudent', 'MechanismAudit', 'StepsAudit', 'judged', 'costs', 'voting',
-           'drawn_well', 'as_kept', 'Cast', 'main_stage', 'audit_rows', 'sweep_rows', 'rows', 'sizes', 'run', 'claims']
+           'smoothness_loss', 'Learning', 'Regulariser', 'train_student', 'learn_by', 'check_network', 'has_batch_norm',
+           'network_of', 'Private', 'Teachers', 'Generative', 'Distilling', 'Config', 'Split', 'standardised',
+           'Baseline', 'PrivateSteps', 'train_privately', 'PrivateBaseline', 'Voters', 'Ensemble', 'Dreamer', 'Pool',
+           'Unlabelled', 'Synthetic', 'NoiseImages', 'PublicImages', 'Autoencoding', 'train_vae', 'Manifold', 'Votes',
+           'Bought', 'Labels', 'Learnt', 'Student', 'SmoothStudent', 'SoftStudent', 'MechanismAudit', 'StepsAudit',
+           'judged', 'costs', 'voting', 'drawn_well', 'as_kept', 'Cast', 'main_stage', 'audit_rows', 'sweep_rows',
+           'rows', 'sizes', 'run', 'claims']
 
 # %% ../../nbs/papers/dgd.ipynb #53e1ff73
 import copy
@@ -369,10 +370,22 @@ class Learning:
         return min(1.0, n / (self.ramp * self.steps)) if self.ramp else 1.0
 
 
-def train_student(student: nn.Module, images: Tensor, labels: Tensor, chart: Chart | None, smooth: Smoothness,
-                  how: Learning, seed: int, checkpoint: Path | None = None) -> nn.Module:
-    """Train `student` in place on labelled synthetic `images` `(q, C, H, W)` in [0, 1], and, where `smooth` asks for
-    it, on the unlabelled ones of `chart`.
+@dataclass
+class Regulariser:
+    """What is asked of the answers to the unlabelled images of a `chart`."""
+
+    chart: Chart
+    smooth: Smoothness
+
+    def loss(self, network: nn.Module, rows: Tensor, draws: torch.Generator) -> Tensor:
+        """A scalar in nats for the images `rows`."""
+        return smoothness_loss(network, self.chart, rows, self.smooth, draws)
+
+
+def train_student(student: nn.Module, images: Tensor, labels: Tensor, regulariser: "Regulariser | None", how: Learning,
+                  seed: int, checkpoint: Path | None = None) -> nn.Module:
+    """Train `student` in place on labelled synthetic `images` `(q, C, H, W)` in [0, 1], and on the unlabelled ones of
+    a `regulariser`, if there is one.
     """
     draws = {name: make_generator(seed, "student", name) for name in ("labelled", "unlabelled")}
     few = lambda count, most, name: torch.randperm(count, generator=draws[name])[:most].to(images.device)
@@ -380,13 +393,13 @@ def train_student(student: nn.Module, images: Tensor, labels: Tensor, chart: Cha
     def terms(n: int) -> dict[str, Tensor]:
         rows = few(len(labels), how.labelled, "labelled")
         loss = F.cross_entropy(student(images[rows]).logits, labels[rows])
-        if not smooth.asks:
+        if regulariser is None:
             return {"loss": loss}
-        rows = few(len(chart.images), how.unlabelled, "unlabelled")
-        extra = smoothness_loss(student, chart, rows, smooth, draws["unlabelled"])
+        rows = few(len(regulariser.chart.images), how.unlabelled, "unlabelled")
+        extra = regulariser.loss(student, rows, draws["unlabelled"])
         return {"loss": loss + how.weight(n) * extra, "smoothness": extra}
 
-    kept = {"data": fingerprint(images, labels)[:16], "smooth": str(smooth), "seed": seed}
+    kept = {"data": fingerprint(images, labels)[:16], "seed": seed}
     return learn_by(student, terms, how, draws, kept, checkpoint)
 
 
@@ -1052,41 +1065,63 @@ class Labels(Stage):
         named = {name: kept[name] for name in ("images", "labels", "votes", "answered")}
         return Bought(**named, predicted=kept.get("predicted"), ledger=ledger, dependent=dependent)
 
-# %% ../../nbs/papers/dgd.ipynb #6674c1c3
+# %% ../../nbs/papers/dgd.ipynb #4e551d87
 @dataclass(frozen=True)
-class Student(Stage):
-    """A network that learned from bought labels, and from unlabelled images where `smooth` asks for it."""
-
-    labels: Labels
-    manifold: Manifold | None
-    seed: int
-    network: str
-    smooth: Smoothness
-    how: Learning
-    pool: int = 0                       # unlabelled images, 0: all of the manifold
-
-    def needs(self) -> dict[str, Stage]:
-        return {"labels": self.labels} | ({"manifold": self.manifold} if self.manifold else {})
+class Learnt(Stage):
+    """A student of synthetic images, kept with what its network is made of; opened frozen."""
 
     def fresh(self, shape: tuple[int, int], classes: int) -> nn.Module:
+        """The student before it has learned anything; `shape`: channels and side of its images."""
         return network_of(self.network, classes, *shape, 10_000 + self.seed)
-
-    def build(self, parents: Mapping, here: Here, checkpoint: Path) -> dict:
-        bought, chart = parents["labels"], parents.get("manifold")
-        shape, classes, there = list(bought.images.shape[1:3]), bought.votes.shape[1], bought.answered
-        student = self.fresh(tuple(shape), classes).to(here.device)
-        if there.any():
-            x, y = bought.images[there].to(here.device), bought.labels[there].to(here.device)
-            few = chart.first(self.pool) if chart is not None and self.pool else chart
-            train_student(student, x, y, few, self.smooth, self.how, self.seed, checkpoint)
-        return {"weights": weights_of(student), "shape": shape, "classes": classes}
 
     def open(self, kept: dict, here: Here) -> nn.Module:
         return frozen(self.fresh(tuple(kept["shape"]), kept["classes"]), kept["weights"], here.device)
 
 
 @dataclass(frozen=True)
-class SoftStudent(Stage):
+class Student(Learnt):
+    """A network that learned from bought labels alone."""
+
+    labels: Labels
+    seed: int
+    network: str
+    how: Learning
+
+    def needs(self) -> dict[str, Stage]:
+        return {"labels": self.labels}
+
+    def regulariser(self, parents: Mapping) -> "Regulariser | None":
+        """What else it learns from."""
+        return None
+
+    def build(self, parents: Mapping, here: Here, checkpoint: Path) -> dict:
+        bought = parents["labels"]
+        shape, classes, there = list(bought.images.shape[1:3]), bought.votes.shape[1], bought.answered
+        student = self.fresh(tuple(shape), classes).to(here.device)
+        if there.any():
+            x, y = bought.images[there].to(here.device), bought.labels[there].to(here.device)
+            train_student(student, x, y, self.regulariser(parents), self.how, self.seed, checkpoint)
+        return {"weights": weights_of(student), "shape": shape, "classes": classes}
+
+
+@dataclass(frozen=True)
+class SmoothStudent(Student):
+    """One that learned from the first `pool` (0: all) unlabelled images of a manifold, too."""
+
+    manifold: Manifold
+    smooth: Smoothness
+    pool: int = 0
+
+    def needs(self) -> dict[str, Stage]:
+        return {"labels": self.labels, "manifold": self.manifold}
+
+    def regulariser(self, parents: Mapping) -> Regulariser:
+        chart = parents["manifold"]
+        return Regulariser(chart.first(self.pool) if self.pool else chart, self.smooth)
+
+
+@dataclass(frozen=True)
+class SoftStudent(Learnt):
     """DAFL's student: it learns the baseline's soft labels of all synthetic images. Nothing in it is private."""
 
     images: Synthetic
@@ -1096,9 +1131,6 @@ class SoftStudent(Stage):
 
     def needs(self) -> dict[str, Stage]:
         return {"images": self.images, "baseline": self.images.dreamer.baseline}
-
-    def fresh(self, shape: tuple[int, int], classes: int) -> nn.Module:
-        return network_of(self.network, classes, *shape, 10_000 + self.seed)
 
     def build(self, parents: Mapping, here: Here, checkpoint: Path) -> dict:
         x = parents["images"].images.to(here.device)
@@ -1113,9 +1145,6 @@ class SoftStudent(Stage):
 
         learn_by(student, terms, self.how, draws, {"data": fingerprint(x)[:16]}, checkpoint)
         return {"weights": weights_of(student), "shape": shape, "classes": classes}
-
-    def open(self, kept: dict, here: Here) -> nn.Module:
-        return frozen(self.fresh(tuple(kept["shape"]), kept["classes"]), kept["weights"], here.device)
 
 # %% ../../nbs/papers/dgd.ipynb #d091ad90
 @dataclass(frozen=True)
@@ -1289,10 +1318,10 @@ class Cast:
         """The student of one of `PARTS`."""
         images = images or self.synthetic(self.config.baseline == "dpsgd")
         smooth = self.smoothness(method, base)
-        manifold = self.manifold(images) if smooth.asks else None
-        few = pool or self.config.student.pool if manifold else 0
-        return Student(self.labels(images, **bought), manifold, self.seed, self.config.student.network, smooth,
-                       self.how, few)
+        given = (self.labels(images, **bought), self.seed, self.config.student.network, self.how)
+        if not smooth.asks:
+            return Student(*given)
+        return SmoothStudent(*given, self.manifold(images), smooth, pool or self.config.student.pool)
 
 # %% ../../nbs/papers/dgd.ipynb #d220ae01
 def main_stage(method: str, cast: Cast, public: int, shape: tuple[int, int]) -> Stage:

@@ -168,8 +168,8 @@ class Faces:
     people: tuple[int, int] = setting((80, 60), "scale", "trained on, judged; LFW prescribes its own", at_least=2)
     each: int = setting(12, "scale", "procedural pictures of each person", at_least=2)
     nuisance: float = setting(0.6, "scale", "how much they vary", at_least=0, at_most=1)
-    judged: str = setting("", "paper", 'whose faces judge: the set\'s own, or "uccs" by a new last layer',
-                          choices=("", "uccs"))
+    judged: str = setting("own", "paper", 'whose faces judge: the set\'s "own", or "uccs" by a new last layer',
+                          choices=("own", "uccs"))
     subjects: int = setting(180, "paper", "of UCCS, whom the new last layer tells apart", at_least=2)
     fit_steps: int = setting(200, "scale", "in which it is fitted; all others stay as they are", at_least=1)
     pairs: int = setting(2000, "component", "to be verified, half of them genuine; LFW has 6000", at_least=20)
@@ -326,10 +326,10 @@ def task_of(name: str, seed: int, config: Config) -> Task:
     views = Views(images.low, images.mode, flip=images.flip, padding=images.padding)
     if name == "faces":
         train, views = people_of(seed, own), replace(views, low=own.low)
-        judge = own.judged or {"casia": "LFW"}.get(own.dataset, own.dataset)      # CASIA-WebFace brings LFW
+        judge = {"casia": "LFW"}.get(own.dataset, own.dataset)              # CASIA-WebFace brings LFW
         uccs = NativeTest("uccs", own.size, own.subjects)
-        dataset, networks = judge.upper() if own.judged else judge, own
-        test = uccs if own.judged else replace(train, part="test", pairs=own.pairs)
+        dataset, networks = "UCCS" if own.judged == "uccs" else judge, own
+        test = uccs if own.judged == "uccs" else replace(train, part="test", pairs=own.pairs)
     else:
         how, seen = replace(how, per_class=training.per_class), images.seen if name == "retrieval" else ()
         train = Pictures(config.dataset, "train", images.size, images.train_size, seen, images.searched)
@@ -509,7 +509,7 @@ def closed_claims() -> list[Claim]:
 
 def face_claims(config: Config) -> list[Claim]:
     """The claims on faces that the methods of `config` can test."""
-    metric = "accuracy" if config.faces.judged else "verification_accuracy"
+    metric = "accuracy" if config.faces.judged == "uccs" else "verification_accuracy"
     claim = partial(Claim, metric=metric, where={"table": TABLES["faces"]})
     every = [
         claim("faces: hybrid > plain student", "relations help to recognise low-resolution faces", "HORKD", "CE",

@@ -84,7 +84,7 @@ class Learning:
 
     network: str = setting("convnet2:16", "scale", "looked through: convnet3", check=partial(check_network, plain=True))
     iterations: int = setting(50, "scale", "10,000 (derived), 5,000 (code, default)", at_least=1)
-    real_batch: int = setting(32, "scale", "real images of each class and iteration: 128", at_least=1)
+    real_batch: int = setting(32, "scale", "real images of a class, 0: of each method its own; M3D 128", at_least=0)
     every: int = setting(5, "code", "IPM, iterations per random network", at_least=1)
     kernel: str = setting("gaussian", "code", "of the discrepancy", choices=tuple(KERNELS))
     at_once: int = setting(10, "scale", "classes in one forward pass; 0: chosen by the device", at_least=0)
@@ -200,7 +200,8 @@ Config.PROFILES = {
     },
     "paper": GPU | {
         "dataset": "mnist+fashion_mnist+svhn+cifar10+cifar100", "iterations": 10_000, "steps": 0, "rates_gaussian": (),
-        "rates_linear": (), "tune_steps": 2000, "expert_epochs": 60, "full_epochs": 200, "gradient_ipcs": (1, 10),
+        "rates_linear": (), "real_batch": 0, "tune_steps": 2000,
+        "expert_epochs": 60, "full_epochs": 200, "gradient_ipcs": (1, 10),
         "gradient_networks": 1000, "repeats": 3,
     },
 }
@@ -231,14 +232,16 @@ def learned(config: Config, method: str, images: Images, ipc: int, seed: int, **
     """A set that is learned, at the published rate."""
     plan = config.learning
     own = {"factor": config.sets.factor, "every": plan.every, "kernel": plan.kernel} if method == "m3d" else {}
-    loop = {"iterations": plan.iterations, "real_batch": plan.real_batch, "classes_at_once": plan.at_once}
+    loop = {"iterations": plan.iterations, "classes_at_once": plan.at_once}
+    loop |= {"real_batch": plan.real_batch} if plan.real_batch else {}
     return condensed_set(images, method, ipc, **{"seed": seed, "network": plan.network} | loop | own | changes)
 
 # %% ../../nbs/papers/m3d.ipynb #5c5164b1
 def dm_like_m3d(config: Config, images: Images, ipc: int, seed: int, factor: int = 0) -> LearnedSet:
     """DM in M3D's pipeline: its tiles, its augmentation, its pixels in [0, 1]."""
-    alike = {"strategy": "color_crop_cutout", "rule": "idc", "space": "unit", "factor": factor or config.sets.factor}
-    return learned(config, "dm", images, ipc, seed, **alike)
+    m3d = learned(config, "m3d", images, ipc, seed, factor=factor or config.sets.factor)
+    alike = {name: getattr(m3d.settings, name) for name in ("strategy", "rule", "space", "real_batch")}
+    return learned(config, "dm", images, ipc, seed, factor=m3d.factor, **alike)
 
 # %% ../../nbs/papers/m3d.ipynb #61ef14b3
 def score_for(config: Config, condensed: CondensedSet, network: str = "") -> Score:

@@ -29,7 +29,8 @@ from ..config import Settings, section, setting, shorten, unknown_name
 from ..crossres import Optimisation, frozen, optimise, weights_of
 from ..data.augment import crop, draw_crop
 from ..data.batches import Batches
-from ..data.catalogue import face_sets
+from ..data.catalogue import face_sets, known
+from ..data.source import data_root
 from ..data.clips import HELD_OUT, TRAINED, ClipSet, temporal_energy, toytalk
 from ..data.facecrops import clip_starts
 from ..data.perturb import LEVELS, perturb
@@ -861,7 +862,8 @@ class Config(Settings):
             raise unknown_name("kind to train on", strange[0], TRAINED)
         if not self.drawn and (BARE in self.protocols or self.corpora):
             raise ValueError(f"dataset={self.dataset!r}: {BARE!r} and corpora are for drawn clips; take others")
-        if CROSS in self.protocols and not self.others:
+        here = known(None, *self.DATA).get(self.dataset)
+        if CROSS in self.protocols and not self.others and here and not here.missing(data_root()):
             raise ValueError(f"dataset={self.dataset!r} names no further set for {CROSS!r}; join one by '+', or take "
                              f"other protocols")
 
@@ -1164,13 +1166,18 @@ def publish_backbone(path: str | Path, root: str | Path) -> dict:
 
 # %% ../../nbs/papers/naco.ipynb #9ec4deb8
 def claims(config: Config) -> list[Claim]:
-    """All claims that the rows of `config` can test; a backbone that comes with the package is given, so are scalars.
+    """All claims that the rows of `config` can test. A backbone that comes with the package is given, as are scalars.
     """
-    given, means = ("ByHand", *(("Kept", "Features") if config.training.kept else ())), ("mean", "nf mean")
+    means, kept = ("mean", "nf mean"), config.training.kept
     on = lambda table, kind: {"table": table, "setting": f"type={kind}"}
     folds = [kind for kind in config.folds if kind != "none"]
     single = tuple(name for kind in folds for name in (kind, f"nf{kind}"))
-    one = partial(Claim, metric="auc", given=given)
+
+    def one(name: str, text: str, better: str, worse: str, metric: str = "auc", **more) -> Claim:
+        given = ("Kept", "Features") if kept else ()
+        given += ("ByHand",) if worse in BY_HAND else ("ByPrediction",) if kept and worse == NO_LABELS else ()
+        return Claim(name, text, better, worse, metric, given=given, **more)
+
     loo = lambda name, text, better, worse, kinds=means, **more: [
         one(f"{name}, {kind}", text, better, worse, where=on(LOO, kind), **more) for kind in kinds]
     every = loo("NACO > random backbone", "pretraining helps against unseen forgeries", OURS, RANDOM, margin=10.0)

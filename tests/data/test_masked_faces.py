@@ -2,12 +2,10 @@
 import shutil
 
 import pytest
-import torch
 
 from kdnotes.data.catalogue import SOURCES, face_sets, load
-from kdnotes.data.sets.celeba_people import celeba_identities, celeba_landmarks
+from kdnotes.data.sets.celeba import celeba_identities
 from kdnotes.data.sets.maskedfaces import RMFD, TREES, mfr2, mlfw, rmfrd
-from kdnotes.runtime import fingerprint
 
 
 @pytest.fixture(params=[False, True], ids=["flat", "nested twice"])
@@ -104,28 +102,10 @@ def celeba(tmp_path, face_layouts):
     lines = lambda words: "".join(f"{k + 1:06d}.jpg {word}\n" for k, word in enumerate(words))
     (tmp_path / "celeba" / "identity_CelebA.txt").write_text(lines(people))
     (tmp_path / "celeba" / "list_eval_partition.txt").write_text(lines((0, 1, 0, 2, 1, 0)))
-    names = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
-    points = lines([f"69 109 106 113 77 142 73 152 10{k}    154" for k in range(6)])
-    (tmp_path / "celeba" / "list_landmarks_align_celeba.txt").write_text(f"6\n{names}\n{points}")
     return tmp_path
 
 
-def test_the_people_of_celeba_are_classes_in_the_order_of_their_numbers(celeba):
-    faces = celeba_identities(celeba, 16)
-    assert faces.classes == ("5", "77", "2880") and faces.labels.tolist() == [2, 1, 2, 0, 1, 2] and faces[0].shape == (3, 16, 16)
-    assert celeba_identities(celeba, minimum=2).classes == ("77", "2880") and celeba_identities(celeba, part="valid").classes == ("77",)
-    assert len(face_sets("celeba_people", 8, least=2, root=celeba).learnt) == 5 and len(load("celeba_people", "test", celeba, 8)) == 1
-    points = celeba_landmarks(celeba)
-    assert len(points) == 6 and points["000002.jpg"].equal(torch.tensor([[69.0, 109], [106, 113], [77, 142], [73, 152], [101, 154]]))
-    assert fingerprint(faces) == fingerprint(celeba_identities(celeba, 16))
-
-
-@pytest.mark.parametrize("file, text, said", [
-    ("identity_CelebA.txt", "000001.jpg\n", "identity_CelebA.txt cannot be read"), ("identity_CelebA.txt", "000001.jpg x\n", "identity_CelebA.txt cannot be read"),
-    ("identity_CelebA.txt", "../../etc.jpg 3\n", "no file below"), ("list_landmarks_align_celeba.txt", "7\na\n000001.jpg 1 2\n", "promises 7 pictures, 1 follow"),
-])
-def test_damaged_lists_of_celeba_are_named(celeba, file, text, said):
-    (celeba / "celeba" / file).write_text(text)
-    with pytest.raises(ValueError, match=said) as error:
-        celeba_landmarks(celeba) if "landmarks" in file else celeba_identities(celeba)
-    assert "\n" not in str(error.value)
+def test_the_people_of_celeba_are_classes_and_parted_as_its_authors_part_them(celeba):
+    faces = celeba_identities("train", celeba, 16)
+    assert faces.classes == ("2880",) and faces.labels.tolist() == [0] * 3 and faces[0].shape == (3, 16, 16)
+    assert len(face_sets("celeba", 8, least=2, root=celeba).learnt) == 3 and len(load("celeba", "test", celeba, 8)) == 1

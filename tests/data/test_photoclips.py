@@ -11,7 +11,7 @@ import torch
 from kdnotes.checks import refused
 from kdnotes.data.clips import HELD_OUT, KINDS, TRAINED, WITHOUT_FINGERPRINT, temporal_energy
 from kdnotes.data.photoclips import (
-    JITTER, MARKS, MIRROR, MODES, SLIPS, Portraits, depth_of, drawn_portraits, fields_of, head_of, inner_weight, matched, photoclips, suitable,
+    JITTER, MARKS, MIRROR, MODES, SLIPS, Portraits, depth_of, drawn_portraits, fields_of, framed_portraits, head_of, inner_weight, matched, photoclips, suitable,
     thin_plate, unit_moves,
 )
 from kdnotes.metrics.verify import roc
@@ -216,3 +216,16 @@ def test_portraits_that_do_not_fit_are_refused(portraits):
     assert "finite" in refused(Portraits, x, p * float("nan"), y) and "people" in refused(Portraits, x, p, y[:3])
     alone = portraits.take(portraits.people == portraits.people[suitable(portraits)][0])
     assert "two people or more" in refused(photoclips, alone, {"real": 1})
+
+
+def test_photographs_are_brought_to_the_frame_of_a_portrait(portraits):
+    """Twice as large, in a corner of a larger picture: the eyes come back to their place, and the pixels with them."""
+    large = torch.zeros(len(portraits), 3, 300, 320, dtype=torch.uint8)
+    large[:, :, 50:274, 70:294] = portraits.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    points = 2 * portraits.landmarks + 0.5 + torch.tensor([70.0, 50.0])
+    one, two = framed_portraits(portraits.images, portraits.landmarks, portraits.people), framed_portraits(large, points, portraits.people)
+    head = head_of(two.points())
+    assert torch.allclose(head.iod, torch.tensor(0.316), atol=1e-4) and torch.allclose(head.eyes, torch.tensor([0.492, 0.404]), atol=1e-4)
+    torch.testing.assert_close(one.landmarks, two.landmarks, atol=1e-3, rtol=1e-4)
+    assert (one.images.float() - two.images).abs()[:, :, 20:100, 20:90].mean() < 3
+    assert suitable(two).sum() >= suitable(portraits).sum() - 1

@@ -420,7 +420,46 @@ def test_the_training_videos_of_dfdc_and_the_tree_of_realforensics(tmp_path):
     assert len(faceforensics(root, kinds=("Deepfakes", "FaceSwap"))) == 36
 
 
+@needs_av
+@pytest.mark.parametrize("name, kind, forged", [("faceshifter", "FSh", 4), ("celeb_df", "CDF", 1), ("dfdc", "DFDC", 1), ("deeper_forensics", "DFo", 1)])
+def test_clips_of_every_other_benchmark_end_to_end(name, kind, forged, tmp_path, caplog):
+    """Each in its own tree with an empty file among the real test videos, which is left out by name; labels by folder and list."""
+    if name in ("faceshifter", "deeper_forensics"):
+        ff_tree(tmp_path / "FaceForensics++", kinds=("FaceShifter",) if name == "faceshifter" else ())
+        real = [tmp_path / f"FaceForensics++/original_sequences/youtube/c23/videos/{n}.mp4" for n in ("020", "007", "021", "022")]
+        fake = sorted((tmp_path / "FaceForensics++/manipulated_sequences").rglob("02?_*.mp4")) + sorted((tmp_path / "FaceForensics++").rglob("007_*.mp4"))
+        if name == "deeper_forensics":
+            fake = [tmp_path / "DeeperForensics-1.0/manipulated_videos/end_to_end/021_W123.mp4"]
+    elif name == "celeb_df":
+        root = tmp_path / "Celeb-DF-v2"
+        real, fake = [root / f"Celeb-real/id{k}_0000.mp4" for k in (0, 1)] + [root / "YouTube-real/00000.mp4"], [root / "Celeb-synthesis/id0_id1_0000.mp4"]
+        root.mkdir()
+        (root / "List_of_testing_videos.txt").write_text("1 Celeb-real/id0_0000.mp4\n1 Celeb-real/id1_0000.mp4\n1 YouTube-real/00000.mp4\n0 Celeb-synthesis/id0_id1_0000.mp4\n")
+    else:
+        real, fake = [tmp_path / f"DFDC/test/{n}.mp4" for n in "ab"], [tmp_path / "DFDC/test/c.mp4"]
+        (tmp_path / "DFDC" / "test").mkdir(parents=True)
+        (tmp_path / "DFDC/test/labels.csv").write_text("filename,label\na.mp4,0\nb.mp4,0\nc.mp4,1\n")
+    for k, path in enumerate([*real, *fake]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"") if not k else write_video(path, film(T=18, seed=k, forged=path in fake))
+    with caplog.at_level(logging.WARNING, "kdnotes"):
+        made = video_clips(name, "test", tmp_path, frames=8, size=24, landmarks=find_by_light, kept=tmp_path / "kept", workers=1)
+    assert real[0].name in caplog.text and made.kinds.count(kind) == 2 * forged == 2 * len(fake) and made.kinds.count("real") == 2 * (len(real) - 1)
+    assert [k == kind for k in made.kinds] == made.labels.bool().tolist() and int(made.videos.max()) == len(real) + len(fake) - 2
+    assert len(made.of("real").real()) == 2 * (len(real) - 1)
+
+
 # ---- the page of a folder
+
+
+def test_a_folder_of_pictures_with_a_stray_film_is_one_of_pictures(tmp_path):
+    from kdnotes.data.videosurvey import holds_videos
+    (tmp_path / "cat").mkdir()
+    for name in ("a.png", "b.jpg", "film.mp4"):
+        (tmp_path / "cat" / name).touch()
+    assert not holds_videos(tmp_path)
+    (tmp_path / "cat" / "a.png").unlink(), (tmp_path / "cat" / "b.jpg").unlink()
+    assert holds_videos(tmp_path) and not holds_videos(tmp_path / "cat" / "film.mp4")
 
 
 def test_the_page_of_a_benchmark_and_of_no_layout(tmp_path):
@@ -461,3 +500,47 @@ def test_the_command_looks_at_videos_and_does_not_copy_them(tmp_path, capsys):
     assert main(["data", "--data-root", str(tmp_path)]) == 0
     listing = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert "present" in listing["mine"] and "2 real + 2 forged videos" in listing["mine"] and "Celeb-DF-v2/" in listing["celeb_df"]
+
+
+def test_without_the_extra_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    from kdnotes.cli import main
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    for name in ("mine/real/anna_1.mp4", "mine/fake/anna_1.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"film")
+    path, frames = tmp_path / "mine/real/anna_1.mp4", torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for function, given in ((read_video, (path,)), (video_facts, (path,)), (recoded, (frames,)), (write_video, (tmp_path / "a.mp4", frames)),
+                            (face_crops, ([path], find_by_light)), (video_clips, ("mine", split_of("anna"), tmp_path))):
+        with pytest.raises(ImportError, match=r"pip install 'kdnotes\[video\]'"):
+            function(*given, **{"landmarks": find_by_light, "kept": tmp_path, "workers": 1} if function is video_clips else {"root": tmp_path, "workers": 1} if function is face_crops else {})
+    assert not (tmp_path / "a.mp4").exists() and len(video_records("mine", tmp_path)) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["data", "check", str(tmp_path / "mine")])
+    assert "kdnotes[video]" in capsys.readouterr().err
+    assert main(["data", "--data-root", str(tmp_path)]) == 0, "the list of sets needs no decoder"
+    assert "1 real + 1 forged videos" in capsys.readouterr().out
+
+
+@needs_av
+def test_a_talking_photograph_with_dlibs_landmarks(tmp_path):
+    """From a photograph of LFW set in motion, as an mp4 file, through detector, landmarks, alignment and crop: the eyes stand still where the mean face has them."""
+    import os
+
+    from kdnotes.data.photoclips import Portraits, photoclips, suitable
+    from kdnotes.models.recognisers import find_faces, is_there
+    shared = Path(os.environ.get("KDNOTES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "lfw"
+    if not is_there() or not (shared / "dlib.npz").is_file():
+        pytest.skip(f"the extra `faces` is not installed, or LFW with its landmarks is not at {shared}")
+    from PIL import Image
+    images = torch.from_numpy(np.asarray(Image.open(shared / "test_00.webp")).reshape(-1, 112, 112, 3).copy()).permute(0, 3, 1, 2)
+    people = Portraits(images, torch.from_numpy(np.load(shared / "dlib.npz")["test_landmarks"][: len(images)].astype(np.float32)), torch.arange(len(images)))
+    clip = photoclips(people.take(suitable(people)), {"real": 1}, frames=18, size=112, seed=2).clips[0]
+    film = torch.full((18, 3, 300, 360), 90, dtype=torch.uint8)
+    film[:, :, 30:254, 60:284] = torch.nn.functional.interpolate(clip.float(), scale_factor=2, mode="bilinear").round().byte()
+    made = face_crops([write_video(tmp_path / "a.mp4", film)], find_faces, root=tmp_path, workers=1)
+    assert not made.left_out and made.crops(tmp_path / "a.mp4").shape == (18, 3, CROP, CROP)
+    found = one_face(find_faces(film))
+    inside = moved(face_windows(found), found)
+    eyes = torch.stack([inside[:, 36:42].mean(1), inside[:, 42:48].mean(1)], 1)
+    assert abs(float((eyes[:, 1] - eyes[:, 0]).norm(dim=1).mean()) - EYES) < 4 and eyes.std(0).max() < 2.5
+    assert (inside[:, 15:].mean(1) - CROP / 2).abs().max() < 6

@@ -211,6 +211,7 @@ def test_published_numbers_of_the_paper_profile():
     assert dance.score_for(config, dance.set_of(config, "DANCE", 10, 0)).protocol == Protocol() and config.judging.steps == 0
     assert config.sets.ipcs == (1, 10, 50) and 20 in config.networks.expert_sweep
     plain = dance.set_of(config, "DM", 10, 0)
+    assert [dance.set_of(config, name, 10, 0).settings.real_batch for name in ("DM", "DM, same f", "DANCE")] == [256, 128, 128]
     assert (plain.settings.lr, plain.settings.space) == (1, "normalised") and plain.settings.strategy == settings_for("dm", 10, 32, "cifar10").strategy != plan.strategy
     nette = Config.profile("paper", dataset="imagenette")
     assert (nette.learning.network, nette.sets.size) == ("convnet5", 128)

@@ -191,7 +191,7 @@ def test_the_published_settings_are_in_the_paper_profile():
     config = Config.profile("paper")
     sets, learning, judging = config.sets, config.learning, config.judging
     assert set(config.datasets) == {"mnist", "fashion_mnist", "svhn", "cifar10", "cifar100"} and sets.ipcs == (1, 10, 50)
-    assert (learning.iterations, learning.real_batch, sets.factor, learning.every) == (10_000, 128, 2, 5)
+    assert (learning.iterations, sets.factor, learning.every) == (10_000, 2, 5)
     assert (learning.kernel, learning.network) == ("gaussian", "convnet3")
     assert (judging.epochs, judging.steps, judging.batch_size, judging.judge_lr, judging.cutmix) == (0, 0, 64, 0.01, 0.5)
     images = study.Images("digits", held_out=0.5)
@@ -199,6 +199,8 @@ def test_the_published_settings_are_in_the_paper_profile():
     assert m3d.rates_for(config, ours) == () and ours.settings.lr == settings_for("m3d", 10, 32).lr == 10
     dm = m3d.learned(config, "dm", images, 10, 0)
     assert m3d.rates_for(config, dm) == () and (dm.settings.lr, dm.settings.space) == (1.0, "normalised")
+    idm, alike = m3d.learned(config, "idm", study.Images("cifar10", size=32), 1, 0), m3d.dm_like_m3d(config, images, 10, 0)
+    assert [each.settings.real_batch for each in (ours, alike, dm, idm)] == [128, 128, 256, 5000] and idm.command.plan.every == 5
     score = m3d.score_for(config, ours)
     assert score.protocol == Protocol(looks=judging.looks) and score.network == "convnet3" and score.most_steps == 0
 
