@@ -21,7 +21,7 @@ from kdnotes.papers.dpsad import (
 )
 from kdnotes.privacy.accounting import OPACUS_ORDERS, Ledger, calibrate, epsilon, gaussian_epsilon, sharded_gaussian, to_epsilon
 from kdnotes.privacy.sanitize import Budget, Sanitizer, clip_rows, clipped_sum, micro_gradients, require_private_model, vmap_gradients
-from kdnotes.results import compare
+from kdnotes.results import cited_differences, compare, reported
 from kdnotes.runtime import fingerprint, make_generator
 
 DELTA = 1e-5
@@ -421,6 +421,15 @@ def test_claims_are_about_rows_that_are_there(config, frame):
             where = {**claim.where, **(side if isinstance(side, dict) else {})}
             assert (where["table"], method) in table, claim.name
             assert not frame[(frame.table == where["table"]) & (frame.method == method) & (frame.setting == where["setting"]) & (frame.metric == claim.metric)].empty
+
+
+@pytest.mark.parametrize("profile, dataset", [("demo", ""), ("real", "mnist"), ("paper", "mnist"), ("paper", "celeba_hair")])
+def test_claims_of_the_paper_are_found_among_its_reported_numbers(profile, dataset):
+    made = claims(Config.profile(profile, dataset))
+    cited = {claim.name: cited_differences(claim, reported("dpsad")).mean() for claim in made if claim.cited}
+    assert len({claim.name for claim in made}) == len(made) >= 10
+    if profile == "paper":
+        assert cited["DP-SAD > DP-DM"] == pytest.approx((96.2 - 95.2 + 84.4 - 79.4) / 2) and cited["lambda 1 > 0"] == pytest.approx(14.63 - 11.68)
 
 
 def test_every_method_of_the_paper_can_be_made(experiment, cast):
