@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 .PHONY: help install run test test-fast lab bench backbone results export hooks clean
 
 help:
-	@echo "make run        run every paper notebook (demo profile) and write the report"
+	@echo "make run        run every paper notebook (demo profile); the report grows meanwhile"
 	@echo "make test       notebooks and package in sync, ruff, pytest, the notebooks' own cells"
 	@echo "make test-fast  what runs no notebook and starts no batch: a few minutes"
 	@echo "make lab        JupyterLab on nbs/index.ipynb; what is run there leaves the clone clean"
@@ -27,8 +27,7 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	@touch $(STAMP)
 
 run: install
-	$(BIN)/kdnotes run --all --profile demo
-	$(BIN)/kdnotes report
+	$(BIN)/kdnotes run --all --profile demo --report
 
 test: install
 	$(BIN)/ruff check .

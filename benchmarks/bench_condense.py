@@ -2,17 +2,19 @@
 against a plain eager loop over the classes.
 """
 
-from time import perf_counter
+from time import perf_counter, process_time
 
+import pytest
 import torch
 
-from kdnotes.condense.evaluate import Contest, Protocol, evaluate
+from kdnotes.condense.evaluate import Contest, OneByOne, Protocol, evaluate
 from kdnotes.condense.matching import Matching, Pass, RandomNetworks, Settings, mean_gap, one_iteration
 from kdnotes.condense.synthetic import decode, from_real
 from kdnotes.data.augment import normalise
 from kdnotes.data.imageset import ImageSet
 from kdnotes.data.siamese import siamese
 from kdnotes.models.classifiers import build
+from kdnotes.models.convnets import Halve
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 REAL, AT_LEAST = 128, {"cuda": 4.0, "cpu": 2.0}[DEVICE]
@@ -95,3 +97,36 @@ def test_time_of_evaluating_five_networks(benchmark):
     print(f"\nfive evaluation networks on {DEVICE}: one after the other {one_by_one:.1f} s, at once "
           f"{benchmark.stats['min']:.1f} s: {ratio:.2f}x (at least 1x)")
     assert ratio > 1
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU a network sees its batch whole")
+def test_time_of_a_step_of_the_judge(benchmark):
+    """A batch of 64 in parts that stay in the caches, halved by a product, against the whole batch and the library's
+    pooling; seconds of the CPU, in turns.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    x, y, nets = torch.randn(64, 3, 32, 32), torch.randint(10, (64,)), [build("convnet3", 10) for _ in range(2)]
+    for block in nets[1].modules():
+        for i, layer in enumerate(block if isinstance(block, torch.nn.Sequential) else ()):
+            if isinstance(layer, Halve):
+                block[i] = torch.nn.AvgPool2d(2)
+    ours, plain = OneByOne(nets[:1]), (lambda x: nets[1](x[0]).logits[None])
+
+    def step(model):
+        start = process_time()
+        torch.nn.functional.cross_entropy(model(x[None])[0], y).backward()
+        return process_time() - start
+
+    seconds = {"ours": [step(ours)], "plain": [step(plain)]}
+    try:
+        benchmark.pedantic(lambda: seconds["ours"].append(step(ours)),
+                           setup=lambda: seconds["plain"].append(step(plain)), rounds=4)
+    finally:
+        torch.set_num_threads(threads)
+    best = {name: min(found) for name, found in seconds.items()}
+    benchmark.extra_info["ratio"] = ratio = best["plain"] / best["ours"]
+    rates = {name: f"{64 / value:.0f}" for name, value in best.items()}
+    print(f"\na step of the judge: plain {rates['plain']} images a CPU second, kdnotes {rates['ours']}: {ratio:.2f}x "
+          "(at least 1.1x)")
+    assert ratio >= 1.1

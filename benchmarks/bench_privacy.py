@@ -5,10 +5,10 @@ from time import perf_counter
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from probe import in_a_process_of_its_own, needs_linux, peak_of
-from torch import Tensor, nn
+from torch import Tensor
 
+from kdnotes.models.diffusion import DenoisingMLP, Diffusion, UNet, denoising_losses
 from kdnotes.privacy.pate import gnmax_rdp
 from kdnotes.privacy.sanitize import clip_factors, clipped_sum, vmap_gradients
 
@@ -63,56 +63,27 @@ def test_time_of_the_account_of_votes(benchmark):
     assert best < 0.5 and ratio >= 100
 
 
-class Block(nn.Module):
-    """Two convolutions with group normalisation and a shift by the time."""
-
-    def __init__(self, before: int, after: int):
-        super().__init__()
-        self.norms = nn.ModuleList([nn.GroupNorm(8, before), nn.GroupNorm(8, after)])
-        self.first, self.second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
-        self.time, self.skip = nn.Linear(128, after), nn.Conv2d(before, after, 1)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        h = self.first(F.silu(self.norms[0](x))) + self.time(t)[:, :, None, None]
-        return self.skip(x) + self.second(F.silu(self.norms[1](h)))
+CHAIN = Diffusion(500)
 
 
-class UNet(nn.Module):
-    """A denoiser of 28 x 28 images: 32, 64, 64 channels at 28, 14, 7 pixels, about a million weights."""
-
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 64)):
-        super().__init__()
-        self.start, self.embed = nn.Conv2d(1, widths[0], 3, padding=1), nn.Sequential(nn.Linear(32, 128), nn.SiLU())
-        self.label, self.end = nn.Embedding(10, 128), nn.Conv2d(widths[0], 1, 3, padding=1)
-        sides = list(zip((widths[0], *widths), widths))
-        self.down = nn.ModuleList([Block(a, b) for a, b in sides])
-        self.middle = nn.ModuleList([Block(widths[-1], widths[-1]) for _ in range(2)])
-        self.up = nn.ModuleList([Block(2 * b, a) for a, b in reversed(sides)])
-
-    def forward(self, x: Tensor, r: Tensor, y: Tensor) -> Tensor:
-        waves = r[:, None] * torch.exp(-torch.arange(16) * math.log(1e4) / 16)
-        t = self.embed(torch.cat([waves.sin(), waves.cos()], 1)) + self.label(y)
-        x, kept = self.start(x), []
-        for i, block in enumerate(self.down):
-            x = block(x, t)
-            kept.append(x)
-            x = F.avg_pool2d(x, 2) if i + 1 < len(self.down) else x
-        for block in self.middle:
-            x = block(x, t)
-        for i, block in enumerate(self.up):
-            x = F.interpolate(x, scale_factor=2) if i else x
-            x = block(torch.cat([x, kept.pop()], 1), t)
-        return self.end(x)
+def denoising(network, x_0, r, noise, y):
+    return denoising_losses(CHAIN, network, x_0, r, noise, y)
 
 
-def denoising(network, x, r, y, goal):
-    return (network(x, r, y) - goal).square().flatten(1).mean(1)
+def batch_of(rows: int, side: int) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    x_0, noise = torch.randn(2, rows, 1, side, side)
+    return x_0, torch.randint(1, 501, (rows,)), noise, torch.randint(10, (rows,))
 
 
 def unet_batch(rows: int) -> tuple[UNet, tuple[Tensor, ...]]:
-    torch.manual_seed(0)
-    x, goal = torch.randn(2, rows, 1, 28, 28)
-    return UNet(), (x, torch.randint(1, 500, (rows,)), torch.randint(10, (rows,)), goal)
+    """DPDM's network for 28 x 28 pictures, some way from its start, where half of it is silent."""
+    torch.manual_seed(1)
+    net = UNet(null=False)
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 0.02 * torch.randn_like(p)
+    return net, batch_of(rows, 28)
 
 
 def plain_sum(net, loss, batch, clip, draws=1):
@@ -153,12 +124,12 @@ def test_ghost_norms_in_a_unet(benchmark):
     time_vmap()
     for name, total in found.items():
         torch.testing.assert_close(total, expected[0][name], rtol=1e-5, atol=1e-5 * float(total.abs().max()))
-    benchmark.pedantic(ghost, setup=time_vmap, rounds=2)
+    benchmark.pedantic(ghost, setup=time_vmap, rounds=1)
     speed = min(seconds) / benchmark.stats["min"]
     used = {name: in_a_process_of_its_own(__file__, "peak_of_gradients", name) for name in STEPS}
     memory = used["vmap"] / used["ghost in chunks"]
     benchmark.extra_info["ratio"] = memory
-    print(f"\nClipped sum of 64 records, U-Net of {sum(p.numel() for p in net.parameters()):,} weights: vmap "
+    print(f"\nClipped sum of 64 records, a U-Net of {sum(p.numel() for p in net.parameters()):,} weights: vmap "
           f"{min(seconds):.2f} s, ghost norms in chunks of {CHUNK} {benchmark.stats['min']:.2f} s ({speed:.1f}x); peak "
           f"memory {', '.join(f'{name} {mib:.0f} MiB' for name, mib in used.items())}: 1/{memory:.1f} (at most 1/4)")
     assert memory >= 4
@@ -166,20 +137,18 @@ def test_ghost_norms_in_a_unet(benchmark):
 
 def test_eight_draws_in_one_batch(benchmark):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(110, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 64))
-    x, goal = torch.randn(8 * 64, 110), torch.randn(8 * 64, 64)
-    loss, seconds = lambda network, x, goal: (network(x) - goal).square().sum(1), []
+    net, batch, seconds = DenoisingMLP(null=False), batch_of(8 * 64, 8), []
 
     def time_eight_passes():                                # before every round, so that both see the same machine
         start = perf_counter()
-        plain = plain_sum(net, loss, (x, goal), 1.0, draws=8)
+        plain = plain_sum(net, denoising, batch, 1.0, draws=8)
         seconds.append(perf_counter() - start)
         return plain
 
     plain = time_eight_passes()
-    for name, total in clipped_sum(net, loss, (x, goal), 1.0, draws=8).sums.items():
+    for name, total in clipped_sum(net, denoising, batch, 1.0, draws=8).sums.items():
         torch.testing.assert_close(total, plain[name], rtol=1e-4, atol=1e-5)
-    one_batch = lambda: clipped_sum(net, loss, (x, goal), 1.0, draws=8)
+    one_batch = lambda: clipped_sum(net, denoising, batch, 1.0, draws=8)
     benchmark.pedantic(one_batch, setup=lambda: time_eight_passes() and None, rounds=5)
     benchmark.extra_info["ratio"] = ratio = min(seconds) / benchmark.stats["min"]
     print(f"\nEight draws of 64 records: eight passes {1e3 * min(seconds):.0f} ms, one batch "

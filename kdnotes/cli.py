@@ -22,7 +22,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # %% ../nbs/cli.ipynb #b65f9c2a
 class Parser(argparse.ArgumentParser):
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Exit with status 2 and `message`."""
         self.exit(2, f"{self.prog}: {' '.join(message.split())}{meant(self, message)}; see {self.prog} --help\n")
 
@@ -52,10 +52,12 @@ def meant(parser: argparse.ArgumentParser, message: str) -> str:
 # %% ../nbs/cli.ipynb #8ef7394a
 @contextlib.contextmanager
 def refusals(command: str = "kdnotes") -> Iterator[None]:
-    """Turn a ValueError or OSError into one line on standard error and exit status 2."""
+    """Turn a ValueError, OSError or an extra that is not installed into one line on standard error, exit status 2."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
+        if isinstance(error, ModuleNotFoundError):           # no refusal: something of the package itself is missing
+            raise
         print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -102,14 +104,17 @@ def open_pool(args: argparse.Namespace) -> contextlib.AbstractContextManager:
 def run(args: argparse.Namespace) -> int:
     """Run paper notebooks; exit status 0, 1 (a run failed) or 130 (interrupted)."""
     from kdnotes.batch.pool import run_batch
-    from kdnotes.batch.terminal import Board, exit_status, summary
+    from kdnotes.batch.terminal import Board, GrowingReport, exit_status, summary
 
     with contextlib.ExitStack() as stack:
         with refusals("kdnotes run"):
             planned = plan_runs(args)
             pool = stack.enter_context(open_pool(args))
         stack.enter_context(terminable())
-        outcomes = run_batch(planned, pool, args.jobs or (None if args.scheduler else 1), Board())
+        board = GrowingReport(planned, args.out) if args.report else Board()
+        outcomes = run_batch(planned, pool, args.jobs or (None if args.scheduler else 1), board)
+    if args.report:
+        board.report(last=True)
     say(summary(outcomes))
     return exit_status(outcomes)
 
@@ -248,7 +253,7 @@ def show_data(args: argparse.Namespace) -> int:
     from kdnotes.data.source import data_root
 
     with refusals("kdnotes data"):
-        rows = status(args.data_root, data_sources(("images", "crowds", "masks"), args.data_root))
+        rows = status(args.data_root, data_sources(("images", "crowds", "masks", "videos"), args.data_root))
     cells = [(r["name"], r["state"], r["images"], str(r["how"] if r["state"] == "absent" else r["where"]))
              for r in rows]
     say(f"data folder: {data_root(args.data_root)}\n")
@@ -259,8 +264,13 @@ def show_data(args: argparse.Namespace) -> int:
 def add_data(args: argparse.Namespace) -> int:
     """Check an image set, split it where nobody has, and install it below the data folder."""
     from kdnotes.data.catalogue import add
+    from kdnotes.data.videosurvey import holds_videos
 
     with refusals("kdnotes data add"):
+        if holds_videos(args.train):
+            raise ValueError(f"{args.train} holds videos, which are read where they lie: move or link it to "
+                             f"{args.name}/ below the data folder with real/ and fake/ in it, or to a benchmark's own "
+                             f"name, see `kdnotes data`; look at it with `kdnotes data check {args.train}`")
         options = {"overwrite": args.overwrite, "size": args.size, "test_share": args.test_share, "seed": args.seed}
         say(f"{args.name} installed in {add(args.name, args.train, args.test, args.data_root, **options)}")
     return 0
@@ -268,14 +278,15 @@ def add_data(args: argparse.Namespace) -> int:
 
 def check_data(args: argparse.Namespace) -> int:
     """Look at every picture in a folder and tell on one page what is there: classes, sizes, modes, orientation,
-    transparency, duplicates, strays, files that cannot be read.
+    transparency, duplicates, strays, files that cannot be read; of a folder of videos its layout, kinds, splits, sizes.
 
     Exit status 0 if nothing has to be mended, else 1.
     """
     from kdnotes.data.survey import survey
+    from kdnotes.data.videosurvey import holds_videos, survey_videos
 
     with refusals("kdnotes data check"):
-        found = survey(args.folder)
+        found = survey_videos(args.folder) if holds_videos(args.folder) else survey(args.folder)
     say(str(found))
     return int(bool(found.to_mend()))
 
@@ -326,7 +337,7 @@ def bench(args: argparse.Namespace) -> int:
 
 def measure_device(args: argparse.Namespace, folder: Path) -> int:
     """`kdnotes bench --device NAME`: one sheet of numbers, each written as soon as it is measured."""
-    from kdnotes.batch.measure import measure
+    from kdnotes.measure import measure
     from kdnotes.runtime import pick_device
 
     if args.rest:
@@ -361,6 +372,7 @@ def add_machines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="run on the Dask cluster at tcp://host:port")
     parser.add_argument("--gpus-per-run", type=number(0), default=0, metavar="K", help="GPUs that a run has to itself")
     parser.add_argument("--force", action="store_true", help="do all of it anew; a finished run stays until then")
+    parser.add_argument("--report", action="store_true", help="write the report anew whenever a run ends")
     parser.add_argument("--out", default="runs", help="folder of all runs (default: runs)")
     add_folders(parser)
     parser.add_argument("--data-root", **DATA_ROOT)
@@ -399,7 +411,7 @@ def add_data_commands(commands: Any) -> None:
     test = "the same to test on (default: train and test in the folder TRAIN, else a share of every class)"
     add.add_argument("test", nargs="?", help=test)
     add_split_options(add)
-    check = actions.add_parser("check", help="look at a folder of pictures", description=check_data.__doc__)
+    check = actions.add_parser("check", help="look at a folder of pictures or videos", description=check_data.__doc__)
     check.set_defaults(command=check_data)
     check.add_argument("folder", help="class folders, with train and test above them or without, or npz files")
     get = actions.add_parser("get", help="download a set", description=get_data.__doc__)

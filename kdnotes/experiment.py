@@ -3,9 +3,10 @@
 # %% auto #0
 __all__ = ['STALE', 'Measure', 'Data', 'pieces', 'Loaded', 'Library', 'shown', 'Stage', 'described', 'Node', 'code_of', 'Planner',
            'Here', 'place_of', 'kept', 'working_on', 'build', 'note_of', 'opened', 'has_code', 'Row', 'Study',
-           'has_measure', 'generations', 'Experiment', 'chains', 'pieces_by_print', 'say_where']
+           'has_measure', 'generations', 'Experiment', 'chains', 'pieces_by_print', 'say_where', 'picture_for_card']
 
 # %% ../nbs/experiment.ipynb #75f20a43
+import base64
 import dataclasses
 import functools
 import hashlib
@@ -29,7 +30,7 @@ from .data.source import data_root, files_read
 from .files import atomic_write, make_folder, recall, store, write_json
 from .parallel import parallel_map
 from .prints import code_parts, code_print, members, print_of
-from .results import Claim, Results, judge, show
+from .results import Claim, Results, card_figure, fill_card, judge, show
 from .runs import CODE, RunFolder, open_run, runs_folder
 from kdnotes.runtime import (
     derive_seed, encode, fingerprint, generator_states, log, make_fabric, restore_generators, seed_everything,
@@ -324,7 +325,7 @@ class Here:
         return torch.device(self.device_name)
 
     @property
-    def fabric(self):
+    def fabric(self) -> Any:
         """A Lightning Fabric on this device in this precision."""
         return make_fabric(self.device_name, self.precision)
 
@@ -681,6 +682,7 @@ class Experiment:
         self.folder.manifest["stages"] = {"built": hows.count("built"), "read": hows.count("read")}
         claims = self.claims if self.claims is not None else judge([], self.results)
         place = self.folder.finish(self.results, claims, data=self.here.library.note(), code=code_print(*code))
+        fill_card(claims, *picture_for_card(place))
         say_where(place)
 
 # %% ../nbs/experiment.ipynb #d2bff42f
@@ -723,3 +725,14 @@ def say_where(place: Path) -> None:
     shown = str(place.relative_to(root) if place.is_relative_to(root) else place)
     if get_ipython() is not None:
         display({"text/plain": f"The run stands in {shown}"}, raw=True, metadata={"kdnotes": {"run": shown}})
+
+# %% ../nbs/experiment.ipynb #c17ed031
+def picture_for_card(place: Path) -> tuple[str, str]:
+    """The figure of the run at `place` for its result card, as a data URI, and its caption; empty texts without one."""
+    captions = place / "figures" / "captions.json"
+    known = json.loads(captions.read_text(encoding="utf-8")) if captions.is_file() else {}
+    if not known:
+        return "", ""
+    name = card_figure(known)
+    png = base64.b64encode((place / "figures" / f"{name}.png").read_bytes()).decode()
+    return f"data:image/png;base64,{png}", known[name]["caption"]

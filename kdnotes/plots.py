@@ -283,7 +283,8 @@ def balance(rows: pd.DataFrame, gains: Mapping[str, float], label: str = "gain o
         ax.imshow(clipped, norm=norm, cmap="RdBu_r", aspect="auto")
         for (y, x), value in np.ndenumerate(values):
             dark = abs(norm(clipped[y, x]) - 0.5) > 0.35
-            ax.text(x, y, f"{value:.2g}", ha="center", va="center", size=8, color="white" if dark else "black")
+            text = f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
+            ax.text(x, y, text, ha="center", va="center", size=8, color="white" if dark else "black")
         ax.set(title=title, xlabel="share of the training", xticks=range(wide.shape[1]))
         ax.set_xticklabels([f"{share:.0%}" for share in wide.columns])
         ax.grid(visible=False)

@@ -145,6 +145,18 @@ class FaceLayouts:
                 self.put(root / "uccs" / f"{k:04d}" / f"{i}.jpg", 70 * k)
         return root
 
+    def celeba(self, root: Path) -> Path:
+        """CelebA: nine pictures in three parts; two without one clear colour of hair."""
+        has = ["1 -1 -1 1", "-1 1 -1 -1", "-1 -1 1 1", "-1 -1 -1 1", "1 -1 1 -1", "1 -1 -1 1", "-1 1 -1 -1", "-1 -1 1 1", "1 -1 -1 -1"]
+        names = [f"{i + 1:06d}.jpg" for i in range(len(has))]
+        for i, name in enumerate(names):
+            self.put(root / "celeba" / "img_align_celeba" / name, 25 * i, (178, 218))
+        lists = {"list_attr_celeba": ["9", "Black_Hair Blond_Hair Brown_Hair Male ", *map(" ".join, zip(names, has))],
+                 "list_eval_partition": [f"{name} {part}" for name, part in zip(names, (0, 0, 0, 0, 0, 1, 2, 2, 2))]}
+        for name, lines in lists.items():
+            (root / "celeba" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        return root
+
 
 @pytest.fixture(scope="session")
 def face_layouts() -> FaceLayouts:

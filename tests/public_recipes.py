@@ -226,7 +226,6 @@ METRICS: dict[str, Callable[[World], object]] = {
     "verify.histogram_intersection.scores": lambda w: w.floats().tanh(),
     "video.scores": rows(), "video.positive": lambda w: torch.arange(w.rows) % 2 == 0 if not w.one_class else torch.ones(w.rows, dtype=torch.bool),
     "video.logits": rows(), "video.videos": lambda w: torch.arange(w.rows), "video.forged": lambda w: torch.arange(w.rows) % 2 == 0 if not w.one_class else torch.ones(w.rows, dtype=torch.bool),
-    "video.frames": value(20), "video.length": value(8),
     "generate.covariance": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_x": lambda w: (lambda x: x.T @ x)(w.floats(4)), "generate.covariance_y": lambda w: (lambda x: x.T @ x)(w.floats(4)),
     "generate.mean_x": fixed(4), "generate.mean_y": fixed(4), "generate.A": rows(4), "generate.B": rows(4), "generate.x_features": rows(4), "generate.y_features": rows(4),
     "generate.probabilities": lambda w: torch.eye(CLASSES)[w.labels()], "generate.splits": value(1), "generate.points": rows(4), "generate.centres": rows(4), "generate.radii": rows(),
@@ -320,6 +319,17 @@ DATA: dict[str, Callable[[World], object]] = {
     "clips.identities": lambda w: torch.arange(w.rows), "clips.donors": lambda w: 100 + torch.arange(w.rows), "clips.counts": value({"real": 1, "DF": 1}), "clips.frames": value(2),
     # sets of videos
     "sets.videos.faceforensics_root": lambda w: Path("nowhere").absolute(), "sets.videos.kind": value("real"), "sets.videos.label": value(0),
+    "sets.videos.person": value("anna"), "sets.videos.name": value("celeb_df"), "sets.videos.records": value(()), "sets.videos.people": value({}), "sets.videos.crops": value(None),
+    # videos: files, alignment, crops
+    "videos.frames": lambda w: w.bytes(3, 8, 8), "videos.Video.frames": lambda w: w.bytes(3, 8, 8), "videos.VideoFacts.frames": value(4), "videos.VideoFacts.size": value((8, 8)), "videos.fps": value(25), "videos.codec": value("h264"), "videos.where": value("here"),
+    "alignment.landmarks": rows(68, 2), "alignment.source": rows(8, 2), "alignment.target": lambda w: w.floats(8, 2) + 1, "alignment.points": rows(5, 2), "alignment.frames": lambda w: w.bytes(3, 16, 16), "alignment.M": lambda w: torch.eye(2, 3) + 0.01 * w.floats(2, 3),
+    "facecrops.found": lambda w: list(w.floats(1, 68, 2)), "facecrops.files": value({}), "facecrops.left_out": value({}), "facecrops.paths": value(()), "facecrops.recipe": value("none"), "facecrops.landmarks": value(None), "facecrops.workers": value(1), "facecrops.clip_starts.frames": value(40), "facecrops.length": value(8),
+    "facecrops.Cropping.size": value(150), "facecrops.root": lambda w: Path("kept").absolute(),
+    "videosurvey.records": value(()), "videosurvey.facts": value(()), "videosurvey.layout": value(""), "videosurvey.folder": lambda w: str(Path("nowhere").absolute()),
+    # animated photographs
+    **{f"photoclips.{name}": lambda w: _module("data.photoclips").drawn_portraits(12, size=32) for name in ("portraits", "Portraits.self")}, "photoclips.Portraits.images": lambda w: w.bytes(3, 16, 16), "photoclips.Portraits.landmarks": lambda w: 3 * w.floats(68, 2) + 8, "photoclips.Portraits.people": labels(), "photoclips.framed_portraits.images": lambda w: w.bytes(3, 16, 16), "photoclips.landmarks": lambda w: 16 * (_face_shape() + 0.01 * w.floats(68, 2)), "photoclips.framed_portraits.people": labels(),
+    "photoclips.points": lambda w: _face_shape() + 0.01 * w.floats(68, 2), "photoclips.at": fixed(7, 2), "photoclips.controls": lambda w: _face_shape()[:8] + 0.01 * w.floats(8, 2), "photoclips.values": rows(8, 2), "photoclips.source": lambda w: w.unit(3, 8, 8), "photoclips.target": lambda w: w.unit(3, 8, 8), "photoclips.weight": lambda w: w.unit(1, 8, 8),
+    "photoclips.size": value(16), "photoclips.counts": value({"real": 1, "DF": 1}), "photoclips.frames": value(2), "photoclips.people": value(2), "photoclips.Portraits.take.rows": value(slice(0, 2)),
     # perturb
     "perturb.x": lambda w: w.unit(2, 3, 12, 12), "perturb.compress_h264.x": lambda w: w.bytes(2, 3, 16, 16), "perturb.s": value(0.4), "perturb.k": value(0.6), "perturb.variance": value(0.001), "perturb.count": value(2), "perturb.side": value(4), "perturb.sigma": value(1.0),
     "perturb.radius": value(2), "perturb.height": value(6), "perturb.width": value(5), "perturb.n": value(8), "perturb.crf": value(30.0), "perturb.perturb.name": value("block"), "perturb.level": value(2),
@@ -376,7 +386,7 @@ DATA: dict[str, Callable[[World], object]] = {
     "protocols.people": lambda w: max(w.rows, 0), "protocols.parts": value((0.5, 0.5)), "protocols.pairs": value(4), "protocols.folds": value(2), "protocols.k": lambda w: torch.arange(w.rows), "protocols.n": lambda w: torch.full((w.rows,), 9), "protocols.total": value(10), "protocols.count": value(2),
     "protocols.rows": lambda w: torch.arange(w.rows), "protocols.groups": lambda w: [torch.arange(w.rows)], "protocols.learnt": image_set, "protocols.FaceSets.pairs": pairs, "protocols.first": lambda w: torch.arange(w.rows), "protocols.second": lambda w: torch.arange(w.rows), "protocols.same": lambda w: torch.arange(w.rows) % 2 == 0,
     "protocols.gallery": pictures, "protocols.probe": pictures, "protocols.Search.gallery": image_set, "protocols.Search.probe": image_set, "protocols.identification.gallery": lambda w: [(written(f"{i}.png", w), f"p{i}") for i in range(w.rows)], "protocols.identification.probe": lambda w: [(written(f"{i}.png", w), f"p{i}") for i in range(w.rows)],
-    "protocols.together.first": pictures, "protocols.together.second": pictures, "protocols.found": lambda w: _module("data.protocols").Identification(pictures(w), pictures(w)), "protocols.key": value("x"), "protocols.table": value(Path("none.mat")), "protocols.files": value("files"), "protocols.ids": value("ids"), "protocols.path": value(Path("none.mat")),
+    "sets.maskedfaces.pictures": pictures, "sets.maskedfaces.kinds": lambda w: ("mask",) * w.rows, "sets.maskedfaces.pairs": pairs, "sets.maskedfaces.left_out": value(0), "protocols.together.first": pictures, "protocols.together.second": pictures, "protocols.found": lambda w: _module("data.protocols").Identification(pictures(w), pictures(w)), "protocols.key": value("x"), "protocols.table": value(Path("none.mat")), "protocols.files": value("files"), "protocols.ids": value("ids"), "protocols.path": value(Path("none.mat")),
     # faces
     "faces.count": lambda w: w.rows, "faces.codes": codes("IDENTITY"), "faces.table": lambda w: _module("data.faces").IDENTITY, "faces.identity": codes("IDENTITY"), "faces.nuisance": codes("NUISANCE"), "faces.faces.nuisance": value(0.5), "faces.identities": value(2), "faces.per_identity": lambda w: w.rows, "faces.size": value(12),
     "faces.FaceSet.images": lambda w: face_set(w).images, "faces.FaceSet.labels": lambda w: face_set(w).labels, "faces.FaceSet.classes": value(tuple("ab")), "faces.landmarks": lambda w: face_set(w).landmarks, "faces.masks": lambda w: face_set(w).masks, "faces.names": value(("skin",)), "faces.FaceSet.self": face_set,
@@ -397,7 +407,7 @@ DATA: dict[str, Callable[[World], object]] = {
     # sets
     "sets.path": value(Path("none.mat")), "sets.name": value("digits"), "sets.folder": value(Path("nowhere")), "sets.size": value(8), "sets.subset": value("imagenette"), "sets.wnids": value(("n01440764", "n02102040")), "sets.phase": value(None), "sets.text": value("1 2 3 4"), "sets.pattern": value(r"(\d+)_.*"), "sets.files": value([Path("none")]), "sets.distance": value(1),
     "sets.train": value(True), "sets.cars.file": value(Path("a.jpg")), "sets.label": value(0), "sets.box": value((0, 0, 4, 4)), "sets.CarRow.train": value(True), "sets.kind": value("mnist"), "sets.faces": pictures, "sets.torchvision.name": value("mnist"), "sets.torchvision.kind": value("CIFAR10"), "sets.line": value("Ann_Lee\t1\t2"), "sets.index": value({"Ann_Lee_0001": 0, "Ann_Lee_0002": 1}), "sets.crowds.name": value("labelme"), "sets.people": value(None), "sets.lfw.train": pictures, "sets.lfw.test": pictures, "sets.lfw.pairs": pairs,
-    "sets.folders.name": value("mine"), "sets.casia.name": value("casia"), "sets.scface.path": value(Path("001_cam1_1.jpg")), "sets.imagenet.name": value("imagenette"), "sets.subjects": value(2), "sets.cameras": value((1,)),
+    "sets.folders.name": value("mine"), "sets.casia.name": value("casia"), "sets.scface.path": value(Path("001_cam1_1.jpg")), "sets.imagenet.name": value("imagenette"), "sets.wanted": value(("Male",)), "sets.task": value("gender"), "sets.least": value(1), "sets.subjects": value(2), "sets.cameras": value((1,)),
 }
 
 
@@ -530,7 +540,7 @@ def queue(w: World):
 
 
 def queueing(w: World):
-    return _module("condense.model_queue").Queueing(2, 1, 1, 1, 4, strategy="flip")
+    return _module("condense.model_queue").Queueing(2, 1, 1, 1, 1, 4)
 
 
 def member(w: World):
@@ -551,7 +561,7 @@ CONDENSE: dict[str, Callable[[World], object]] = {
     "images": images, "labels": labels(), "real": two_of_each, "test": image_set, "net": plain_network, "model": lambda w: _module("condense.evaluate").OneByOne([plain_network(w)]), "nets": lambda w: [plain_network(w)], "network": value("convnet1"),
     "options": value({"width": 4}), "protocol": protocol, "normal": normal, "fabric": fabric, "seeds": value([0]), "precision": value("fp32"), "workers": value(1), "settings": settings, "synthetic": synthetic_set, "classes": value(CLASSES), "shape": value((3, 8, 8)),
     "passes": passes, "run": run, "pool": pool, "iteration": value(1), "generator": lambda w: w.generator(), "features": rows(4), "ipc": value(1), "count": value(1), "factor": value(1), "x": images, "root": lambda w: Path("cache").absolute(), "learned": by_class, "seen": by_class,
-    "k": value(0), "number": value(0), "step": value(0), "turn": value(0), "side": value(8), "every": value(1), "checkpoint": value(None), "inner": lambda w: _module("condense.gradients").Inner(1, 1), "lr": value(0.1), "steps": value(1), "plan": queueing,
+    "k": value(0), "number": value(0), "step": value(0), "gradients.epochs": value(1), "gradients.batch_size": value(4), "model_queue.weight": value(0.5), "model_queue.real_batch": value(2), "turn": value(0), "side": value(8), "every": value(1), "checkpoint": value(None), "inner": lambda w: _module("condense.gradients").Inner(1, 1), "lr": value(0.1), "steps": value(1), "plan": queueing,
     "evaluate.rounds": rounds, "evaluate.rows": lambda w: torch.arange(w.rows), "evaluate.logits": lambda w: w.floats(CLASSES)[None], "evaluate.batch": lambda w: {"labels": w.labels()[None], "partners": w.labels().flip(0)[None], "lam": torch.tensor([0.7])}, "evaluate.OneByOne.forward.x": lambda w: images(w)[None],
     "evaluate.Together.forward.x": lambda w: images(w)[None], "evaluate.epoch": value(1), "evaluate.contest": lambda w: _module("condense.evaluate").Contest(images(w), w.labels(), image_set(w), protocol(w), "convnet1", {"width": 4}, normal(w)), "evaluate.repeats": value(1), "evaluate.name": value("digits"),
     "evaluate.fresh.options": value({"width": 4}), "evaluate.callbacks": value(()), "evaluate.Looks.rows": lambda w: [],
@@ -575,6 +585,11 @@ def _advanced(w: World):
     found(0)
     return found
 
+
+
+def _face_shape() -> Tensor:
+    """Sixty-eight landmarks in units of a picture's side."""
+    return (_module("data.alignment").mean_face() / 256).float()
 
 
 def face_points(w: World) -> Tensor:
@@ -775,6 +790,10 @@ ELSEWHERE: dict[str, str] = {
     "models.classifiers.check_sight": "of a function that makes a trunk: tests/models/test_sight.py",
     "models.classifiers.alone": "of any network, whose own refusals it passes on: tests/models/test_sight.py",
     "data.perturb.compress_h264": "needs an encoder: tests/data/test_perturb.py",
+    **{f"data.videos.{name}": "needs an encoder: tests/data/test_videos.py" for name in "pyav write_video recoded Video".split()},
+    "models.recognisers.find_faces": "needs dlib: tests/models/test_recognisers.py",
+    **{f"data.clips.{name}": "a step of toytalk and photoclips: tests/data/test_clips.py" for name in "box_blur fingerprinted".split()},
+    **{f"data.{name}": "of videos on disk: tests/data/test_videos.py" for name in "facecrops.FaceCrops facecrops.FaceCrops.crops facecrops.FaceCrops.fps facecrops.NoSingleFace sets.videos.Opened".split()},
     "privacy.accounting.Ledger": "it counts what the house spends: tests/privacy/test_accounting.py",
     "privacy.accounting.Entry": "a row of a ledger",
     **{f"privacy.{name}": "a result: nothing to call" for name in "accounting.Spent audit.Audit pate.Sanitised sanitize.Clipped".split()},

@@ -106,7 +106,9 @@ def test_a_wrong_data_set_is_refused_by_the_notebook_as_by_the_batch(slug, tmp_p
     """From the parameters cell of a notebook that is run by hand, and by `kdnotes run`: unknown, misspelt, absent, one of several; the run leaves no folder."""
     kind, notebook = importlib.import_module(f"kdnotes.papers.{slug}").Config, Path(kdnotes.__file__).parents[1] / "nbs" / "papers" / f"{slug}.ipynb"
     monkeypatch.setenv("KDNOTES_DATA", str(tmp_path / "data"))
-    asked = [({"dataset": name}, said) for name, said in (("mnsit5k", "did you mean mnist5k"), ("?" * 99, "unknown data set"), ("cifar10", "the data of cifar10 are not there"), ("digits+mnsit", "mnsit"))]
+    videos = "images" not in kind.DATA and "videos" in kind.DATA
+    good, absent, typo, far = ("toytalk", "celeb_df", "celeb_fd", "did you mean celeb_df") if videos else ("digits", "cifar10", "mnsit5k", "did you mean mnist5k")
+    asked = [({"dataset": name}, said) for name, said in ((typo, far), ("?" * 99, "unknown data set"), (absent, f"the data of {absent} are not there"), (f"{good}+{typo}", typo))]
     asked += [({"overrides": {name: "mnsit"}}, "did you mean mnist") for name, leaf in leaves(kind).items() if leaf.rule.data]
     for parameters, said in asked:
         by_batch = refused(plan_run, slug, notebook, {"profile": "smoke"} | parameters, tmp_path / "runs")

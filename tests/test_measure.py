@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from kdnotes.batch import measure as room
+from kdnotes import measure as room
 from kdnotes.cli import main
 
 COLUMNS = ["part", "name", "quantity", "value", "unit", "device", "torch"]

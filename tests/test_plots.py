@@ -59,6 +59,42 @@ def test_colours_are_stable_and_distinct(names, random):
     assert plots.method_colors(names[:1])[names[0]] == plots.method_colors([names[0], "teacher"])[names[0]]
 
 
+def contrast_to_white(color):
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(color)]
+    return 1.05 / (np.dot([0.2126, 0.7152, 0.0722], linear) + 0.05)
+
+
+def test_a_cast_reserves_colours_and_mutes_all_others():
+    """One colour for the proposed method, its rival and the teacher; whatever is drawn stands out from white by 3 to 1."""
+    names = ["teacher on high", "teacher", "CE", "KD", "RKD-DA", "HORKD", "HORKD, order 1", "RKD-DA, no labels", "SP", "CRD"]
+    plots.cast("HORKD", "RKD-DA")
+    try:
+        colors = plots.method_colors(names)
+        assert (colors["HORKD"], colors["RKD-DA"], colors["teacher"]) == tuple(plots.ROLES.values())
+        assert len(set(colors.values())) == len(names) and colors["HORKD, order 1"] in plots.VARIANTS["proposed"]
+        assert {colors[name] for name in ("CE", "KD", "SP", "CRD")} <= set(plots.MUTED)
+        assert plots.method_colors(["SP", "CRD"])["SP"] == plots.method_colors(["SP"])["SP"]
+        every = [*plots.ROLES.values(), *plots.MUTED, *(c for some in plots.VARIANTS.values() for c in some)]
+        assert min(map(contrast_to_white, every)) >= 3 and len(set(every)) == len(every)
+    finally:
+        plots.cast()
+    assert plots.method_colors(["CE"])["CE"] == plots.METHOD_COLORS["CE"]
+
+
+def test_the_balance_of_gradients_shows_every_number_and_gain():
+    rows = pd.DataFrame([(method, f"term={term};trained={share}", metric, value, 0)
+                         for method, term, values in (("KD", "kd", (0.5, 0.9)), ("CRRCD", "kd", (0.4, 0.8)), ("CRRCD", "rcd", (2.5, -0.1)))
+                         for share in ("0.00", "1.00") for metric, value in zip(("gradient_ratio", "gradient_cosine"), values)],
+                        columns=["method", "setting", "metric", "value", "seed"])
+    fig = plots.balance(rows, {"KD": 1.0, "CRRCD": -2.0})
+    ratio, cosine, gain = fig.axes
+    assert [t.get_text() for t in ratio.get_yticklabels()] == ["KD: kd", "CRRCD: kd", "CRRCD: rcd"]
+    assert [t.get_text() for t in ratio.texts] == ["0.5", "0.5", "0.4", "0.4", "2.5", "2.5"] and [t.get_text() for t in cosine.texts][-1] == "-0.1"
+    assert [bar.get_width() for bar in gain.patches] == [1.0, -2.0, -2.0]
+    with pytest.raises(ValueError, match="no rows"):
+        plots.balance(rows.iloc[:0], {})
+
+
 # ---- files
 
 def test_saved_figures_are_deterministic_and_whole(tmp_path):

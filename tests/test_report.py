@@ -268,16 +268,94 @@ def test_a_notebook_that_failed_after_its_results_is_not_passed_over(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.floats(-50, 50), st.floats(0, 20), st.floats(0, 5))
-def test_the_drawn_interval_keeps_its_order_and_place(mean, half, threshold):
-    reach = 60
-    svg = report.interval_svg(mean - half, mean + half, mean, threshold, reach, "supported")
-    x1, x2 = (float(v) for v in re.search(r"class='span' x1='([\d.]+)' x2='([\d.]+)'", svg).groups())
-    dot, zero = float(re.search(r"cx='([\d.]+)'", svg)[1]), float(re.search(r"class='zero' x1='([\d.]+)'", svg)[1])
-    assert 6 - 0.05 <= x1 <= dot + 0.1 and dot <= x2 + 0.1 and x2 <= 154.05
-    assert abs(dot - (80 + 74 * mean / reach)) < 0.06
-    assert (mean - half > threshold + 0.2) <= (x1 >= zero)
-    assert report.interval_svg(float("nan"), 1, 1, 0, 1, "inconclusive") == ""
+@given(st.floats(-50, 50), st.floats(0.5, 20), st.floats(-5, 5), st.one_of(st.just(float("nan")), st.floats(-60, 60)))
+def test_the_drawn_interval_keeps_its_order_on_a_scale_of_its_own(mean, half, margin, paper):
+    svg = report.interval_svg(mean - half, mean + half, mean, margin, "supported", paper)
+    place = lambda pattern: float(re.search(pattern, svg)[1])
+    x1, x2 = place(r"class='span' x1='([\d.]+)'"), place(r"class='span' x1='[\d.]+' x2='([\d.]+)'")
+    dot, zero = place(r"cx='([\d.]+)'"), place(r"class='zero' x1='([\d.]+)'")
+    at = {mean - half: x1, mean: dot, mean + half: x2, 0.0: zero}
+    if margin:
+        at[margin] = place(r"class='margin' x1='([\d.]+)'")
+    if paper == paper:
+        at[paper] = place(r"translate\(([\d.]+) 11\)")
+    assert ("class='margin'" in svg) == bool(margin) and ("class='paper'" in svg) == (paper == paper)
+    values = sorted(at)
+    assert all(at[a] <= at[b] for a, b in zip(values, values[1:]))
+    assert at[values[0]] == 10 and at[values[-1]] == 190                                  # all of the width is used
+    assert f"margin {margin:g}" in svg and report.interval_svg(float("nan"), 1, 1, 0, "inconclusive") == ""
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+def test_an_interval_of_no_width_is_drawn_where_there_is_a_scale(mean):
+    assert bool(report.interval_svg(mean, mean, mean, 0.0, "supported")) == (mean != 0)
+
+
+PAPER = "# T\n\n**Title of *it*.**\nAn Author, VENUE 2024, [arXiv](https://x.org).\n\n> What it *shows*."
+PROBLEM = "## The problem\n\nLabels are `wrong`, $T^r$ too.\n\n> A reconstruction.\n\nSo one learns."
+
+
+def executed(picture=True, late=False):
+    """An executed notebook with a citation, a problem, and perhaps a picture, before its configuration or after it."""
+    cell = nbformat.v4.new_code_cell("draw()", outputs=[nbformat.v4.new_output("display_data", {"image/png": png()})])
+    cells = [nbformat.v4.new_markdown_cell(PAPER), nbformat.v4.new_markdown_cell(PROBLEM)]
+    cells += [nbformat.v4.new_markdown_cell("## Configuration")] * late + [cell] * picture
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+@pytest.mark.parametrize("more, pictures", [({}, 1), ({"late": True}, 0), ({"picture": False}, 0)])
+def test_a_paper_opens_with_citation_abstract_method_and_result(tmp_path, more, pictures):
+    make_run(tmp_path, notebook=executed(**more))
+    make_run(tmp_path, profile="smoke", notebook=executed(**more))
+    text = report.write_report(tmp_path).read_text()
+    words = " ".join(" ".join(Tags(text).text).split())
+    assert words.count("Title of it. An Author, VENUE 2024, arXiv.") == 1                 # once for a paper
+    assert words.count("Labels are wrong, T^r too.") == 1 and "So one learns." in words
+    assert "A reconstruction" not in words and words.count("What it shows.") == 1
+    assert text.count("The method, as the notebook draws it") == pictures
+    assert text.count("<div class='card'") == 2 and "Supported: better (+2.13 [" in words
+    assert text.index("<div class='card'") < text.index("-claims\">Claims</h3>") < text.index("-tables\">Tables</h3>")
+
+
+def test_the_contents_lead_to_every_part(page):
+    text = page.read_text(encoding="utf-8")
+    contents = text[text.index('<nav class="contents">'):text.index("</nav>")]
+    targets = re.findall(r'href="#([^"]+)"', contents)
+    ids = Tags(text).ids
+    assert set(targets) <= set(ids) and len(targets) == 3 * 5                             # the one figure is in the card
+    assert {t.rpartition("-")[2] for t in targets} >= {"result", "claims", "tables", "provenance"}
+
+
+def test_no_figure_stands_twice(tmp_path):
+    path = make_run(tmp_path)
+    shutil.copy(path / "figures" / "curve.png", path / "figures" / "methods.png")
+    sign(path)
+    sources = Tags(report.write_report(tmp_path).read_text()).sources
+    assert len(sources) == 2
+
+
+def test_a_page_grows_while_a_batch_is_under_way(tmp_path):
+    make_run(tmp_path, "horkd")
+    text = report.write_report(tmp_path, waiting=["m3d (demo, <mnist>)", "dance"]).read_text()
+    assert "This page grows." in text and "m3d (demo, &lt;mnist&gt;), dance" in text and "location.reload" in text
+    Tags(text)
+    text = report.write_report(tmp_path).read_text()
+    assert "This page grows." not in text and "location.reload" not in text
+
+
+def test_claims_stand_by_source_with_what_is_open(tmp_path):
+    rows = Results("horkd", "demo")
+    for seed, gap in enumerate((1.0, 2.0, 0.2)):
+        rows.add("Table 1", "digits", "CE", "accuracy", 80, seed)
+        rows.add("Table 1", "digits", "KD", "accuracy", 80 + gap, seed)
+    claims = judge([Claim("mine", "ours alone", "KD", "CE"), Claim("attested", "", "CE", "KD", source="sheet", margin=1.0, kind="at least")], rows)
+    run = open_run("horkd", {"profile": "demo", "dataset": "digits"}, base=tmp_path, seeds=range(3), device="cpu", precision="32-true")
+    nbformat.write(executed(), run.path / "notebook.ipynb")
+    run.finish(rows, claims, data={})
+    text = report.write_report(tmp_path).read_text()
+    words = " ".join(" ".join(Tags(text).text).split())
+    assert words.index("Claims attested for the paper") < words.index("Claims of ours")
+    assert "about 6 seeds" in words and "margin -1" in words and "sheet ✓" in words.replace("\xa0", " ")
 
 
 # ---- publishing
@@ -327,7 +405,7 @@ def test_publishing_copies_the_newest_demo_and_refreshes_the_front_page(place):
     assert "/root" not in (folder / "notebook.ipynb").read_text() + (folder / "manifest.json").read_text()
     readme, index = (place / "README.md").read_text(), (place / "nbs" / "index.ipynb").read_text()
     row = ("| **HORKD: a study** | Soft labels teach \\| more. | [demo run](results/horkd/notebook.ipynb) "
-           "| ✓ 1 · ✗ 1 · ~ 0 | [cpu, digits: ✓ 1 · ✗ 1 · ~ 0](results/cpu/horkd/digits/notebook.ipynb) |")
+           "| ours ✓ 1 ✗ 1 ~ 0 | [cpu, digits: ours ✓ 1 ✗ 1 ~ 0](results/cpu/horkd/digits/notebook.ipynb) |")
     assert row in readme and "old" not in readme and "](../results/horkd/notebook.ipynb)" in index
     assert "[a](nbs/papers/horkd.ipynb) [b](https://x.org/y) [c](#part) ![d](results/d.png)" in readme
     assert "x = 1\n\n\n\ny = d[0](1)" in readme                             # code stays as it is
@@ -688,3 +766,22 @@ def test_names_of_a_manifest_reach_no_path_unchecked(place):
 def report_evidence(place, path):
     return publishing.publish(place / "runs", place / "results", place / "nbs" / "index.ipynb", place / "README.md",
                               evidence=[path])
+
+
+def test_the_board_writes_the_page_whenever_a_run_has_ended(tmp_path):
+    from types import SimpleNamespace
+
+    from kdnotes.batch.terminal import GrowingReport
+
+    said = io.StringIO()
+    board = GrowingReport(["horkd", "m3d", "dance"], tmp_path, said)
+    outcome = lambda name: SimpleNamespace(planned=name, status="finished", reason="", seconds=1.0)
+    board.ended(outcome("horkd"))
+    assert "no report: no runs in" in said.getvalue()                    # nothing to show yet: the batch goes on
+    make_run(tmp_path, "m3d")
+    board.ended(outcome("m3d"))
+    page = tmp_path / "report" / "index.html"
+    assert "This page grows." in page.read_text() and "under way or waiting: dance. It" in " ".join(page.read_text().split())
+    board.ended(outcome("dance"))
+    board.report(last=True)
+    assert "This page grows." not in page.read_text() and said.getvalue().count(f"report: {page}") == 3

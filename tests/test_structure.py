@@ -15,7 +15,7 @@ FLOORS = (
     {"config", "results", "runs", "plots", "data", "models", "losses", "metrics", "privacy"},
     {"experiment", "train", "recipes", "faces", "crossres", "condense", "crowdlearn"},
     {"papers"},
-    {"report", "batch", "lab", "cli"},
+    {"report", "batch", "measure", "lab", "cli"},
 )
 LATE = {    # imports of the package inside functions: of a whole module, or of one function
     "kdnotes.cli": "a word of the command line loads only what it needs: torch alone takes seconds",

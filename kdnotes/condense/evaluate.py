@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .matching import Network, Statistics, called, fresh, statistics
+from .matching import Network, Statistics, called, fresh, shares, standardised, statistics
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.siamese import cutmix, parse, siamese
@@ -76,7 +76,9 @@ def member_batch(rounds: "Rounds", seed: int, rows: Tensor, step: int) -> tuple[
     """The batch `rows` of one network: images `(1, B, C, H, H)`, labels, partners' labels `(1, B)`, lam `(1,)`."""
     rows = as_labels("member_batch", rows, classes=len(rounds.images), name="rows")
     p, generator = rounds.protocol, make_generator(seed, "augment", rounds.epoch, step)
-    x = siamese(normalise(rounds.images[rows], *rounds.normal), p.strategy, generator, rule=p.rule)
+    images, normal = rounds.images[rows], rounds.normal
+    x = normalise(images, *normal) if rounds.bounded else standardised(images, normal)
+    x = siamese(x, p.strategy, generator, rule=p.rule)
     mixed, partners, lam = cutmix(x[None], rounds.labels[rows][None], generator, p.cutmix)
     return mixed, rounds.labels[rows][None], partners, lam
 
@@ -85,16 +87,18 @@ class Rounds:
     """Epochs of batches for `E = len(seeds)` networks: `x` `(E, B, C, H, H)` standardised, augmented and mixed,
     `labels`, `partners` `(E, B)`, `lam` `(E,)`.
 
-    `images` `(N, C, H, H)` are bytes or floats in [0, 1]; the last batch of an epoch may be smaller.
+    `images` `(N, C, H, H)` are bytes or floats in [0, 1], or learned ones of any range if not `bounded`; the last batch
+    of an epoch may be smaller.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, protocol: Protocol, normal: Statistics, seeds: Sequence[int]):
+    def __init__(self, images: Tensor, labels: Tensor, protocol: Protocol, normal: Statistics, seeds: Sequence[int],
+                 bounded: bool = True):
         if len(images) != len(labels) or not len(images) or images.is_floating_point() and not images.isfinite().all():
             raise ValueError(
                 f"{len(images)} images, {len(labels)} labels; expected as many of both, at least one, and finite pixels"
             )
         self.images, self.labels, self.protocol, self.normal = images, labels, protocol, normal
-        self.seeds, self.epoch = list(seeds), 0
+        self.seeds, self.epoch, self.bounded = list(seeds), 0, bounded
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.protocol.batch_size)
@@ -147,7 +151,11 @@ class OneByOne(nn.Module):
 
     def forward(self, x: Tensor, shared: bool = False) -> Tensor:
         _check_stack("OneByOne", x, len(self.nets), shared)
-        return torch.stack([net(x if shared else x[e]).logits for e, net in enumerate(self.nets)])
+        return torch.stack([self.logits(net, x if shared else x[e]) for e, net in enumerate(self.nets)])
+
+    def logits(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Those of one network for images `(B, C, H, H)`, in parts that suit the device (see `shares`)."""
+        return torch.cat([net(part).logits for part in shares(net, x)])
 
 # %% ../../nbs/condense/evaluate.ipynb #7a3bc7cd
 class Together(nn.Module):
@@ -250,6 +258,7 @@ class Contest:
     options: dict
     normal: Statistics
     precision: str = "fp32"
+    bounded: bool = True
 
     def run(self, seeds: Sequence[int], together: bool = False) -> list[dict]:
         """Train a network per seed, on the device of the images.
@@ -264,7 +273,7 @@ class Contest:
         looks = Looks(self.test, self.normal, self.protocol)
         train_networks(
             nets,
-            Rounds(self.images, self.labels, self.protocol, self.normal, seeds),
+            Rounds(self.images, self.labels, self.protocol, self.normal, seeds, self.bounded),
             fabric,
             [looks],
             together,
@@ -292,9 +301,11 @@ def evaluate(
     normal: Statistics | None = None,
     workers: int | None = None,
     precision: str = "fp32",
+    bounded: bool = True,
 ) -> list[dict]:
     """Train `repeats` fresh networks on `images` `(N, C, H, H)` (bytes, or floats in [0, 1]) and test them: a dict
-    of `last`, `best` (fractions) and `looks` each.
+    of `last`, `best` (fractions) and `looks` each. Learned pixels of DM, DC, DSA and IDM may lie outside [0, 1]: say
+    `bounded=False`.
 
     `protocol` None: that of M3D and DANCE for the data set's name. `normal`: the channel statistics, None for those of
     `statistics(test)`: pass the training set's. The work is done where the images are: together on a GPU, in `workers`
@@ -313,6 +324,10 @@ def evaluate(
             f"{len(images)} images {tuple(images.shape[1:])} with {len(labels)} labels up to {int(labels.max())}; "
             f"expected images {test.shape} of {len(test.classes)} classes"
         )
+    if bounded and images.is_floating_point() and not (images.min() >= -1e-4 and images.max() <= 1 + 1e-4):
+        low, high = float(images.min()), float(images.max())
+        raise ValueError(f"images are from {low:g} to {high:g}; expected bytes or floats "
+                         "in [0, 1], or bounded=False for the pixels that DM, DC, DSA and IDM learn")
     contest = Contest(
         images.detach(),
         as_labels("evaluate", labels, len(images), len(test.classes)),
@@ -322,6 +337,7 @@ def evaluate(
         options or {},
         normal or statistics(test),
         precision,
+        bounded,
     )
     seeds = [derive_seed(seed, "evaluate", i) for i in range(repeats)]
     if images.device.type == "cpu":

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .matching import Matching, Settings, decoded_classes, redraw
+from .matching import Matching, Settings, decoded_classes, redraw, standardised
 from .synthetic import SyntheticSet
-from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.siamese import siamese
 from ..inputs import as_labels, require_whole
@@ -25,13 +24,16 @@ from ..train import Loop, Terms
 
 # %% ../../nbs/condense/gradients.ipynb #960dde57
 def gradient_gap(learned: Iterable[Tensor], seen: Iterable[Tensor]) -> Tensor:
-    """One minus cosine, summed over the rows of all weight tensors with at least two axes. Source: DC, eq. 10."""
+    """One minus cosine, summed over the rows of all weight tensors with at least two axes.
+
+    Source: DC, eq. 10; its code adds 1e-6 to the product of the norms, so that a row without a gradient counts 1.
+    """
     learned, seen = list(learned), list(seen)
     if [g.shape for g in learned] != [t.shape for t in seen]:
         shapes = [tuple(map(tuple, (g.shape for g in side))) for side in (learned, seen)]
         raise ValueError(f"gradient_gap: gradients of shapes {shapes[0]} and {shapes[1]}; expected the same of both")
     pairs = [(g.flatten(1), t.detach().flatten(1)) for g, t in zip(learned, seen) if g.ndim > 1]
-    return sum((1 - F.cosine_similarity(g, t, dim=1, eps=1e-6)).sum() for g, t in pairs)
+    return sum((1 - (g * t).sum(1) / (g.norm(dim=1) * t.norm(dim=1) + 1e-6)).sum() for g, t in pairs)
 
 # %% ../../nbs/condense/gradients.ipynb #79317c28
 def class_gradient(run: Matching, net: nn.Module, images: Tensor, c: Tensor, graph: bool) -> tuple[Tensor, ...]:
@@ -55,39 +57,43 @@ def gradient_step(run: Matching, net: nn.Module) -> float:
         gap = gradient_gap(class_gradient(run, net, images, c, graph=True), seen)
         gap.backward(inputs=[run.synthetic.pixels])
         total += gap.item()
-    run.optimizer.step()
+    run.descend()
     run.iteration += 1
     return total
 
 # %% ../../nbs/condense/gradients.ipynb #72d87e1b
-def learn_from(run: Matching, net: nn.Module, steps: int, lr: float, turn: int) -> None:
-    """Train `net` for `steps` full batches of the learned set, augmented image by image.
+def learn_from(run: Matching, net: nn.Module, epochs: int, lr: float, turn: int, batch_size: int = 256) -> None:
+    """Train `net` for `epochs` on the learned set, in shuffled batches, augmented image by image, by plain SGD.
 
-    With SGD of momentum 0.9 and weight decay 5e-4.
+    Source: the inner loop of DC's and DSA's code.
     """
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    require_whole("learn_from", at_least=0, epochs=epochs)
+    require_whole("learn_from", batch_size=batch_size)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     images, labels = run.synthetic.decoded()
-    for step in range(steps):
-        generator = make_generator(run.seed, "inner", turn, step)
-        x = siamese(normalise(images, *run.normal), run.settings.strategy, generator, rule=run.settings.rule)
-        optimizer.zero_grad()
-        F.cross_entropy(net(x).logits, labels).backward()
-        optimizer.step()
+    for epoch in range(epochs):
+        generator = make_generator(run.seed, "inner", turn, epoch)
+        for rows in torch.randperm(len(images), generator=generator).to(images.device).split(batch_size):
+            x = standardised(images[rows], run.normal)
+            x = siamese(x, run.settings.strategy, generator, rule=run.settings.rule)
+            optimizer.zero_grad()
+            F.cross_entropy(net(x).logits, labels[rows]).backward()
+            optimizer.step()
 
 # %% ../../nbs/condense/gradients.ipynb #ed4eb667
-ROUNDS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 50: (50, 10)}
+ROUNDS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 
 
 @dataclass(frozen=True)
 class Inner:
-    """Rounds for each network, and in each round steps of the network on the learned set, with learning rate `lr`."""
+    """Rounds for each network, and in each round epochs of the network on the learned set, with learning rate `lr`."""
     rounds: int
-    steps: int
+    epochs: int
     lr: float = 0.01
 
     def __post_init__(self):
-        if self.rounds < 1 or self.steps < 0 or not 0 < self.lr < float("inf"):
-            raise ValueError(f"{self}; expected at least 1 round, 0 steps and lr > 0")
+        if self.rounds < 1 or self.epochs < 0 or not 0 < self.lr < float("inf"):
+            raise ValueError(f"{self}; expected at least 1 round, 0 epochs and lr > 0")
 
 
 def inner_for(ipc: int) -> Inner:
@@ -102,11 +108,10 @@ def one_network(run: Matching, net: nn.Module, inner: Inner, turn: int) -> float
     redraw(net, derive_seed(run.seed, "network", turn))
     run.iteration = turn * inner.rounds
     for k in range(inner.rounds):
-        with torch.no_grad():
-            run.synthetic.pixels.clamp_(0, 1)
+        run.bound()
         loss = gradient_step(run, net)
         if k < inner.rounds - 1:
-            learn_from(run, net, inner.steps, inner.lr, run.iteration)
+            learn_from(run, net, inner.epochs, inner.lr, run.iteration)
     return loss
 
 # %% ../../nbs/condense/gradients.ipynb #75d560be
@@ -139,7 +144,7 @@ def match_gradients(
     def row(done: int, terms: Terms) -> dict:
         return {"iteration": done, **terms.last()}
 
-    own = {"network": str(net), "rounds": inner.rounds, "steps of a network": inner.steps, "its rate": inner.lr}
+    own = {"network": str(net), "rounds": inner.rounds, "epochs of a network": inner.epochs, "its rate": inner.lr}
     plan = run.plan() | own if checkpoint else {}
     loop = Loop(
         step, settings.iterations, run.parts(), plan, (one_network, Matching, type(net)),

@@ -3,8 +3,9 @@
 # %% auto #0
 __all__ = ['Loss', 'Network', 'PUBLISHED', 'Statistics', 'PIXELS_AT_ONCE', 'Watch', 'require_alike', 'mean_gap', 'moment_gap',
            'calibration', 'Remade', 'called', 'fresh', 'check_answer', 'redraw', 'RandomNetworks', 'Pass',
-           'RealBatches', 'Settings', 'statistics', 'compiled', 'worth_compiling', 'mixes_images', 'shares',
-           'decoded_classes', 'Matching', 'check_match', 'class_parts', 'one_pass', 'one_iteration', 'name_of', 'match']
+           'RealBatches', 'Settings', 'statistics', 'standardised', 'compiled', 'worth_compiling', 'mixes_images',
+           'shares', 'decoded_classes', 'Matching', 'check_match', 'class_parts', 'one_pass', 'one_iteration',
+           'name_of', 'match']
 
 # %% ../../nbs/condense/matching.ipynb #5e56472e
 import copy
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .synthetic import SyntheticSet, check_pixels, decode
-from ..data.augment import channel_statistics, normalise
+from ..data.augment import as_channels, channel_statistics, normalise
 from ..data.sets.imagenet import SUBSETS
 from ..data.imageset import ImageSet
 from ..data.siamese import siamese
@@ -213,6 +214,7 @@ class Settings:
 
     `real_batch` real images per class and iteration, at most `most` decoded ones; augmentation by `strategy` and
     `rule`; `classes_at_once` in one forward (0: chosen by device); `compile`: "auto", "yes" or "no".
+    `space` says what the rate acts on, see above: "unit" or "normalised".
     """
 
     iterations: int
@@ -224,6 +226,7 @@ class Settings:
     rule: str = "idc"
     classes_at_once: int = 0
     compile: str = "auto"
+    space: str = "unit"
 
     def __post_init__(self):
         for name in ("iterations", "real_batch", "most", "lr"):
@@ -234,6 +237,8 @@ class Settings:
                 f"momentum {self.momentum}, classes_at_once {self.classes_at_once}, compile {self.compile!r}; "
                 "expected a momentum in [0, 1), at least 0 classes, and 'auto', 'yes' or 'no'"
             )
+        if self.space not in ("unit", "normalised"):
+            raise ValueError(f"space is {self.space!r}; expected 'unit' (pixels in [0, 1]) or 'normalised'")
 
 # %% ../../nbs/condense/matching.ipynb #cb73dc62
 PUBLISHED = {
@@ -250,6 +255,14 @@ def statistics(real: ImageSet) -> Statistics:
     if real.name in PUBLISHED:
         return PUBLISHED[real.name]
     return tuple(tuple(s.tolist()) for s in channel_statistics(real.images))
+
+
+def standardised(x: Tensor, normal: Statistics) -> Tensor:
+    """What `normalise` makes of images; of learned ones, floats, whatever their range: some methods never clamp."""
+    if not x.is_floating_point():
+        return normalise(x, *normal)
+    mean, std = (as_channels(numbers, x) for numbers in normal)
+    return (x - mean).div_(torch.where(std == 0, 1.0, std))
 
 # %% ../../nbs/condense/matching.ipynb #78d2dc38
 def compiled(net: nn.Module, example: Tensor) -> Callable:
@@ -332,13 +345,15 @@ class Matching:
         self.optimizer = torch.optim.SGD([synthetic.pixels], lr=settings.lr, momentum=settings.momentum)
         self.batches = RealBatches(self.real.labels, len(real.classes), settings.real_batch, seed)
         self.normal, self.fast = statistics(real), {}
+        std = synthetic.pixels.new_tensor(self.normal[1], requires_grad=False).view(-1, 1, 1)
+        self.variance = std.square() if settings.space == "normalised" else None
 
     def show(self, net: nn.Module, images: Tensor, classes: Tensor, name: str) -> Prediction:
         """Logits and features `(classes, n, .)` of images `(classes, n, C, H, H)`, standardised and augmented.
 
         Whoever asks by the same `name` in the same iteration meets the same draw.
         """
-        x, groups = normalise(images.flatten(0, 1), *self.normal), classes.repeat_interleave(images.shape[1])
+        x, groups = standardised(images.flatten(0, 1), self.normal), classes.repeat_interleave(images.shape[1])
         s, generator = self.settings, make_generator(self.seed, "augment", self.iteration, name)
         x = siamese(x, s.strategy, generator, groups, s.rule, draws=len(self.real.classes))
         parts = shares(net, x)
@@ -347,6 +362,18 @@ class Matching:
         with self.autocast():
             found = [self.fast[id(net)](part) for part in parts]
         return Prediction(*(torch.cat(side).unflatten(0, images.shape[:2]) for side in zip(*found)))
+
+    def bound(self) -> None:
+        """Put pixels that were published in [0, 1] back there."""
+        if self.settings.space == "unit":
+            with torch.no_grad():
+                self.synthetic.pixels.clamp_(0, 1)
+
+    def descend(self) -> None:
+        """One step of the pixels along their gradient, in the space of the rate."""
+        if self.variance is not None:
+            self.synthetic.pixels.grad.mul_(self.variance)
+        self.optimizer.step()
 
     def parts(self) -> dict[str, object]:
         """All that has a state: the pixels, their momentum, and what the networks of the passes remember."""
@@ -369,8 +396,9 @@ class Matching:
         return (one_iteration, Matching, *(type(thing) if hasattr(thing, "key") else thing for thing in named))
 
     def finish(self) -> None:
-        """Leave the pixels in [0, 1], without gradient. ValueError if they are broken."""
-        self.synthetic.pixels = self.synthetic.pixels.detach().clamp(0, 1)
+        """Leave the pixels without gradient, clamped where they were before. ValueError if they are broken."""
+        self.bound()
+        self.synthetic.pixels = self.synthetic.pixels.detach()
         check_pixels(self.synthetic.pixels, len(self.synthetic.classes))
 
 # %% ../../nbs/condense/matching.ipynb #884a1079
@@ -416,14 +444,13 @@ def one_pass(run: Matching, number: int) -> Tensor:
         loss = current.loss(learned, seen, classes)
         loss.backward()
         total += loss.detach()
-    run.optimizer.step()
+    run.descend()
     return total
 
 # %% ../../nbs/condense/matching.ipynb #59886b3c
 def one_iteration(run: Matching) -> list[Tensor]:
-    """Clamp the pixels, then all passes; their losses."""
-    with torch.no_grad():
-        run.synthetic.pixels.clamp_(0, 1)
+    """Clamp the pixels where that was published, then all passes; their losses."""
+    run.bound()
     losses = [one_pass(run, number) for number in range(len(run.passes))]
     run.iteration += 1
     return losses
@@ -468,6 +495,7 @@ def match(
         return {f"loss{k}": loss for k, loss in enumerate(one_iteration(run))}
 
     def row(done: int, terms: Terms) -> dict:
+        run.bound()                                            # what the next iteration would begin with
         return {"iteration": done, **terms.last()} | (watch(done, synthetic) if watch else {})
 
     plan = run.plan() if checkpoint else {}

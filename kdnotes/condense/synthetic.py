@@ -46,18 +46,25 @@ def decode(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(tiles, size=(H, W), mode="bilinear", align_corners=False)
 
 # %% ../../nbs/condense/synthetic.ipynb #9cf4cb7d
-def mosaic(images: Tensor, factor: int) -> Tensor:
-    """Mosaics `(n, C, H, H)` of images `(f^2 n, C, H, H)`: tile k of mosaic i is image `k n + i`, shrunk by nearest
-    neighbour; the inverse order of `decode`.
+def mosaic(images: Tensor, factor: int, shrink: str = "nearest") -> Tensor:
+    """Mosaics `(n, C, H, H)` of images `(f^2 n, C, H, H)`: tile k of mosaic i is image `k n + i`, as in `decode`.
+
+    Each image is shrunk by picking the "nearest" pixels (IDC), or by "bilinear" interpolation (IDM). Where f does not
+    divide H, the first tiles are a pixel larger, as in the published code, and do not end where `decode` cuts.
     """
     H = images.shape[-1]
     if images.ndim != 4 or images.shape[-2] != H or not images.numel():
         raise ValueError(f"mosaic: images are {tuple(images.shape)}; expected (f^2 n, C, H, H), at least one")
+    if shrink not in ("nearest", "bilinear"):
+        raise ValueError(f"mosaic: shrink is {shrink!r}; expected 'nearest' or 'bilinear'")
     check_factor(factor, H)
-    n, t = len(images) // factor**2, -(-H // factor)
-    small = images if factor == 1 else F.interpolate(images, size=(t, t), mode="nearest")
-    grid = small.view(factor, factor, n, images.shape[1], t, t).permute(2, 3, 0, 4, 1, 5)
-    return grid.reshape(n, images.shape[1], factor * t, factor * t)[..., :H, :H].contiguous()
+    if factor == 1:
+        return images.contiguous()
+    tiles = images[: len(images) // factor**2 * factor**2].unflatten(0, (factor, factor, -1))
+    sides = [len(part) for part in torch.arange(H).tensor_split(factor)]
+    rows = [torch.cat([F.interpolate(tiles[i, j], size=(h, w), mode=shrink) for j, w in enumerate(sides)], -1)
+            for i, h in enumerate(sides)]
+    return torch.cat(rows, -2)
 
 # %% ../../nbs/condense/synthetic.ipynb #bd1d22e1
 def draw_per_class(labels: Tensor, classes: int, count: int, seed: int) -> Tensor:
@@ -102,8 +109,8 @@ class SyntheticSet:
     )
 
     def decoded(self) -> tuple[Tensor, Tensor]:
-        """Training images `(classes * ipc * f^2, C, H, H)` and their labels, without gradient, in [0, 1]."""
-        return decode(self.pixels.detach().clamp(0, 1), self.factor), self.labels.repeat(self.factor**2)
+        """Training images `(classes * ipc * f^2, C, H, H)` and their labels, without gradient, as they were learned."""
+        return decode(self.pixels.detach(), self.factor), self.labels.repeat(self.factor**2)
 
     def by_class(self) -> Tensor:
         """The stored pixels as `(classes, ipc, C, H, H)`, a view."""
@@ -138,9 +145,9 @@ def check_pixels(pixels: Tensor, classes: int) -> None:
         )
 
 
-def from_real(real: ImageSet, ipc: int, factor: int = 1, seed: int = 0) -> SyntheticSet:
+def from_real(real: ImageSet, ipc: int, factor: int = 1, seed: int = 0, shrink: str = "nearest") -> SyntheticSet:
     """Begin with real images: `ipc` mosaics of `factor`^2 random images of each class (the images themselves for
-    `factor` 1).
+    `factor` 1), shrunk as in `mosaic`.
 
     ValueError for images that are not square, a factor that does not fit, or a class with fewer than `ipc factor^2`
     images.
@@ -150,7 +157,7 @@ def from_real(real: ImageSet, ipc: int, factor: int = 1, seed: int = 0) -> Synth
         raise ValueError(f"ipc is {ipc!r} for images of {H} x {W}; expected at least 1 image per class, square images")
     check_factor(factor, H)
     chosen = draw_per_class(real.labels, len(real.classes), ipc * factor**2, seed).to(real.images.device)
-    pixels = torch.cat([mosaic(to_float(real.images[rows]), factor) for rows in chosen])
+    pixels = torch.cat([mosaic(to_float(real.images[rows]), factor, shrink) for rows in chosen])
     return SyntheticSet(pixels, real.classes, factor, real.name)
 
 # %% ../../nbs/condense/synthetic.ipynb #68211a35

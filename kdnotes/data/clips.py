@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_SIZE', 'TRAITS', 'ASYMMETRY', 'GEOMETRY', 'WAVES', 'BANDS', 'TREMOR', 'FORM', 'TRAINED', 'HELD_OUT',
-           'WITHOUT_FINGERPRINT', 'KINDS', 'ANY_OF', 'ClipSet', 'Forgery', 'Kind', 'toytalk', 'temporal_energy']
+           'WITHOUT_FINGERPRINT', 'KINDS', 'ANY_OF', 'ClipSet', 'Forgery', 'Kind', 'box_blur', 'fingerprinted',
+           'toytalk', 'temporal_energy']
 
 # %% ../../nbs/data/clips.ipynb #323cda55
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from ..runtime import make_generator
 @dataclass(frozen=True, eq=False)
 class ClipSet:
     """Face clips: `clips` uint8 `(N, T, 3, H, W)`, `labels` int64 `(N,)` with 1 = forged, the `kinds` that made them,
-    and the numbers of the people shown, `identities`, and put in, `donors` (-1 in a real clip), int64 `(N,)`.
+    and the numbers of the people shown, `identities`, and put in, `donors` (-1 in a real clip), int64 `(N,)`;
+    `videos`, the number of the video that each clip was cut from (None: each is one of its own).
     """
 
     clips: Tensor
@@ -28,13 +30,16 @@ class ClipSet:
     identities: Tensor
     donors: Tensor
     name: str = "clips"
+    videos: Tensor | None = None
 
     def __post_init__(self) -> None:
         x = self.clips
         if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 5 or x.shape[2] != 3 or 0 in x.shape[1:]:
             given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise ValueError(f"clips of {self.name!r} are {given}; expected uint8 (N, T, 3, H, W), no side empty")
-        for name in ("labels", "identities", "donors"):
+        if self.videos is None:
+            object.__setattr__(self, "videos", torch.arange(len(x), device=x.device))
+        for name in ("labels", "identities", "donors", "videos"):
             given = as_labels(f"clips of {self.name!r}", getattr(self, name), len(x), 2 if name == "labels" else None,
                               name, None if name != "labels" else 0)
             object.__setattr__(self, name, given)
@@ -50,7 +55,7 @@ class ClipSet:
         where = torch.arange(len(self))[index if isinstance(index, slice) else index.cpu()].reshape(-1)
         at = where.to(self.clips.device)
         return ClipSet(self.clips[at], self.labels[at], tuple(self.kinds[i] for i in where.tolist()),
-                       self.identities[at], self.donors[at], self.name)
+                       self.identities[at], self.donors[at], self.name, self.videos[at])
 
     def of(self, *kinds: str) -> "ClipSet":
         """The clips of some `kinds`; ValueError for a kind that is not there."""
@@ -334,8 +339,8 @@ def _background(scene: SimpleNamespace, x: Tensor, y: Tensor) -> Tensor:
     return scene.colour + waves
 
 
-def _smoothed(picture: Tensor) -> Tensor:
-    """The mean over 3 x 3 pixels, borders repeated, of the last two sides."""
+def box_blur(picture: Tensor) -> Tensor:
+    """The mean over 3 x 3 pixels, borders repeated, of the last two sides of `(..., H, W)`."""
     for side in (-1, -2):
         n = picture.shape[side]
         first, last = picture.narrow(side, 0, 1), picture.narrow(side, n - 1, 1)
@@ -375,11 +380,13 @@ def _forged(face: SimpleNamespace, donor: SimpleNamespace, move: SimpleNamespace
     return SimpleNamespace(**vars(face) | swapped), SimpleNamespace(**vars(move) | moved)
 
 
-def _marked(y: Tensor, plan: SimpleNamespace) -> Tensor:
-    """`y` with the fingerprint of its kind."""
+def fingerprinted(y: Tensor, plan: SimpleNamespace) -> Tensor:
+    """Frames `y` `(3, n, T, H, W)` with the fingerprint of each clip's kind: `checker`, `red`, `smooth` and `stripes`
+    of the `plan`, `(n, 1, 1, 1)` each.
+    """
     H, W = y.shape[-2:]
     row, column = torch.arange(H, device=y.device)[:, None], torch.arange(W, device=y.device)[None]
-    y = y + plan.smooth * (_smoothed(y) - y)
+    y = y + plan.smooth * (box_blur(y) - y)
     red = torch.tensor([1.0, 0.0, 0.0], device=y.device).view(3, 1, 1, 1, 1)
     return y * (1 + plan.red * red) + plan.checker * (1 - 2 * ((row + column) % 2)) + plan.stripes * (column % 3 == 0)
 
@@ -418,14 +425,14 @@ def _draw(seed: int, kinds: list[str], numbers: list[int], frames: int, size: in
         false.still_u, false.still_v = _head(first, x, y)
         bulge = (1 - (false.still_u / face.a) * (false.still_u / face.a)).clamp(min=0)
         false.still_u = false.still_u - 0.2 * first.yaw * bulge
-        fake = _marked(_scene(false, moved, behind, x, y), plan)
+        fake = fingerprinted(_scene(false, moved, behind, x, y), plan)
         mouth = plan.at_mouth
         region = _ellipse(u, v - mouth * face.mouth_y, 0.85 * face.a + mouth * (0.34 - 0.85 * face.a),
                           0.88 * face.b + mouth * (0.24 - 0.88 * face.b))
         z = z + _soft(region, plan.feather / 4) * (fake - z)
     z = z * (scene.exposure * move.gain * scene.light)
     if (scene.blurred > 0).any():
-        z = z + scene.blurred * (_smoothed(z) - z)
+        z = z + scene.blurred * (box_blur(z) - z)
     z = z.permute(1, 2, 0, 3, 4) + scene.noise[:, :, None] * noise
     return (255 * z.clamp(0, 1)).round().to(torch.uint8)
 

@@ -5,7 +5,6 @@ __all__ = ['CHUNK', 'LUMA', 'SMALL', 'LEVELS', 'saturate', 'darken', 'add_noise'
            'pixelate', 'cosine_transform', 'compress', 'compress_h264', 'perturb']
 
 # %% ../../nbs/data/perturb.ipynb #5f01b15b
-import io
 import math
 from collections.abc import Callable
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .videos import recoded
 from ..inputs import as_pixels, require_choice, require_number, require_whole, wide_dtype
 
 # %% ../../nbs/data/perturb.ipynb #93769331
@@ -188,24 +188,7 @@ def compress_h264(x: Tensor, crf: float, fps: int = 25) -> Tensor:
     if not even or x.dtype != torch.uint8:
         given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise ValueError(f"compress_h264: clips are {given}; expected uint8 (N, T, 3, H, W) with even H and W")
-    try:
-        import av
-    except ImportError:
-        raise ImportError("compress_h264 needs PyAV, which is not installed; pip install 'kdnotes[video]'") from None
-    decoded = []
-    for clip in x.cpu():
-        file = io.BytesIO()
-        with av.open(file, "w", format="mp4") as video:
-            stream = video.add_stream("libx264", rate=fps, options={"crf": f"{crf:g}"})
-            stream.height, stream.width, stream.pix_fmt = *clip.shape[-2:], "yuv420p"
-            for frame in clip.permute(0, 2, 3, 1).contiguous().numpy():
-                video.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            video.mux(stream.encode())
-        file.seek(0)
-        with av.open(file) as video:
-            frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in video.decode(video=0)]
-        decoded.append(torch.stack(frames).permute(0, 3, 1, 2))
-    return torch.stack(decoded).to(x.device) if decoded else x.clone()
+    return torch.stack([recoded(clip, crf, fps) for clip in x]) if len(x) else x.clone()
 
 # %% ../../nbs/data/perturb.ipynb #7628d25c
 LEVELS: dict[str, tuple[float, ...]] = {
@@ -214,16 +197,27 @@ LEVELS: dict[str, tuple[float, ...]] = {
     "compression": (30, 32, 35, 38, 40)}
 
 
+def _through_h264(x: Tensor, crf: float) -> Tensor:
+    """Clips, bytes or floats in [0, 1], through the true encoder."""
+    if x.dtype == torch.uint8:
+        return compress_h264(x, crf)
+    coded = compress_h264((255 * as_pixels("perturb", x.flatten(0, 1), "frames", channels=3)).round().to(torch.uint8)
+                          .view(x.shape), crf)
+    return (coded.to(wide_dtype(x)) / 255).to(x.dtype)
+
+
 def perturb(x: Tensor, name: str, level: int, generator: torch.Generator | None = None,
-            small: bool | None = None) -> Tensor:
+            small: bool | None = None, encoder: str = "stand-in") -> Tensor:
     """Clips `(N, T, 3, H, W)`, bytes or floats in [0, 1], after one of the seven perturbations `LEVELS` at a `level`
     from 1 to 5.
 
     `small`: take the form for small frames (None: where a side is below 256). `generator` places blocks and draws the
-    noise (None: seed 0). Source: DeeperForensics-1.0, Jiang et al., CVPR 2020; small forms and compression are ours.
+    noise (None: seed 0). `encoder`: what compresses, "stand-in" or, with the extra `video` and even H and W, "h264".
+    Source: DeeperForensics-1.0, Jiang et al., CVPR 2020; small forms and the stand-in are ours.
     """
     require_choice("perturb", LEVELS, name=name)
     require_whole("perturb", level=level, at_most=5)
+    require_choice("perturb", ("stand-in", "h264"), encoder=encoder)
     if not isinstance(x, Tensor) or x.ndim != 5:
         given = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise ValueError(f"perturb: clips are {given}; expected a tensor (N, T, 3, H, W)")
@@ -236,7 +230,7 @@ def perturb(x: Tensor, name: str, level: int, generator: torch.Generator | None 
     if name == "noise":
         return add_noise(x, value, generator)
     if name == "compression":
-        return compress(x, value)
+        return compress(x, value) if encoder == "stand-in" else _through_h264(x, value)
     if name == "blur":
         return blur(x, value / 6 * (min(H, W) / 128), None) if small else blur(x, value / 6, int(value) // 2)
     if name == "pixelation":

@@ -221,8 +221,6 @@ def siamese(
         names, rule, G if together and groups is not None else count(calls, n, 1), generator
     ).items():
         u = torch.rand(G, OPERATIONS[name].numbers, generator=generator, device=generator.device if generator else None)
-        if rule == "dsa" and groups is not None and name in ("crop", "scale"):
-            u = u[:, :1].expand(-1, 2)
         changed = OPERATIONS[name].apply(x, spread(OPERATIONS[name].read(u, side), groups, n, device))
         x = changed if mask is None else torch.where(spread(mask, calls, n, device)[:, None, None, None], changed, x)
     return x

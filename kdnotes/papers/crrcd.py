@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Settings, section, setting
 from kdnotes.crossres import (
@@ -29,7 +29,7 @@ from kdnotes.crossres import (
 from ..data.catalogue import load
 from ..data.degrade import MODES
 from ..data.protocols import FaceSets
-from ..experiment import Experiment, Row, Stage, Study
+from ..experiment import Experiment, Here, Row, Stage, Study
 from ..faces import NativeTest, People
 from ..metrics.verify import histogram_intersection, judge_folds, pair_scores, similarity_margin
 from ..models.written import parse, parse_recogniser, parse_teacher, printed
@@ -250,7 +250,7 @@ EVERY_METHOD = {"closed_methods": (), "anchors": 16, "negatives": (16, 512), "ta
                 "readings": ("both sides, tied modules", "student side alone", "plain differences",
                              "negatives of any class", "literal critic")}
 REAL_FACES = {   # an off-the-shelf teacher, and a student at 16 x 16 as in the paper
-    "batch_size": 128, "weight_decay": 5e-2, "seeds": (0, 1, 2, 3, 4),
+    "batch_size": 128, "weight_decay": 5e-2, "seeds": (0, 1, 2, 3, 4), "beta": 0.2,
     "n": 256, "p": 64, "anchors": 16, "crd_n": 1024,
     "faces": {"teacher": "dlib", "size": 32, "student": "smallface:24-48-96:128", "low": 16, "shift": 2, "angle": 0.0,
               "steps": 1500, "methods": ("Student", "KD", "CE + KD", "FitNet, embedding", "RKD", "CRD", "CRCD",
@@ -268,7 +268,7 @@ Config.PROFILES = {
                   "student": "smallface:4-8:8", "methods": ("Student", "CRRCD")},
         "training": {"steps": 4, "teacher_steps": 4, "probe_steps": 20},
     },
-    "demo": {},
+    "demo": {"betas": (0.5, 2.0)},
     "real": Config.merged(EVERY_METHOD, {
         "dataset": "cifar10",
         "networks": {"teacher": "resnet56", "student": "vgg8",
@@ -381,16 +381,16 @@ def student_of(method: str, task: Task, config: Config) -> Unaided | Taught:
     return task.student(recipe, Taught, stage=config.networks.stage)
 
 # %% ../../nbs/papers/crrcd.ipynb #d8528c02
-def pair_similarities(
-    stage: Stage, network, here, view: str, views: Views, unseen: People
-) -> tuple[Tensor, Tensor, int]:
+def pair_similarities(stage: Stage, network: nn.Module, here: Here, view: str, views: Views,
+                      unseen: People) -> tuple[Tensor, Tensor, int]:
     """Cosines of the verification pairs, whether each is genuine, and their folds."""
     images, pairs, *_ = here.read(unseen)
     features = seen_by(stage, network, here, images, view, views).features.cpu()
     return pair_scores(features[pairs.first], features[pairs.second]), pairs.same, pairs.folds
 
 
-def verified(stage: Stage, network, here, view: str, views: Views, unseen: People) -> dict[str, float]:
+def verified(stage: Stage, network: nn.Module, here: Here, view: str, views: Views,
+             unseen: People) -> dict[str, float]:
     """Accuracy of verification in folds, and how far genuine and impostor pairs lie apart."""
     scores, same, folds = pair_similarities(stage, network, here, view, views, unseen)
     right = 100 * float(judge_folds(scores, same, folds).accuracy.mean())
@@ -444,7 +444,8 @@ def with_weight(beta: float, config: Config) -> Config:
 def weight_rows(seed: int, config: Config) -> list[Row]:
     """The plain student and CRRCD with several weights, on held-out images and on test images."""
     rows = []
-    for name in [name for name in HELD_OUT if name in config.images.studies]:
+    alone = set(config.images.studies) <= ON_FACES
+    for name in [name for name in HELD_OUT if name in config.images.studies and (alone or name != "faces")]:
         whole = task_of(name, seed, config)
         for on, task in {"held out": whole.held_out(**HELD_OUT[name]), "test": whole}.items():
             measures = {"retrieval": partial(retrieved, test=task.test, ks=(1,)),
@@ -649,7 +650,7 @@ def sweep_claims(config: Config) -> dict[str, list[Claim]]:
                             cited=theirs("left", "negatives", "1024", "64"))],
         "temperature": [claim(f"tau={middle:g} > tau={end:g}", f"too {word} a critic is worse", best,
                               at("temperature", "tau", end), cited=theirs("right", "tau", "0.1", their_end))
-                        for word, (end, their_end) in ends.items()],
+                        for word, (end, their_end) in ends.items() if end != middle],
     }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -168,8 +169,8 @@ class Faces:
     people: tuple[int, int] = setting((80, 60), "scale", "trained on, judged; LFW prescribes its own", at_least=2)
     each: int = setting(12, "scale", "procedural pictures of each person", at_least=2)
     nuisance: float = setting(0.6, "scale", "how much they vary", at_least=0, at_most=1)
-    judged: str = setting("", "paper", 'whose faces judge: the set\'s own, or "uccs" by a new last layer',
-                          choices=("", "uccs"))
+    judged: str = setting("own", "paper", 'whose faces judge: the set\'s "own", or "uccs" by a new last layer',
+                          choices=("own", "uccs"))
     subjects: int = setting(180, "paper", "of UCCS, whom the new last layer tells apart", at_least=2)
     fit_steps: int = setting(200, "scale", "in which it is fitted; all others stay as they are", at_least=1)
     pairs: int = setting(2000, "component", "to be verified, half of them genuine; LFW has 6000", at_least=20)
@@ -234,7 +235,7 @@ UCCS = Config.merged(CASIA, {"people": (2000, 2), "faces": {"dataset": "casia_we
 
 # %% ../../nbs/papers/horkd.ipynb #908f447c
 Config.PROFILES = {
-    "smoke": {"training": {"steps": 8, "teacher_steps": 8}, "train_size": 20, "seeds": (0, 1), "low_sweep": (4,),
+    "smoke": {"training": {"steps": 8, "teacher_steps": 8}, "train_size": 20, "seeds": (0,), "low_sweep": (4,),
               "weight_sweep": (0.0,), "student_sweep": (),
               "networks": {"student": "smallconv:2-4-8:8", "teacher": "smallconv:4-8-16:16"},
               "faces": {"student": "smallconv:2-4-8:8", "teacher": "smallconv:2-4-8:8", "steps": 4, "teacher_steps": 4,
@@ -302,7 +303,7 @@ class Joint(Assisted):
     def needs(self) -> dict[str, Stage]:
         return {"teacher": self.teacher}
 
-    def build(self, parents: dict[str, nn.Module], here: Here, checkpoint: Path) -> dict[str, Tensor]:
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> dict[str, Any]:
         dims = {"teacher": parents["teacher"].feature_dim}
         assistant = self.assistant.learner(self.assistant.fresh(here), self.assistant.recipe, here, dims)
         dims["assistant"] = assistant.network.feature_dim
@@ -326,10 +327,10 @@ def task_of(name: str, seed: int, config: Config) -> Task:
     views = Views(images.low, images.mode, flip=images.flip, padding=images.padding)
     if name == "faces":
         train, views = people_of(seed, own), replace(views, low=own.low)
-        judge = own.judged or {"casia": "LFW"}.get(own.dataset, own.dataset)      # CASIA-WebFace brings LFW
+        judge = {"casia": "LFW"}.get(own.dataset, own.dataset)              # CASIA-WebFace brings LFW
         uccs = NativeTest("uccs", own.size, own.subjects)
-        dataset, networks = judge.upper() if own.judged else judge, own
-        test = uccs if own.judged else replace(train, part="test", pairs=own.pairs)
+        dataset, networks = "UCCS" if own.judged == "uccs" else judge, own
+        test = uccs if own.judged == "uccs" else replace(train, part="test", pairs=own.pairs)
     else:
         how, seen = replace(how, per_class=training.per_class), images.seen if name == "retrieval" else ()
         train = Pictures(config.dataset, "train", images.size, images.train_size, seen, images.searched)
@@ -381,7 +382,7 @@ TABLES = {
 }
 
 
-def row(table: str, method: str, stage: Network, task: Task, config: Config, view: str = "low", **setting) -> Row:
+def row(table: str, method: str, stage: Network, task: Task, config: Config, view: str = "low", **setting: Any) -> Row:
     """A row on the images that judge `task`."""
     measures = {"retrieval": partial(retrieved, ks=config.images.ks), "classification": classified, "faces": recognised}
     judge = partial(measures[task.name], test=task.test)
@@ -509,7 +510,7 @@ def closed_claims() -> list[Claim]:
 
 def face_claims(config: Config) -> list[Claim]:
     """The claims on faces that the methods of `config` can test."""
-    metric = "accuracy" if config.faces.judged else "verification_accuracy"
+    metric = "accuracy" if config.faces.judged == "uccs" else "verification_accuracy"
     claim = partial(Claim, metric=metric, where={"table": TABLES["faces"]})
     every = [
         claim("faces: hybrid > plain student", "relations help to recognise low-resolution faces", "HORKD", "CE",

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['NETS', 'BY_HAND', 'OURS', 'RANDOM', 'NO_LABELS', 'TUNED', 'ONE_MODULE', 'SUPERVISED', 'METHODS', 'PROTOCOLS', 'LOO',
-           'CROSS', 'BARE', 'CORRUPTED', 'ABLATED', 'FEW', 'LIVE', 'STAGE_1', 'REALS', 'EVERYTHING', 'Clips', 'Look',
-           'Networks', 'Losses', 'Learner', 'drawn', 'collapse', 'Backbone', 'Untrained', 'Learned', 'Pretrained',
-           'Published', 'Kept', 'as_json', 'cut', 'read_off', 'Features', 'corrupted', 'fold_rows', 'HeadBank',
-           'HeadTraining', 'Key', 'Heads', 'Detector', 'EndToEnd', 'surprises', 'ByHeads', 'ByDetectors',
-           'ByPrediction', 'ByHand', 'Case', 'auc_of', 'detected', 'fallen', 'natural', 'Videos', 'Pretraining',
-           'Rivals', 'Config', 'Cast', 'key_of', 'mean_of', 'held_out', 'across', 'robust', 'ablated', 'few_labels',
-           'rows', 'run', 'publish_backbone', 'claims']
+           'CROSS', 'BARE', 'CORRUPTED', 'ABLATED', 'FEW', 'STAGE_1', 'GATES', 'BY_FRAME', 'MADE', 'REALS',
+           'EVERYTHING', 'Clips', 'Photographs', 'RealVideos', 'renamed', 'joined', 'Look', 'Networks', 'Losses',
+           'Learner', 'drawn', 'collapse', 'Backbone', 'Untrained', 'Learned', 'Pretrained', 'Published', 'Kept',
+           'as_json', 'cut', 'read_off', 'Features', 'corrupted', 'fold_rows', 'HeadBank', 'HeadTraining', 'Key',
+           'Heads', 'Detector', 'EndToEnd', 'surprises', 'ByHeads', 'ByDetectors', 'ByPrediction', 'ByHand', 'Case',
+           'auc_of', 'detected', 'fallen', 'natural', 'Videos', 'Pretraining', 'Rivals', 'Config', 'Cast', 'key_of',
+           'held_out', 'across', 'robust', 'ablated', 'few_labels', 'rows', 'run', 'publish_backbone', 'claims']
 
 # %% ../../nbs/papers/naco.ipynb #d18c4e42
 import json
@@ -19,19 +19,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import Settings, section, setting, shorten
+from ..config import Settings, section, setting, shorten, unknown_name
 from ..crossres import Optimisation, frozen, optimise, weights_of
 from ..data.augment import crop, draw_crop
 from ..data.batches import Batches
-from ..data.clips import HELD_OUT, TRAINED, WITHOUT_FINGERPRINT, ClipSet, temporal_energy, toytalk
+from ..data.catalogue import face_sets, known
+from ..data.source import data_root
+from ..data.clips import HELD_OUT, TRAINED, ClipSet, temporal_energy, toytalk
+from ..data.facecrops import clip_starts
 from ..data.perturb import LEVELS, perturb
-from ..experiment import Data, Experiment, Here, Row, Stage, Study, note_of, place_of, shown
+from ..data.photoclips import Portraits, photoclips, suitable
+from ..data.sets.videos import video_clips
+from ..experiment import Data, Experiment, Here, Row, Stage, Study, place_of, shown
 from kdnotes.losses.consistency import (
     SHUFFLES,
     SPM_FORMS,
@@ -42,11 +47,12 @@ from kdnotes.losses.consistency import (
     reorder,
     squared_distance,
 )
-from ..metrics.video import RULES, clip_starts, roc_auc, video_auc
+from ..metrics.video import RULES, roc_auc, video_auc
+from ..models.recognisers import find_faces, kept_answers
 from ..models.video import CNNS, ForgeryHead, Recurrent, Seen, Still, VideoNet, moments, video_net
 from ..models.weights import packaged, read_weights, write_weights
 from ..results import Claim, Results
-from ..runtime import derive_seed, make_generator, seed_everything
+from ..runtime import derive_seed, fingerprint, make_generator, seed_everything
 
 # %% ../../nbs/papers/naco.ipynb #b9a02464
 @dataclass(frozen=True)
@@ -63,6 +69,67 @@ class Clips(Data):
 
     def load(self) -> ClipSet:
         return toytalk(dict(self.counts), self.part, self.seed, self.frames, self.size, self.strength)
+
+
+@dataclass(frozen=True)
+class Photographs(Clips):
+    """Animated photographs of the faces of `dataset`: appearance is real, motion is made. Of the people to learn from
+    four in eight are seen in pretraining, three in training, one in validation; the test has its own.
+    """
+
+    def load(self) -> ClipSet:
+        found = face_sets(self.dataset, 112, part="test" if self.part == "test" else "train")
+        images = found.test if self.part == "test" else found.learnt
+        portraits = Portraits(images.images, kept_answers(images.images).landmarks, images.labels)
+        eighth = portraits.people % 8
+        own = {"pretrain": eighth < 4, "train": (eighth > 3) & (eighth < 7), "val": eighth == 7, "test": eighth < 8}
+        portraits = portraits.take(own[self.part])
+        return photoclips(portraits.take(suitable(portraits)), dict(self.counts), self.part, self.seed, self.frames,
+                          self.size, self.strength)
+
+
+@dataclass(frozen=True)
+class RealVideos(Data):
+    """Clips of the videos of a benchmark or of one's own, up to `per_video` of each (0: all), of some `kinds`. Further
+    sets, joined to the first by "+", are there to be judged: what is forged in them is of the kind that has their name,
+    what is real of "real" and their name.
+    """
+
+    dataset: str
+    part: str
+    kinds: tuple[str, ...]
+    frames: int
+    size: int
+    per_video: int = 0
+    landmarks: str = "beside"                     # of each frame: those beside the videos, or found by "dlib"
+
+    def load(self) -> ClipSet:
+        first, *others = self.dataset.split("+")
+        look = partial(video_clips, split=self.part, frames=self.frames, size=self.size,
+                       per_video=self.per_video or None, landmarks=find_faces if self.landmarks == "dlib" else None)
+        parts = [look(first, kinds=self.kinds)]
+        parts += [renamed(look(name), name) for name in others if self.part == "test"]
+        return joined(parts)
+
+
+def renamed(clips: ClipSet, name: str) -> ClipSet:
+    """Clips of the set `name` among those of others: their kinds are `name` and "real `name`"."""
+    return replace(clips, kinds=tuple(name if forged else f"real {name}" for forged in clips.labels.tolist()))
+
+
+def joined(parts: Sequence[ClipSet]) -> ClipSet:
+    """Sets of clips as one, in which no two share a person or a video."""
+    columns = {name: [getattr(part, name) for part in parts] for name in ("clips", "labels")}
+    for name in ("identities", "donors", "videos"):
+        above = 0
+        columns[name] = []
+        for part in parts:
+            x = getattr(part, name)
+            columns[name].append(torch.where(x < 0, x, x + above))
+            above += 1 + int(max(part.identities.max(), part.donors.max(), part.videos.max()))
+    kinds = tuple(kind for part in parts for kind in part.kinds)
+    return ClipSet(kinds=kinds, name="+".join(part.name for part in parts),
+                   **{name: torch.cat(column) for name, column in columns.items()})
 
 # %% ../../nbs/papers/naco.ipynb #da51a25e
 @dataclass(frozen=True)
@@ -291,10 +358,14 @@ def as_json(stage: Stage) -> str:
     """The fields of a stage."""
     return json.dumps(shown(stage), sort_keys=True)
 
-# %% ../../nbs/papers/naco.ipynb #4f5f54bd
-def cut(videos: Tensor, frames: int, backpad: bool = False) -> tuple[Tensor, Tensor]:
-    """Videos `(N, T, 3, H, W)` as clips of `frames`, `(C, frames, 3, H, W)`, and the number of each clip's video."""
-    starts = clip_starts(videos.shape[1], frames, backpad=backpad)
+# %% ../../nbs/papers/naco.ipynb #f65b239f
+def cut(videos: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Videos `(N, T, 3, H, W)` as clips of `frames`, `(C, frames, 3, H, W)`, and from which row each was cut.
+    ValueError where they are shorter.
+    """
+    starts = clip_starts(videos.shape[1], frames)
+    if not starts:
+        raise ValueError(f"videos of {videos.shape[1]} frames give no clip of {frames}; expected at least as many")
     places = torch.tensor(starts)[:, None] + torch.arange(frames)
     return videos[:, places].flatten(0, 1), torch.arange(len(videos)).repeat_interleave(len(starts))
 
@@ -306,11 +377,11 @@ def read_off(seen: Seen, read: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Features(Stage):
-    """What a frozen backbone makes of all clips of `frames` in the videos `clips`: `inputs` `(C, D)`, and the `video`
-    of each. `part`: "time", or "frame", the CNN alone; `perturbed`: by what and at which level, ("", 0): not at all.
+    """What a frozen backbone makes of all clips of `frames` in `clips`: `inputs` `(C, D)`, and from which `row` each
+    was cut. `part`: "time", or "frame", the CNN alone; `perturbed`: by what and at which level, ("", 0): not at all.
     """
 
-    clips: Clips
+    clips: Clips | RealVideos
     backbone: Untrained
     frames: int
     read: str
@@ -323,28 +394,28 @@ class Features(Stage):
     def build(self, parents: Mapping[str, Backbone], here: Here, checkpoint: Path) -> dict:
         net, videos = parents["backbone"].net, here.read(self.clips).clips
         videos = corrupted(videos, *self.perturbed)
-        clips, video = cut(videos, self.frames)
+        clips, row = cut(videos, self.frames)
         with torch.no_grad():
             seen = [net.frame(part.to(here.device)) for part in clips.split(64)]
             seen = [net.time(f) if self.part == "time" else Still()(f) for f in seen]
         inputs = torch.cat([read_off(part, self.read).float().cpu() for part in seen])
-        return {"inputs": inputs, "video": video, "failed": parents["backbone"].failed}
+        return {"inputs": inputs, "row": row, "failed": parents["backbone"].failed}
 
 
 def corrupted(videos: Tensor, name: str, level: int) -> Tensor:
     """Videos `(N, T, 3, H, W)` after the perturbation `name`, "" for none, at a `level` from 1 to 5."""
     return perturb(videos, name, level, make_generator(0, name, level)) if name else videos
 
-# %% ../../nbs/papers/naco.ipynb #32e98683
-def fold_rows(clips: ClipSet, held: str, fakes: int = 0) -> Tensor:
+# %% ../../nbs/papers/naco.ipynb #42525f8e
+def fold_rows(clips: ClipSet, held: str, fakes: int = 0, kinds: tuple[str, ...] = TRAINED) -> Tensor:
     """Places of the clips to learn from where the kind `held` is left out ("": none): all real ones, and of each other
-    kind to train on the first `fakes` (0: all). ValueError for clips of a kind that nobody may train on.
+    of the `kinds` to train on the first `fakes` (0: all). ValueError for clips of a kind that nobody may train on.
     """
-    if strange := sorted(set(clips.kinds) - {"real", *TRAINED}):
+    if strange := sorted(set(clips.kinds) - {"real", *kinds}):
         raise ValueError(f"clips of {clips.name!r} to learn from hold {', '.join(strange)}; expected real and "
-                         f"{', '.join(TRAINED)}: kinds that are held out may not be trained on")
-    if held and held not in TRAINED:
-        raise ValueError(f"{held!r} is no kind to hold out; expected one of {', '.join(TRAINED)}")
+                         f"{', '.join(kinds)}: kinds that are held out may not be trained on")
+    if held and held not in kinds:
+        raise ValueError(f"{held!r} is no kind to hold out; expected one of {', '.join(kinds)}")
     count, found = dict.fromkeys(clips.kinds, 0), []
     for place, kind in enumerate(clips.kinds):
         if kind == "real" or kind != held and (not fakes or count[kind] < fakes):
@@ -408,6 +479,7 @@ class Heads(Stage):
     val: Features | None
     keys: tuple[Key, ...]
     how: HeadTraining
+    kinds: tuple[str, ...] = TRAINED
 
     def needs(self) -> dict[str, Stage]:
         return {"train": self.train} | ({"val": self.val} if self.val else {})
@@ -447,9 +519,9 @@ class Heads(Stage):
     def labelled(self, part: str, parents: Mapping[str, dict], here: Here) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Inputs of the clips of a part, whether each is forged, and the places that each head may look at."""
         videos, seen = here.read(getattr(self, part).clips), parents[part]
-        of_head = lambda key: fold_rows(videos, key.held, key.fakes if part == "train" else 0)
-        rows = [torch.isin(seen["video"], of_head(key)).nonzero()[:, 0] for key in self.keys]
-        return seen["inputs"], videos.labels[seen["video"]].bool(), rows
+        of_head = lambda key: fold_rows(videos, key.held, key.fakes if part == "train" else 0, self.kinds)
+        rows = [torch.isin(seen["row"], of_head(key)).nonzero()[:, 0] for key in self.keys]
+        return seen["inputs"], videos.labels[seen["row"]].bool(), rows
 
     def judged(self, bank: HeadBank, inputs: Tensor, forged: Tensor, rows: list[Tensor]) -> Tensor:
         """The AUC of each head on the clips of the validation that it may look at."""
@@ -493,6 +565,7 @@ class EndToEnd(Stage):
     dropout: float
     how: Optimisation
     begin: Learned | None = None
+    kinds: tuple[str, ...] = TRAINED
 
     def needs(self) -> dict[str, Stage]:
         return {"begin": self.begin} if self.begin else {}
@@ -509,7 +582,7 @@ class EndToEnd(Stage):
 
     def build(self, parents: Mapping[str, Backbone], here: Here, checkpoint: Path) -> dict[str, Tensor]:
         videos = here.read(self.clips)
-        videos = videos[fold_rows(videos, self.held)]
+        videos = videos[fold_rows(videos, self.held, kinds=self.kinds)]
         detector = self.fresh()
         if self.begin:
             detector.net.load_state_dict(parents["begin"].net.state_dict())
@@ -521,7 +594,7 @@ class EndToEnd(Stage):
         optimise(detector, batches, lambda model, batch: model(batch), self.how, here.fabric, checkpoint)
         return weights_of(detector)
 
-    def open(self, kept: dict[str, Tensor], here: Here) -> Detector:
+    def open(self, kept: dict[str, Any], here: Here) -> Detector:
         return frozen(self.fresh(), kept, here.device)
 
 # %% ../../nbs/papers/naco.ipynb #f7c4cece
@@ -563,7 +636,7 @@ class ByHeads(Stage):
     def build(self, parents: Mapping[str, object], here: Here, checkpoint: Path) -> dict:
         with torch.no_grad():
             scores = parents["heads"](parents["test"]["inputs"].to(here.device)).cpu()
-        return {"scores": scores, "video": parents["test"]["video"], "failed": parents["test"]["failed"]}
+        return {"scores": scores, "row": parents["test"]["row"], "failed": parents["test"]["failed"]}
 
 
 @dataclass(frozen=True)
@@ -583,11 +656,11 @@ class ByDetectors(Stage):
 
     def build(self, parents: Mapping[str, Detector], here: Here, checkpoint: Path) -> dict:
         videos = corrupted(here.read(self.clips).clips, *self.perturbed)
-        clips, video = cut(videos, self.detectors[0].look.frames)
+        clips, row = cut(videos, self.detectors[0].look.frames)
         with torch.no_grad():
             see = lambda d: torch.cat([d.head(d.net(part.to(here.device))).float().cpu() for part in clips.split(64)])
             scores = torch.stack([see(detector) for detector in parents.values()])
-        return {"scores": scores, "video": video, "failed": ""}
+        return {"scores": scores, "row": row, "failed": ""}
 
 
 @dataclass(frozen=True)
@@ -603,9 +676,9 @@ class ByPrediction(Stage):
         return {"backbone": self.backbone}
 
     def build(self, parents: Mapping[str, Backbone], here: Here, checkpoint: Path) -> dict:
-        clips, video = cut(here.read(self.clips).clips, self.frames)
+        clips, row = cut(here.read(self.clips).clips, self.frames)
         scores = surprises(parents["backbone"], clips).mean(1)
-        return {"scores": scores[None], "video": video, "failed": parents["backbone"].failed}
+        return {"scores": scores[None], "row": row, "failed": parents["backbone"].failed}
 
 
 BY_HAND = ("mean |dx|", "mean |d2x|", "face |d2x|", "face / whole")
@@ -620,10 +693,10 @@ class ByHand(Stage):
     keys: tuple[str, ...] = BY_HAND
 
     def build(self, parents: Mapping[str, object], here: Here, checkpoint: Path) -> dict:
-        clips, video = cut(here.read(self.clips).clips, self.frames)
+        clips, row = cut(here.read(self.clips).clips, self.frames)
         found = [temporal_energy(part) for part in clips.split(64)]
         return {"scores": torch.stack([torch.cat([part[key] for part in found]) for key in self.keys]),
-                "video": video, "failed": ""}
+                "row": row, "failed": ""}
 
 # %% ../../nbs/papers/naco.ipynb #3bc7c904
 class Case(NamedTuple):
@@ -637,10 +710,11 @@ class Case(NamedTuple):
 def auc_of(case: Case, stage: Stage, scored: dict, here: Here, rule: str = "logits") -> float:
     """The AUC of a case, in percent, by a `rule` of `metrics.video`."""
     videos = here.read(stage.clips)
-    among = torch.tensor([kind in (case.kind, case.real) for kind in videos.kinds])[scored["video"]]
-    forged = torch.tensor([kind == case.kind for kind in videos.kinds])[scored["video"]]
+    among = torch.tensor([kind in (case.kind, case.real) for kind in videos.kinds])[scored["row"]]
+    forged = torch.tensor([kind == case.kind for kind in videos.kinds])[scored["row"]]
     scores = scored["scores"][stage.keys.index(case.key)]
-    return 100 * video_auc(scores[among], scored["video"][among], forged[among], rule)
+    video = videos.videos[scored["row"]]
+    return 100 * video_auc(scores[among], video[among], forged[among], rule)
 
 
 def detected(stage: Stage, scored: dict, here: Here, cases: tuple[Case, ...], rules: bool = False) -> dict[str, float]:
@@ -688,7 +762,8 @@ class Videos:
     pretrain: int = setting(960, "scale", "real videos of stage 1", at_least=2)
     pretrain_frames: int = setting(16, "scale", "of each; a window is drawn", at_least=2)
     frames: int = setting(12, "scale", "n, of a clip; 16 in our reading of the paper", at_least=3)
-    train: tuple[int, int] = setting((256, 64), "scale", "labelled: real, forged of each kind", at_least=2)
+    train: tuple[int, int] = setting((256, 64), "scale", "labelled: real, forged of each kind; where videos are real, "
+                                     "those of an epoch", at_least=2)
     val: tuple[int, int] = setting((0, 0), "scale", "of the validation; 0 0: none, the last step is taken", at_least=0)
     test: tuple[int, int] = setting((120, 60), "scale", "judged", at_least=2)
     test_frames: int = setting(12, "scale", "of a judged video, cut into clips of n", at_least=3)
@@ -698,6 +773,9 @@ class Videos:
     gain: float = setting(0.1, "reconstructed", "contrast of a clip changes by up to this", at_least=0, below=1)
     offset: float = setting(0.15, "reconstructed", "brightness, in quarters of the range", at_least=0)
     padding: int = setting(0, "scale", "shift of a clip in pixels", at_least=0)
+    per_video: int = setting(4, "scale", "clips to learn from of a real video, 0 = all", at_least=0)
+    landmarks: str = setting("beside", "component", "of real videos: those beside them, or found by dlib",
+                             choices=("beside", "dlib"))
 
 
 @dataclass(frozen=True)
@@ -721,13 +799,14 @@ class Rivals:
 
     epochs: int = setting(60, "scale", "of the video networks", at_least=1)
     frame_epochs: int = setting(20, "scale", "of the network of single frames", at_least=1)
+    gate_epochs: int = setting(10, "scale", "of the network of single frames that is to find nothing without "
+                               "fingerprints, 0 = not asked", at_least=0)
     tuned_epochs: int = setting(20, "scale", "of the pretrained one", at_least=1)
     tuned_lr: float = setting(3e-4, "scale", "of the pretrained one", above=0)
     batch_size: int = setting(32, "scale", "clips", at_least=2)
     lr: float = setting(1e-3, "scale", "peak, one cycle", above=0)
     weight_decay: float = setting(0.05, "scale", "of AdamW", at_least=0)
-    folds: tuple[str, ...] = setting(("none", *TRAINED), "scale", "kinds held out, one training each",
-                                     choices=("none", *TRAINED), length=(1, None))
+    folds: tuple[str, ...] = setting((), "scale", 'kinds held out, one training each; empty: "none" and all of them')
 
 # %% ../../nbs/papers/naco.ipynb #8e450fd8
 OURS, RANDOM, NO_LABELS, TUNED = "NACO", "random backbone", "prediction error, no labels", "NACO, finetuned"
@@ -736,18 +815,22 @@ SUPERVISED = {"supervised video": "video", "supervised CNN-GRU": "CNN-GRU", "sup
 METHODS = (OURS, *ONE_MODULE, RANDOM, *SUPERVISED, TUNED, *BY_HAND, NO_LABELS)
 PROTOCOLS = ("A leave-one-out", "B cross-set", "C fingerprints", "D robustness", "E ablations", "F labels")
 LOO, CROSS, BARE, CORRUPTED, ABLATED, FEW = PROTOCOLS
-LIVE, STAGE_1 = "a short run", "pretraining"
-REALS = {"CDF": "real B", "DFDC": "real B wild"}             # held-out kinds that have real videos of their own
+STAGE_1, GATES, BY_FRAME = "pretraining", "data gates", "single frames, no fingerprints"
+MADE = {"toytalk": Clips, "lfw": Photographs}
+REALS = {"CDF": "real B", "DFDC": "real B wild"}             # drawn kinds that have real videos of their own
 
 
 @dataclass(frozen=True)
 class Config(Settings):
     """Everything that a run depends on."""
 
-    dataset: str = setting("toytalk", "scale", "drawn talking faces", choices=("toytalk",))
-    methods: tuple[str, ...] = setting((OURS, RANDOM, "supervised video", *BY_HAND, NO_LABELS), "scale", "rows",
+    dataset: str = setting("toytalk", "scale", 'drawn talking faces; or "lfw", photographs that talk; or '
+                           '"faceforensics", with sets to be tested on joined by "+"; or a folder of one\'s own')
+    methods: tuple[str, ...] = setting((OURS, RANDOM, "supervised video", *BY_HAND[2:], NO_LABELS), "scale", "rows",
                                        choices=METHODS, length=(1, None))
-    protocols: tuple[str, ...] = setting((LOO, BARE), "scale", "tables", choices=PROTOCOLS, length=(1, None))
+    kinds: tuple[str, ...] = setting(TRAINED, "paper", "kinds of forgery to train on, each of them held out once",
+                                     length=(1, None))
+    protocols: tuple[str, ...] = setting((LOO, CROSS, BARE), "scale", "tables", choices=PROTOCOLS, length=(1, None))
     perturbations: tuple[str, ...] = setting(tuple(LEVELS), "component", "protocol D", choices=tuple(LEVELS))
     levels: tuple[int, ...] = setting((1, 2, 3, 4, 5), "component", "protocol D", at_least=1, at_most=5)
     labels: tuple[int, ...] = setting((16, 32, 64, 128), "scale", "protocol F: forged clips of each kind", at_least=2)
@@ -773,6 +856,36 @@ class Config(Settings):
                              f"videos.train={v.train} has {v.train[1]}")
         if (v.val[0] == 0) != (v.val[1] == 0):
             raise ValueError(f"videos.val={v.val} must hold real and forged clips, or neither")
+        if strange := sorted({*self.rivals.folds} - {"none", *self.kinds}):
+            raise unknown_name("fold", strange[0], ("none", *self.kinds))
+        if self.drawn and (strange := sorted({*self.kinds} - {*TRAINED})):
+            raise unknown_name("kind to train on", strange[0], TRAINED)
+        if not self.drawn and (BARE in self.protocols or self.corpora):
+            raise ValueError(f"dataset={self.dataset!r}: {BARE!r} and corpora are for drawn clips; take others")
+        here = known(None, *self.DATA).get(self.dataset)
+        if CROSS in self.protocols and not self.others and here and not here.missing(data_root()):
+            raise ValueError(f"dataset={self.dataset!r} names no further set for {CROSS!r}; join one by '+', or take "
+                             f"other protocols")
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """What is held out from end-to-end networks, "none" for nothing."""
+        return self.rivals.folds or ("none", *self.kinds)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether motion and forgeries are made, of drawings or of photographs, and not cut from videos."""
+        return self.dataset in MADE
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Kinds of forgery that nobody trains on: drawn ones, or the names of further sets."""
+        return HELD_OUT if self.drawn else tuple(self.dataset.split("+")[1:])
+
+    @property
+    def twins(self) -> tuple[str, ...]:
+        """The kinds without their fingerprints, where they are drawn."""
+        return tuple(f"nf{kind}" for kind in self.kinds) if self.drawn else ()
 
 # %% ../../nbs/papers/naco.ipynb #75355026
 EVERYTHING = {"methods": METHODS, "protocols": PROTOCOLS}
@@ -785,18 +898,27 @@ Config.PROFILES = {
               "networks": {"d": 8, "layers": 1, "heads": 2},
               "training": {"kept": False, "steps": 4, "batch_size": 6, "live_steps": 2, "live_clips": 6},
               "heads": {"steps": 6, "batch_size": 8, "looks": 2},
-              "rivals": {"epochs": 1, "frame_epochs": 1, "tuned_epochs": 1, "batch_size": 8, "folds": ("none", "NT")}},
-    "demo": {"rivals": {"epochs": 25, "folds": ("NT",)}},
-    "real": EVERYTHING | {"videos": {"val": (64, 16), "test": (200, 100), "test_frames": 24, "train": (256, 128)},
-                          "training": {"kept": False, "live_steps": 0}, "corpora": (240,), "shares": (0.3, 0.75)},
-    "paper": EVERYTHING | {
-        "videos": {"pretrain": 20000, "pretrain_frames": 24, "frames": 16, "train": (2000, 500), "val": (400, 100),
-                   "test": (1000, 500), "test_frames": 48, "size": 64, "padding": 4},
+              "rivals": {"epochs": 1, "frame_epochs": 1, "gate_epochs": 1, "tuned_epochs": 1, "batch_size": 8,
+                         "folds": ("none", "NT")}},
+    "demo": {"rivals": {"epochs": 20, "folds": ("NT",)}},
+    "real": EVERYTHING | {"videos": {"val": (64, 16), "test": (200, 100), "test_frames": 24}, "levels": (1, 3, 5),
+                          "training": {"kept": False, "live_steps": 0}, "labels": (16, 32, 64), "shares": (),
+                          "rivals": {"gate_epochs": 20}},
+    "paper": {
+        "dataset": "faceforensics+celeb_df+dfdc+faceshifter+deeper_forensics", "methods": METHODS,
+        "protocols": tuple(name for name in PROTOCOLS if name != BARE),
+        "videos": {"pretrain_frames": 24, "frames": 16, "test_frames": 16, "size": 112, "padding": 8, "val": (140, 140),
+                   "train": (2880, 2880)},
         "networks": {"cnn": "resnet18", "d": 256, "layers": 4, "heads": 8, "pool": "cls", "dropout": 0.1},
-        "training": {"kept": False, "live_steps": 0, "steps": 5000, "batch_size": 256},
-        "heads": {"hidden": 256, "steps": 2000, "batch_size": 256}, "corpora": (1000, 5000),
-        "seeds": (0, 1, 2, 3, 4)},
+        "training": {"kept": False, "live_steps": 0, "steps": 20000, "batch_size": 64, "lr": 3e-4},
+        "heads": {"hidden": 256, "steps": 2000, "batch_size": 256}, "seeds": (0, 1, 2, 3, 4)},
 }
+Config.DATASETS = {("real", "lfw"): {"strength": 1.0}, ("paper", "toytalk"): {
+    "protocols": PROTOCOLS, "corpora": (1000, 5000),
+    "videos": {"pretrain": 20000, "pretrain_frames": 24, "frames": 16, "train": (2000, 500), "val": (400, 100),
+               "test": (1000, 500), "test_frames": 48, "size": 64, "padding": 4},
+    "training": {"steps": 5000, "batch_size": 256, "lr": 1e-3}}}
+Config.DATA = ("facesets", "videos")
 
 # %% ../../nbs/papers/naco.ipynb #ca439991
 class Cast:
@@ -805,26 +927,44 @@ class Cast:
     def __init__(self, config: Config):
         v, t, r = config.videos, config.training, config.rivals
         self.config = config
-        self.clips = lambda part, counts, frames: Clips(config.dataset, part, tuple(counts.items()), frames, v.size,
-                                                        v.strength)
-        labelled = lambda real, forged: {"real": real} | dict.fromkeys(TRAINED, forged)
-        self.train = self.clips("train", labelled(*v.train), v.frames)
-        self.val = self.clips("val", labelled(*v.val), v.frames) if v.val[0] else None
         real, forged = v.test
-        counts = labelled(real, forged) | dict.fromkeys(WITHOUT_FINGERPRINT, forged)
+        self.train, self.val = self.labelled("train", v.train), self.labelled("val", v.val) if v.val[0] else None
+        more = dict.fromkeys(config.twins, forged)
         if CROSS in config.protocols:
-            counts |= {"hard real": forged, "real B": real, "real B wild": real} | dict.fromkeys(HELD_OUT, forged)
-        self.test = self.clips("test", counts, v.test_frames)
+            more |= {"hard real": forged, "real B": real, "real B wild": real} | dict.fromkeys(HELD_OUT, forged)
+        self.test = self.labelled("test", v.test, more, v.test_frames)
+        self.corrupted = self.labelled("test", v.test)
         self.look = Look(v.frames, v.flip, v.gain, v.offset, v.padding)
         self.how = Optimisation(t.steps, t.batch_size, t.lr, t.weight_decay, clip=t.clip)
-        clips = sum(v.train[:1]) + 3 * v.train[1]
+        clips = v.train[0] + 3 * v.train[1]
         self.epochs = lambda n, lr: Optimisation(n * max(1, clips // min(r.batch_size, clips)), r.batch_size, lr,
                                                  r.weight_decay)
 
-    def pretrained(self, seed: int, modules: tuple[str, ...] = ("spm", "tcm"), corpus: int = 0, **losses) -> Pretrained:
+    def labelled(self, part: str, counts: tuple[int, int], more: Mapping[str, int] = {}, frames: int = 0,
+                 kinds: tuple[str, ...] = ()) -> Data:
+        """Labelled clips of a part: real ones, forged ones of each of the `kinds` (those to train on), and where they
+        are drawn, `more`.
+        """
+        c, v = self.config, self.config.videos
+        if not c.drawn:
+            most = 0 if part == "test" else v.per_video
+            return RealVideos(c.dataset, part, ("real", *c.kinds), v.frames, v.size, most, v.landmarks)
+        of_kind = {"real": counts[0]} | dict.fromkeys(kinds or c.kinds, counts[1]) | more
+        return MADE[c.dataset](c.dataset, part, tuple(of_kind.items()), frames or v.frames, v.size, v.strength)
+
+    def real(self, count: int) -> Data:
+        """The videos of stage 1, where they are drawn so many."""
+        c, v = self.config, self.config.videos
+        if not c.drawn:
+            return RealVideos(c.dataset.split("+")[0], "pretrain", ("real",), v.pretrain_frames, v.size,
+                              v.per_video, v.landmarks)
+        return MADE[c.dataset](c.dataset, "pretrain", (("real", count),), v.pretrain_frames, v.size, v.strength)
+
+    def pretrained(self, seed: int, modules: tuple[str, ...] = ("spm", "tcm"), corpus: int = 0,
+                   **losses: Any) -> Pretrained:
         """A pretraining by `modules` on so many real videos (0: all), with other `losses`."""
         c = self.config
-        clips = self.clips("pretrain", {"real": corpus or c.videos.pretrain}, c.videos.pretrain_frames)
+        clips = self.real(corpus or c.videos.pretrain)
         return Pretrained(seed, c.networks, c.videos.size, c.videos.frames, losses=replace(c.losses, **losses),
                           modules=modules, clips=clips, look=self.look, how=self.how, patience=c.training.patience)
 
@@ -855,13 +995,20 @@ class Cast:
 
     def by_heads(self, backbone: Untrained, seed: int, part: str = "time",
                  perturbed: tuple[str, int] = ("", 0)) -> ByHeads:
-        """The test set as the heads of a backbone judge it: all folds, numbers of labels and seeds at once."""
+        """The test set as the heads of a backbone judge it: all folds and numbers of labels at once."""
         labels = self.config.labels if FEW in self.config.protocols else ()
-        seeds = self.config.seeds if isinstance(backbone, Kept) else (seed,)
-        keys = [Key(held, fakes, s) for s in seeds for held in ("", *TRAINED) for fakes in (0, *labels)]
+        keys = [Key(held, fakes, seed) for held in ("", *self.config.kinds) for fakes in (0, *labels)]
         see = partial(self.features, backbone, part=part)
-        heads = Heads(see(self.train), see(self.val) if self.val else None, tuple(keys), self.config.heads)
-        return ByHeads(heads, see(self.test, perturbed=perturbed))
+        heads = Heads(see(self.train), see(self.val) if self.val else None, tuple(keys), self.config.heads,
+                      self.config.kinds)
+        return ByHeads(heads, see(self.corrupted if perturbed[0] else self.test, perturbed=perturbed))
+
+    def gate(self, seed: int) -> ByDetectors:
+        """The judge of the drawing: a network of single frames that learned from forgeries without fingerprints."""
+        c, clips = self.config, self.labelled("train", self.config.videos.train, kinds=self.config.twins)
+        one = replace(self.detector("supervised frame", "", seed), clips=clips, kinds=c.twins,
+                      how=self.epochs(c.rivals.gate_epochs, c.rivals.lr))
+        return ByDetectors((one,), self.test)
 
     def detector(self, method: str, held: str, seed: int) -> EndToEnd:
         """A network that learns end to end."""
@@ -870,23 +1017,30 @@ class Cast:
         how = self.epochs(epochs, r.tuned_lr if method == TUNED else r.lr)
         net, h = SUPERVISED.get(method, "video"), c.heads
         return EndToEnd(self.train, held, seed, net, c.networks, c.videos.size, self.look, h.read, h.hidden, h.dropout,
-                        how, self.ours(seed) if method == TUNED else None)
+                        how, self.ours(seed) if method == TUNED else None, c.kinds)
 
     def folds(self, method: str) -> tuple[str, ...]:
         """The kinds that may be held out from a method, "" for none."""
         if method in (*SUPERVISED, TUNED):
-            return tuple("" if kind == "none" else kind for kind in self.config.rivals.folds)
-        return "", *TRAINED
+            return tuple("" if kind == "none" else kind for kind in self.config.folds)
+        return "", *self.config.kinds
+
+    def cases(self, method: str, seed: int, kinds: Sequence[str], held: bool, fakes: int = 0) -> tuple[Case, ...]:
+        """Cases of `kinds`, each by the judge that has not seen it, if `held`, or by the one that has seen all."""
+        drawn = self.config.drawn
+        apart = REALS if drawn else {name: f"real {name}" for name in self.config.others}
+        unseen = lambda kind: (kind.removeprefix("nf") if drawn else kind) if held else ""
+        return tuple(Case(key_of(method, unseen(kind), seed, fakes), kind, apart.get(kind, "real")) for kind in kinds)
 
     def judge(self, method: str, seed: int, perturbed: tuple[str, int] = ("", 0), held: tuple[str, ...] = ()) -> Stage:
         """The scores of the test set by a method; where it learns a network for each fold, those of the `held`."""
-        frames = self.config.videos.frames
+        frames, test = self.config.videos.frames, self.corrupted if perturbed[0] else self.test
         if method in BY_HAND:
             return ByHand(self.test, frames)
         if method == NO_LABELS:
             return ByPrediction(self.ours(seed), self.test, frames)
         if method in (*SUPERVISED, TUNED):
-            return ByDetectors(tuple(self.detector(method, kind, seed) for kind in held), self.test, perturbed)
+            return ByDetectors(tuple(self.detector(method, kind, seed) for kind in held), test, perturbed)
         return self.by_heads(self.backbone(method, seed), seed, perturbed=perturbed)
 
 
@@ -894,20 +1048,17 @@ def key_of(method: str, held: str, seed: int, fakes: int = 0) -> object:
     """The key of the judge of a method that may not have seen the kind `held`."""
     return method if method in BY_HAND else Key() if method == NO_LABELS else Key(held, fakes, seed)
 
-# %% ../../nbs/papers/naco.ipynb #1e14c026
-def mean_of(method: str, seed: int, kinds: Sequence[str], held: bool, fakes: int = 0) -> tuple[Case, ...]:
-    """Cases of `kinds`, each by the judge that has not seen it, if `held`, or by the one that has seen all."""
-    return tuple(Case(key_of(method, kind.removeprefix("nf") if held else "", seed, fakes), kind,
-                      REALS.get(kind, "real")) for kind in kinds)
-
-
+# %% ../../nbs/papers/naco.ipynb #ad91e152
 def held_out(cast: Cast, method: str, seed: int) -> list[Row]:
     """Protocol A: each kind by who has not seen it; with means where a method has learned all four folds."""
     folds = tuple(kind for kind in cast.folds(method) if kind)
     stage = cast.judge(method, seed, held=folds) if folds else None
-    parts = {kind: (kind,) for fold in folds for kind in (fold, f"nf{fold}")}
-    parts |= {"mean": TRAINED, "nf mean": WITHOUT_FINGERPRINT} if set(folds) == set(TRAINED) else {}
-    cases = partial(mean_of, method, seed, held=True)
+    c, parts = cast.config, {}
+    for fold in folds:
+        parts |= {fold: (fold,)} | ({f"nf{fold}": (f"nf{fold}",)} if c.drawn else {})
+    if set(folds) == set(c.kinds):
+        parts |= {"mean": c.kinds} | ({"nf mean": c.twins} if c.drawn else {})
+    cases = partial(cast.cases, method, seed, held=True)
     return [Row(LOO, method, stage, partial(detected, cases=cases(kinds)), {"type": name}, seed=seed)
             for name, kinds in parts.items()]
 
@@ -917,24 +1068,24 @@ def across(cast: Cast, method: str, seed: int) -> list[Row]:
     if "" not in cast.folds(method):
         return []
     stage, found = cast.judge(method, seed, held=("",)), []
-    cases = partial(mean_of, method, seed, held=False)
-    if CROSS in cast.config.protocols:
-        parts = {kind: (kind,) for kind in HELD_OUT} | {"mean": HELD_OUT, "nf mean": WITHOUT_FINGERPRINT}
-        parts |= {"hard real": ("hard real",)}
+    cases, c = partial(cast.cases, method, seed, held=False), cast.config
+    if CROSS in c.protocols:
+        parts = {kind: (kind,) for kind in c.others} | {"mean": c.others}
+        parts |= {"nf mean": c.twins, "hard real": ("hard real",)} if c.drawn else {}
         found += [Row(CROSS, method, stage, partial(detected, cases=cases(kinds), rules=True), {"type": name},
                       seed=seed) for name, kinds in parts.items()]
-    if BARE in cast.config.protocols:
-        parts = {kind: (f"nf{kind}",) for kind in TRAINED} | {"mean": WITHOUT_FINGERPRINT}
+    if BARE in c.protocols:
+        parts = {kind: (f"nf{kind}",) for kind in c.kinds} | {"mean": c.twins}
         found += [Row(BARE, method, stage, partial(fallen, cases=cases(kinds)), {"type": name}, seed=seed)
                   for name, kinds in parts.items()]
     return found
 
 # %% ../../nbs/papers/naco.ipynb #53c4a52a
 def robust(cast: Cast, method: str, seed: int) -> list[Row]:
-    """Protocol D: the four kinds, seen in training, in corrupted videos."""
-    if method in (*BY_HAND, NO_LABELS) or "" not in cast.folds(method):
+    """Protocol D: the kinds seen in training, in corrupted videos."""
+    if method not in (OURS, "supervised video", TUNED) or "" not in cast.folds(method):
         return []
-    measure = partial(detected, cases=mean_of(method, seed, TRAINED, False))
+    measure = partial(detected, cases=cast.cases(method, seed, cast.config.kinds, False))
     return [Row(CORRUPTED, method, cast.judge(method, seed, (name, level), ("",)), measure,
                 {"perturbation": name, "severity": level}, seed=seed)
             for name, level in product(cast.config.perturbations, cast.config.levels)]
@@ -949,8 +1100,8 @@ def ablated(cast: Cast, seed: int) -> list[Row]:
     changed |= {f"rho {share:g}": (cast.pretrained(seed, share=share), "time") for share in c.shares}
     changed |= {f"{n} real videos": (cast.pretrained(seed, corpus=n), "time") for n in c.corpora}
     changed |= {"uniform shuffles only": (cast.pretrained(seed, shuffle="full"), "time")}
-    measures = {kind: partial(detected, cases=mean_of(OURS, seed, kinds, True))
-                for kind, kinds in {"mean": TRAINED, "nf mean": WITHOUT_FINGERPRINT}.items()}
+    measures = {kind: partial(detected, cases=cast.cases(OURS, seed, kinds, True))
+                for kind, kinds in {"mean": c.kinds, "nf mean": c.twins}.items() if kinds}
     return [Row(ABLATED, name, cast.by_heads(backbone, seed, part), measure, {"type": kind}, seed=seed)
             for name, (backbone, part) in changed.items() for kind, measure in measures.items()]
 
@@ -958,7 +1109,7 @@ def ablated(cast: Cast, seed: int) -> list[Row]:
 def few_labels(cast: Cast, method: str, seed: int) -> list[Row]:
     """Protocol F: leave-one-out means of heads that have seen few forged clips of each kind."""
     stage = cast.judge(method, seed)
-    cases = partial(mean_of, method, seed, TRAINED, True)
+    cases = partial(cast.cases, method, seed, cast.config.kinds, True)
     return [Row(FEW, method, stage, partial(detected, cases=cases(fakes)), {"fakes": fakes}, seed=seed)
             for fakes in cast.config.labels]
 
@@ -978,6 +1129,10 @@ def rows(config: Config) -> list[Row]:
             found += few_labels(cast, method, seed) if FEW in asked else []
         for method in [method for method in learned if method != RANDOM]:
             found.append(Row(STAGE_1, method, cast.backbone(method, seed), of_people, seed=seed))
+    if config.drawn and config.rivals.gate_epochs:
+        gate, seed = cast.gate(config.seeds[0]), config.seeds[0]
+        found += [Row(GATES, BY_FRAME, gate, partial(detected, cases=(Case(Key("", 0, seed), kind),)), {"type": kind},
+                      seed=seed) for kind in config.twins]
     if config.training.live_steps:
         live = cast.live(config.seeds[0])
         found.append(Row(STAGE_1, f"{config.training.live_steps} live steps", live, of_people, seed=config.seeds[0]))
@@ -995,46 +1150,55 @@ def publish_backbone(path: str | Path, root: str | Path) -> dict:
     """
     config = Config.profile("demo", kept=False, seeds=(0,))
     experiment, stage = Experiment.alone("naco", config, root, "demo"), Cast(config).pretrained(0)
-    node = experiment.node(stage)
+    pixels = fingerprint(experiment.read(stage.clips).clips)[:16]
     if Path(path).is_file():
         made = read_weights(path).made
-        if made["fields"] == json.loads(as_json(stage)) and made["data"] == note_of(node, experiment.here)["data"]:
+        if made["fields"] == json.loads(as_json(stage)) and made["pixels"] == pixels:
             return made
     backbone = experiment.made(stage)
     if backbone.failed:
         raise ValueError(f"the pretraining has failed: {backbone.failed}; nothing is written")
-    note = json.loads(place_of(node, experiment.here.root).with_suffix(".json").read_text(encoding="utf-8"))
+    place = place_of(experiment.node(stage), experiment.here.root)
+    note = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
     made = {name: note[name] for name in ("stage", "fields", "data", "code", "seconds", "built", "device")}
-    made |= {"torch": torch.__version__, "history": backbone.history}
+    made |= {"pixels": pixels, "torch": torch.__version__, "history": backbone.history}
     write_weights(path, weights_of(nn.ModuleDict({"net": backbone.net, "task": backbone.task})), made)
     return made
 
 # %% ../../nbs/papers/naco.ipynb #9ec4deb8
 def claims(config: Config) -> list[Claim]:
-    """All claims that the rows of `config` can test."""
-    have, on = {*config.methods}, lambda table, kind: {"table": table, "setting": f"type={kind}"}
-    folds, found = [kind for kind in config.rivals.folds if kind != "none"], []
-    whole = set(folds) == set(TRAINED)
+    """All claims that the rows of `config` can test. A backbone that comes with the package is given, as are scalars.
+    """
+    means, kept = ("mean", "nf mean"), config.training.kept
+    on = lambda table, kind: {"table": table, "setting": f"type={kind}"}
+    folds = [kind for kind in config.folds if kind != "none"]
+    single = tuple(name for kind in folds for name in (kind, f"nf{kind}"))
 
-    def claim(name: str, text: str, better: str, worse: str, table: str, kind: str, metric: str = "auc",
-              margin: float = 0.0) -> None:
-        if {better, worse} <= have and table in config.protocols:
-            found.append(Claim(f"{name}, {kind}", text, better, worse, metric, on(table, kind), margin))
+    def one(name: str, text: str, better: str, worse: str, metric: str = "auc", **more) -> Claim:
+        given = ("Kept", "Features") if kept else ()
+        given += ("ByHand",) if worse in BY_HAND else ("ByPrediction",) if kept and worse == NO_LABELS else ()
+        return Claim(name, text, better, worse, metric, given=given, **more)
 
-    for kind in ("mean", "nf mean"):
-        claim("NACO > random backbone", "pretraining helps against unseen forgeries", OURS, RANDOM, LOO, kind,
-              margin=10.0)
-        for method in ONE_MODULE:
-            claim(f"both modules > {method}", "the modules complete each other", OURS, method, LOO, kind)
-            claim(f"{method} > random backbone", "each module helps", method, RANDOM, LOO, kind)
-    for kind in ("mean", "nf mean") if whole else [k for fold in folds for k in (fold, f"nf{fold}")]:
-        claim("NACO > supervised video", "against unseen forgeries it beats learning from forgeries alone", OURS,
-              "supervised video", LOO, kind, margin=10.0)
-    claim("NACO > energy of the face", "it is more than a scalar made by hand", OURS, "face |d2x|", LOO, "mean")
-    if "none" in config.rivals.folds:
-        claim("NACO > supervised video, four new kinds", "across sets", OURS, "supervised video", CROSS, "mean")
-        claim("NACO falls less without fingerprints", "it does not take the shortcut", OURS, "supervised video", BARE,
-              "mean", metric="auc_drop")
-        claim("finetuned > frozen", "a trainable backbone learns more from labels", TUNED, OURS, CROSS, "mean")
-    claim("NACO > random backbone, four new kinds", "across sets", OURS, RANDOM, CROSS, "mean")
-    return found
+    loo = lambda name, text, better, worse, kinds=means, **more: [
+        one(f"{name}, {kind}", text, better, worse, where=on(LOO, kind), **more) for kind in kinds]
+    every = loo("NACO > random backbone", "pretraining helps against unseen forgeries", OURS, RANDOM, margin=10.0)
+    for method in ONE_MODULE:
+        every += loo(f"both modules > {method}", "the modules complete each other", OURS, method, source="sheet")
+        every += loo(f"{method} > random backbone", "each module helps", method, RANDOM)
+    every += loo("NACO > supervised video", "unseen forgeries are found better than by learning from forgeries alone",
+                 OURS, "supervised video", means if set(folds) == set(config.kinds) else single, margin=10.0,
+                 source="sheet")
+    every += loo("NACO > energy of the face", "it is more than a scalar made by hand", OURS, "face |d2x|")
+    every += loo("NACO > prediction error", "labels of known forgeries help against unknown ones", OURS, NO_LABELS)
+    cross = partial(one, where=on(CROSS, "mean"))
+    every += [
+        cross("new kinds: NACO > supervised video", "the same across sets", OURS, "supervised video", source="sheet"),
+        cross("new kinds: NACO > random backbone", "the same across sets", OURS, RANDOM),
+        cross("new kinds: finetuned > frozen", "a trainable backbone learns more from labels", TUNED, OURS),
+        one("falls less without fingerprints", "it does not take the shortcut", OURS, "supervised video",
+            metric="auc_drop", where=on(BARE, "mean")),
+    ]
+    known = {f"type={kind}" for kind in (*means, *config.kinds, *config.twins) if config.drawn or kind[:2] != "nf"}
+    learned = lambda claim: claim.where["table"] == LOO or claim.worse not in SUPERVISED or "none" in config.folds
+    return [claim for claim in every if {claim.better, claim.worse} <= {*config.methods} and learned(claim)
+            and claim.where["table"] in config.protocols and claim.where["setting"] in known]

@@ -17,9 +17,8 @@ from typing import Any
 
 from ..files import write_json, write_text
 from .links import CODE, change_links, relinked
-from .page import SIGNS, count_verdicts
 from .reading import Run, abstract, heading, is_plain, read_notebook, read_run
-from ..results import read_claims
+from ..results import SIGN, count_by_source, read_claims
 from ..runs import MANIFEST, find_runs, read_manifest
 from ..runtime import log
 
@@ -122,7 +121,7 @@ def front_table(results: Path, root: Path) -> str:
     slugs = sorted({p.parent.name for p in results.glob("*/manifest.json")}
                    | {p.parts[-3] for p in results.glob("*/*/*/manifest.json")}
                    | {p.stem for p in root.glob("papers/*.ipynb")})
-    lines = ["| paper | what it shows | executed notebook | claims ✓ supported · ✗ not · ~ inconclusive | real data |",
+    lines = ["| paper | what it shows | executed notebook | claims by source: ✓ supported ✗ not ~ open | real data |",
              "|" + "---|" * 5]
     for slug in slugs:
         folder, evidence = results / slug, [p.parent for p in sorted(results.glob(f"*/{slug}/*/manifest.json"))]
@@ -145,10 +144,12 @@ def _cell_text(text: str) -> str:
 
 
 def _score(folder: Path) -> str:
-    """The verdicts of a published run, such as `✓ 5 · ✗ 1 · ~ 2`; a dash without claims."""
-    if not (folder / "claims.csv").is_file():
-        return "—"
-    return " · ".join(f"{SIGNS[name]} {n}" for name, n in count_verdicts(read_claims(folder / "claims.csv")).items())
+    """The verdicts of a published run by source, such as `paper ✓ 5 ✗ 1 ~ 2 · ours ✓ 1 ✗ 0 ~ 3`; a dash without claims.
+    """
+    found = count_by_source(read_claims(folder / "claims.csv")) if (folder / "claims.csv").is_file() else {}
+    parts = [" ".join([source, *(f"{SIGN[name]} {n}" for name, n in counts.items())]).strip()
+             for source, counts in found.items()]
+    return " · ".join(parts) or "—"
 
 
 def _evidence_name(folder: Path) -> str:

@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'TEXTS', 'WHOLE', 'NUMBER', 'MOMENT', 'NAME', 'FLAG', 'MANIFEST_SHAPE', 'CAPTIONS_SHAPE', 'NOTEBOOK_SHAPE',
-           'STAGES_SHAPE', 'DAMAGED', 'fits', 'is_plain', 'read_json', 'not_as_signed', 'read_captions', 'read_png',
-           'read_rows', 'Run', 'read_run', 'read_notebook', 'heading', 'abstract']
+           'STAGES_SHAPE', 'DAMAGED', 'PICTURE', 'fits', 'is_plain', 'read_json', 'not_as_signed', 'read_captions',
+           'read_png', 'read_rows', 'Run', 'read_run', 'read_notebook', 'heading', 'abstract', 'citation', 'problem',
+           'plain', 'method_picture']
 
 # %% ../../nbs/report/reading.ipynb #e2ce9cb0
 import io
@@ -240,3 +241,44 @@ def abstract(book: Mapping[str, Any]) -> str:
     lines = [line for line in _opening(book) if not line.startswith("#")]
     quoted = " ".join(line.lstrip("> ") for line in lines if line.startswith(">"))
     return quoted or re.split(r"(?<=[.!?])\s", " ".join(" ".join(lines).split()), maxsplit=1)[0]
+
+# %% ../../nbs/report/reading.ipynb #c17ed041
+PICTURE = "image/png"
+
+
+def citation(book: Mapping[str, Any]) -> str:
+    """The paragraph of the notebook's first cell that begins with a bold title; `""` when there is none."""
+    lines = _opening(book)
+    start = next((i for i, line in enumerate(lines) if line.startswith("**")), len(lines))
+    end = next((i for i in range(start, len(lines)) if not lines[i].strip()), len(lines))
+    return plain(" ".join(lines[start:end]))
+
+
+def problem(book: Mapping[str, Any]) -> list[str]:
+    """The paragraphs of the section "The problem" as plain text; quotations, lists and formulas on lines of their own
+    are left out.
+    """
+    cells = book.get("cells") or []
+    text = next((t for t in ("".join(c.get("source") or "") for c in cells if c.get("cell_type") == "markdown")
+                 if t.startswith("## The problem")), "")
+    parts = [part for part in re.split(r"\n\s*\n", text.partition("\n")[2]) if part.strip()]
+    return [plain(part) for part in parts if not re.match(r"\s*(>|[-*|] |\$\$|#|!)", part)]
+
+
+def plain(text: str) -> str:
+    """Markdown without its signs for emphasis, links and formulas."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(text.split()))
+    text = re.sub(r"\$([^$]*)\$", lambda found: re.sub(r"\\(?:mathcal|mathrm|text)?\s?|[{}]", "", found[1]), text)
+    return re.sub(r"(\*\*|__|`|(?<!\w)[*_](?=\S)|(?<=\S)[*_](?!\w))", "", text)
+
+
+def method_picture(book: Mapping[str, Any]) -> str:
+    """The first picture of an executed notebook before its configuration, as a data URI; `""` when there is none."""
+    for cell in book.get("cells") or []:
+        if cell.get("cell_type") == "markdown" and "".join(cell.get("source") or "").startswith("## Configuration"):
+            return ""
+        for output in cell.get("outputs") or []:
+            if png := "".join((output.get("data") or {}).get(PICTURE) or ""):
+                encoded = "".join(png.split())
+                return f"data:{PICTURE};base64,{encoded}" if re.fullmatch(r"[A-Za-z0-9+/=]+", encoded) else ""
+    return ""

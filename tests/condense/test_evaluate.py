@@ -119,3 +119,33 @@ def test_bad_input_is_answered_in_one_line(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch):
+    """On a CPU a network sees its batch part by part, unless images of a batch depend on each other."""
+    from kdnotes.condense import matching
+
+    torch.manual_seed(0)
+    x, seen, gradients = torch.randn(1, 10, 1, 8, 8), [], []
+    for norm in ("instance", "batch"):
+        net = fresh("convnet1", 3, (1, 8, 8), 0, width=4, norm_kind=norm)
+        net.register_forward_pre_hook(lambda net, given: seen.append(len(given[0])))
+        seen.clear()
+        for pixels in (2**14, 3 * 64):
+            monkeypatch.setattr(matching, "PIXELS_AT_ONCE", {"cpu": pixels})
+            net.zero_grad()
+            OneByOne([net])(x)[0].square().sum().backward()
+            gradients.append([p.grad.clone() for p in net.parameters()])
+        assert seen == ([10, 2, 2, 2, 2, 2] if norm == "instance" else [10, 10])
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-5)
+
+
+def test_pixels_outside_the_unit_are_those_of_a_learned_set():
+    real, net = toy(), {"network": "convnet1", "options": {"width": 4}}
+    wide, labels = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2, torch.arange(3).repeat(2)
+    call = {"protocol": Protocol(epochs=1, looks=1), "repeats": 1, "workers": 1, "normal": NORMAL, **net}
+    with pytest.raises(ValueError, match="bounded=False for the pixels that DM, DC, DSA and IDM learn"):
+        evaluate(wide, labels, real, **call)
+    assert len(evaluate(wide, labels, real, bounded=False, **call)) == 1
+    plain = real.images / 255
+    assert evaluate(plain, real.labels, real, bounded=False, **call) == evaluate(plain, real.labels, real, **call)

@@ -69,6 +69,46 @@ def test_the_loops_learn_pixels_and_draw_networks_from_the_seed():
     assert 0 <= first.min() and first.max() <= 1 and not first.equal(from_real(real, 1, 2).pixels)
 
 
+def test_a_row_without_a_gradient_counts_one_as_in_the_published_code():
+    """Its denominator is the product of the norms plus 1e-6, not their maximum with it."""
+    a, b = torch.tensor([[1e-4, 0.0], [0.0, 0.0]]), torch.tensor([[1e-3, 0.0], [2.0, 0.0]])
+    expected = (1 - 1e-7 / (1e-7 + 1e-6)) + 1
+    assert gradient_gap([a], [b]).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_rounds_of_dc_by_plain_lines():
+    """Three rounds in normalised pixels: a step of the pixels, then two epochs of plain SGD in batches of 256."""
+    real = load("digits", "train")
+    plan = Settings(1, lr=0.1, real_batch=100, strategy="none", space="normalised")
+    run, model, other = Matching(from_real(real, 2), real, [], plan), net(), net()
+    (mean,), (std,) = run.normal
+    z = ((from_real(real, 2).pixels - mean) / std).requires_grad_()
+    images, optimizer = torch.optim.SGD([z], lr=0.1, momentum=0.5), torch.optim.SGD(other.parameters(), lr=0.01)
+    entropy, labels = torch.nn.functional.cross_entropy, torch.arange(10).repeat_interleave(2)
+    for turn in range(3):
+        rows = run.batches(run.iteration)
+        gradient_step(run, model)
+        learn_from(run, model, 2, 0.01, turn)
+        loss = 0.0
+        for c in range(10):
+            seen = torch.autograd.grad(entropy(other((real.images[rows[c]] / 255 - mean) / std).logits, real.labels[rows[c]]), list(other.parameters()))
+            own = torch.autograd.grad(entropy(other(z[2 * c : 2 * c + 2]).logits, labels[2 * c : 2 * c + 2]), list(other.parameters()), create_graph=True)
+            for g, t in zip(own, seen):
+                if g.ndim > 1:
+                    g, t = g.flatten(1), t.flatten(1)
+                    loss = loss + (1 - (g * t).sum(1) / (g.norm(dim=1) * t.norm(dim=1) + 1e-6)).sum()
+        images.zero_grad()
+        loss.backward()
+        images.step()
+        for _ in range(2):
+            optimizer.zero_grad()
+            entropy(other(z.detach()).logits, labels).backward()
+            optimizer.step()
+    torch.testing.assert_close(run.synthetic.pixels.detach(), z.detach() * std + mean, atol=1e-4, rtol=0)
+    assert (run.synthetic.pixels - from_real(real, 2).pixels).abs().max() > 1e-3
+    torch.testing.assert_close([p.detach() for p in model.parameters()], [p.detach() for p in other.parameters()], atol=1e-5, rtol=0)
+
+
 def test_the_network_learns_in_between():
     real, model = load("digits", "train"), net()
     run = Matching(from_real(real, 2), real, [], PLAIN)
@@ -83,7 +123,8 @@ def test_the_network_learns_in_between():
 
 
 def test_published_rounds_and_bad_input():
-    assert [inner_for(ipc).rounds for ipc in (1, 5, 10, 50, 80)] == [1, 1, 10, 50, 50] and inner_for(10).steps == 50
+    pairs = {1: (1, 1), 5: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10), 80: (50, 10)}
+    assert {ipc: (inner_for(ipc).rounds, inner_for(ipc).epochs) for ipc in pairs} == pairs
     with pytest.raises(ValueError, match="at least 1 round"):
         Inner(0, 1)
 
@@ -103,7 +144,7 @@ def test_a_killed_run_arrives_where_it_would_have_arrived(tmp_path, forwards):
     finished = from_real(real, 1, 2)
     match_gradients(finished, real, killed, checkpoint=path, **call)                                 # of a finished run: the result, and no forward pass
     assert finished.pixels.equal(whole.pixels)
-    with pytest.raises(ValueError, match="is of another training .*steps of a network: 1 in the file, 2 asked"):
+    with pytest.raises(ValueError, match="is of another training .*epochs of a network: 1 in the file, 2 asked"):
         match_gradients(from_real(real, 1, 2), real, net(), checkpoint=path, **call | {"inner": Inner(2, 2)})
 
 

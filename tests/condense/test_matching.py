@@ -165,6 +165,33 @@ def test_pixels_learn_and_nothing_else_does():
     assert not synthetic.pixels.equal(begun) and 0 <= synthetic.pixels.min() and synthetic.pixels.max() <= 1 and not synthetic.pixels.requires_grad
 
 
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "mine"])
+def test_a_published_rate_of_normalised_pixels_makes_their_steps(name):
+    """Two steps of DM in normalised pixels, learned by plain lines; nothing is clamped. In [0, 1] pixels the same rate moves 1 / std^2 as far."""
+    channels, g = 3 if name == "cifar10" else 1, torch.Generator().manual_seed(0)
+    real = ImageSet(torch.randint(256, (24, channels, 8, 8), dtype=torch.uint8, generator=g), torch.arange(2).repeat(12), ("a", "b"), name)
+    net = build("convnet1", 2, channels=channels, size=8, width=8).requires_grad_(False)
+    ends = {}
+    for space in ("normalised", "unit"):
+        run = Matching(from_real(real, 2), real, [Pass(lambda i: net, mean_gap)], Settings(2, lr=3.0, real_batch=12, strategy="none", space=space))
+        first = run.synthetic.pixels.detach().clone()
+        one_iteration(run)
+        ends[space] = run.synthetic.pixels.detach() - first
+    one_iteration(run := Matching(from_real(real, 2), real, run.passes, Settings(2, lr=3.0, real_batch=12, strategy="none", space="normalised")))
+    one_iteration(run)
+    mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in run.normal)
+    z, x = ((first - mean) / std).requires_grad_(), (real.images / 255 - mean) / std
+    optimizer = torch.optim.SGD([z], lr=3.0, momentum=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum((net(x[real.labels == c]).features.mean(0) - net(z[2 * c : 2 * c + 2]).features.mean(0)).square().sum() for c in (0, 1)).backward()
+        optimizer.step()
+    found = run.synthetic.pixels.detach()
+    torch.testing.assert_close(found, z.detach() * std + mean, atol=1e-5, rtol=0)
+    assert found.min() < 0 or found.max() > 1
+    torch.testing.assert_close(ends["unit"] * std.square(), ends["normalised"], atol=1e-5, rtol=0)
+
+
 def test_a_joint_step_moves_a_pixel_as_far_as_a_sweep_over_the_classes():
     """SGD with momentum 1/2 and a constant gradient: 2 lr g per iteration in both forms, the joint one behind by 1 to 2 lr g."""
     lr, g, C, iterations = 0.1, 1.0, 10, 25

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from kdnotes.condense.learn import passes_for
+from kdnotes.condense.learn import passes_for, settings_for
 from kdnotes.condense.matching import Settings, calibration, match, mean_gap
-from kdnotes.condense.model_queue import KnowingGap, Member, NetworkQueue, Queueing, advance, idm_passes, train_member
+from kdnotes.condense.model_queue import KnowingGap, Member, NetworkQueue, Queueing, advance, command_for, idm_passes, real_batch, train_member
 from kdnotes.condense.synthetic import from_real
 from kdnotes.models.classifiers import Prediction, build
 
-SHORT = Queueing(most=3, every=4, trained=2, steps=2, batch=16, lr=0.1, strategy="none")
+SHORT = Queueing(most=3, begun=0, every=4, trained=2, steps=2, batch=16, lr=0.1)
 
 
 def net(**options):
@@ -44,8 +44,10 @@ def test_a_step_is_sgd_and_the_record_counts_answers(digits):
     x, y = digits.images[:32].float() / 255, digits.labels[:32]
     model, reference = net(), net()
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    found = train_member(Member(start, 3.0, 10), model, [(x, y), (x, y)], lr=0.2)
-    right, optimizer = 0, torch.optim.SGD(reference.parameters(), lr=0.2)
+    plan = Queueing(lr=0.2)
+    half = train_member(Member(start, 3.0, 10), model, [(x, y)], plan)
+    found = train_member(half, net(), [(x, y)], plan)                                # its momentum goes with it
+    right, optimizer = 0, torch.optim.SGD(reference.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4)
     for _ in range(2):
         logits = reference(x).logits
         right += (logits.argmax(1) == y).sum().item()
@@ -103,14 +105,38 @@ def test_a_killed_run_arrives_where_it_would_have_arrived(digits, tmp_path, kill
         match(other[0], digits, idm_passes(net(), digits, 3, SHORT, weight=0.1), plan, checkpoint=tmp_path / "run.pt")
 
 
+def test_a_queue_begins_with_three_and_counts_anew(digits):
+    queue = NetworkQueue(net(), digits, 1, Queueing(most=8, every=30, steps=1, batch=16, recount=6))
+    queue(0)
+    assert len(queue.members) == 4 and not any(m.seen for m in queue.members)         # three, and the one of iteration 0; nobody has learned yet
+    assert len({flat(m.weights).sum().item() for m in queue.members}) == 4
+    queue(5)
+    assert sum(m.seen for m in queue.members) == 5 * 2 * 16
+    queue(6)
+    assert sum(m.seen for m in queue.members) == 0
+    queue(7)
+    assert sum(m.seen for m in queue.members) == 2 * 16
+
+
+def test_members_see_real_images_as_they_are(digits):
+    queue = NetworkQueue(net(), digits, 1, SHORT)
+    queue(0)
+    x, y = real_batch(queue, 0, 0)
+    (mean,), (std,) = queue.normal
+    own = {bytes(image.numpy()) for image in digits.images}
+    assert all(bytes(image.numpy()) in own for image in ((x * std + mean) * 255).round().byte()) and len(y) == 16
+
+
 def test_published_numbers_and_bad_input(digits):
     plan = Queueing()
-    assert (plan.most, plan.every, plan.trained, plan.steps) == (100, 30, 2, 10)
+    assert (plan.most, plan.begun, plan.every, plan.trained, plan.steps, plan.momentum, plan.weight_decay) == (100, 3, 30, 2, 10, 0.9, 5e-4)
+    said = {(name, ipc): command_for(name, ipc) for name, ipc in (("cifar10", 1), ("cifar10", 10), ("mnist5k", 50), ("cifar100", 10), ("tinyimagenet", 50))}
+    assert [each.weight for each in said.values()] == [0.5, 0.5, 0.1, 0.1, 0.8]
+    assert [each.plan.every for each in said.values()] == [5, 30, 30, 30, 30] and [each.plan.steps for each in said.values()] == [10, 10, 10, 50, 50]
+    assert [each.real_batch for each in said.values()] == [5000, 256, 256, 256, 256] and settings_for("idm", 1, 32, "cifar10").real_batch == 5000
     look = passes_for("idm", digits, net(), 0)[0]
-    assert look.networks.plan.every == 30 and "flip" not in look.networks.plan.strategy
+    assert look.networks.plan.every == 5 and look.loss.weight == 0.5 and passes_for("idm", digits, net(), 0, ipc=50)[0].loss.weight == 0.1
     with pytest.raises(ValueError, match="running statistics"):
         NetworkQueue(net(norm_kind="batch"), digits, 0)
     with pytest.raises(ValueError, match="at least 1 of everything"):
         Queueing(most=0)
-    with pytest.raises(ValueError, match="unknown augmentation"):
-        Queueing(strategy="blur")

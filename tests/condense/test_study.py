@@ -135,11 +135,55 @@ def test_a_repetition_is_a_set_or_a_network(experiment, monkeypatch):
     marks = [{"last": 0.5, "best": 0.55}, {"last": 0.6, "best": 0.61}]
     monkeypatch.setattr(study, "evaluate", lambda *args, **options: marks)
     rows = Study(score_rows("T", score(replace(small(), seed=3), repeats=2), lr=0.5)).run(experiment).frame()
-    assert rows[["metric", "value", "seed"]].values.tolist() == [["accuracy", 55.0, 3], ["accuracy_best", pytest.approx(58.0), 3]]
+    assert rows[["metric", "value", "seed"]].values.tolist() == [["accuracy", 55.0, 3], ["accuracy_best", pytest.approx(58.0), 3],
+                                                                 ["accuracy_between_networks", pytest.approx(50**0.5), 3]]
     assert set(rows.setting) == {"ipc=1;arch=ConvNet-2 (4);lr=0.5"} and set(rows.method) == {"M3D, f=1"}
-    rows = Study(score_rows("U", score(small("dm"), repeats=2), several=False)).run(experiment).frame()
-    rows = rows[(rows.table == "U") & (rows.metric == "accuracy")]
-    assert rows[["value", "seed"]].values.tolist() == [[50, 0], [60, 1]] and set(rows.method) == {"DM"}
+
+
+def test_the_spread_of_sets_is_what_is_left_without_that_of_networks():
+    """Sets whose true accuracies vary by 3, each judged by two networks that vary by 4."""
+    g = torch.Generator().manual_seed(0)
+    networks = 60 + 3 * torch.randn(4000, 1, generator=g) + 4 * torch.randn(4000, 2, generator=g)
+    rows = [{"table": "T", "dataset": "d", "method": "m", "setting": "ipc=1", "seed": i, "metric": metric, "value": value} for i, pair in enumerate(networks)
+            for metric, value in (("accuracy", pair.mean().item()), ("accuracy_between_networks", study.std(pair.tolist())))]
+    found = study.spreads(pd.DataFrame(rows), "T", repeats=2).iloc[0]
+    assert found["between sets"] == pytest.approx(3, abs=0.3) and found["between networks"] == pytest.approx(4, abs=0.15) and found["sets"] == 4000
+    one = study.spreads(pd.DataFrame(rows[:2]), "T", repeats=2).iloc[0]
+    assert one["sets"] == 1 and one["between sets"] != one["between sets"]                                       # NaN: nothing is known
+
+
+def test_dd_ranking_by_hand():
+    found = study.ranked(60.0, 50.0, 90.0)
+    assert (found["hard_label_recovery"], found["improvement_over_random"]) == (30, 10)
+    alpha = 0.5 * 0.1 - 0.5 * 0.3
+    assert found["label_robust_score"] == pytest.approx(100 * (2.718281828 ** alpha - 2.718281828**-1) / (2.718281828 - 2.718281828**-1))
+    assert study.ranked(100, 0, 0)["label_robust_score"] == pytest.approx(100 * (2.718281828 - 0.367879441) / 2.350402387)
+
+
+def test_measures_of_a_set_stand_on_three_scores(experiment, monkeypatch):
+    marks = {40: 0.7, 10: 0.5, 300: 0.9}                                              # by the number of training images
+    monkeypatch.setattr(study, "evaluate", lambda images, *args, **options: [{"last": marks[len(images)], "best": 1.0}] * 2)
+    learned, drawn = study.judged_set(study.Judging(steps=3), small("mosaic", 2)), study.judged_set(study.Judging(steps=3), small("random"))
+    ranking = study.Ranking(learned, drawn, study.judged_whole(study.Judging(), DIGITS))
+    rows = Study([study.ranking_row("R", ranking)]).run(experiment).frame().set_index("metric").value
+    assert rows["hard_label_recovery"] == pytest.approx(20) and rows["improvement_over_random"] == pytest.approx(20) and len(rows) == 3
+
+
+def test_a_budget_shortens_and_lengthens_the_judge():
+    plan = study.judged_set(study.Judging(steps=100, epochs=60), small())
+    assert (plan.at_budget(0.25).most_steps, plan.at_budget(0.25).protocol.epochs) == (25, 15) and plan.at_budget(1.0) == plan
+    free = study.judged_set(study.Judging(steps=0), small()).at_budget(2.0)
+    assert free.most_steps == 0 and free.protocol.epochs == 3000 and study.Judging().repeats >= 2
+    assert [study.published_epochs("imagenette", pictures) for pictures in (1, 4, 40, 200, 201, 501)] == [3000, 2000, 1500, 1000, 500, 300]
+
+
+def test_a_set_of_normalised_pixels_is_judged_as_it_was_learned(experiment):
+    """Its values leave [0, 1], and nobody clamps them: neither the set, nor the judge."""
+    wanted = small("dm", lr=50.0, strategy="none")
+    assert wanted.settings.space == "normalised" and small().settings.space == "unit"
+    pixels = experiment.made(wanted).images.pixels
+    assert pixels.min() < 0 or pixels.max() > 1
+    assert len(experiment.made(score(wanted))["last"]) == 1
 
 
 def test_names_as_in_print():

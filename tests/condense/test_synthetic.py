@@ -70,6 +70,20 @@ def test_mosaic_then_decode_gives_back_the_shrunk_images_in_order(factor, ipc, s
     torch.testing.assert_close(back, expected)
 
 
+def test_mosaics_have_the_published_tiles_where_the_factor_does_not_divide_the_side():
+    """IDC's code: the first `side % factor` tiles are a pixel larger. IDM's shrinks by bilinear interpolation."""
+    images = torch.rand(9, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    found, edges = mosaic(images, 3)[0], (0, 10, 19, 28)
+    for k, image in enumerate(images):
+        (top, bottom), (left, right) = (edges[i : i + 2] for i in divmod(k, 3))
+        rows, columns = ((torch.arange(end - start) * (28 / (end - start))).long() for start, end in ((top, bottom), (left, right)))
+        assert found[:, top:bottom, left:right].equal(image[:, rows][:, :, columns])
+    smooth = mosaic(images[:4], 2, "bilinear")[0, 0, :14, :14]
+    torch.testing.assert_close(smooth, torch.nn.functional.avg_pool2d(images[:1], 2)[0, 0])
+    with pytest.raises(ValueError, match="expected 'nearest' or 'bilinear'"):
+        mosaic(images[:4], 2, "bicubic")
+
+
 def test_a_set_begins_with_real_images_of_its_classes():
     real = toy()
     begun = from_real(real, ipc=2, factor=2, seed=3)
@@ -112,9 +126,9 @@ def test_parts_are_joined_class_after_class():
     assert all(row.equal(own) for row, own in zip(whole.by_class(), torch.cat([p.by_class() for p in parts])))
 
 
-def test_decoded_images_are_clamped_and_carry_no_gradient():
+def test_decoded_images_are_as_they_were_learned_and_carry_no_gradient():
     found = SyntheticSet(torch.tensor([[[[-1.0, 2.0], [0.5, 0.5]]]]).requires_grad_(), ("a",))
-    assert found.decoded()[0].tolist() == [[[[0, 1], [0.5, 0.5]]]] and not found.decoded()[0].requires_grad
+    assert found.decoded()[0].tolist() == [[[[-1, 2], [0.5, 0.5]]]] and not found.decoded()[0].requires_grad
     assert contact_sheet(found, zoom=1).dtype == torch.uint8
 
 

@@ -9,6 +9,7 @@ from kdnotes.data.augment import Augment
 from kdnotes.data.batches import Batches, PictureBatches
 from kdnotes.data.pictures import ClassFolder
 from kdnotes.data.sets.cars import cars196
+from kdnotes.data.sets.celeba import celeba
 from kdnotes.data.sets.cub import cub200
 from kdnotes.data.sets.lfw import lfw, lfw_pairs
 from kdnotes.data.sets.uccs import uccs
@@ -218,3 +219,34 @@ def test_uccs(tmp_path):
     assert len({uccs("train", tmp_path, subjects=3, seed=s).classes for s in range(8)}) > 1
     with pytest.raises(ValueError, match="5 subjects in .* have at least 5 pictures; 180 were asked for"):
         uccs("train", tmp_path)
+
+
+def test_celeba(tmp_path, face_layouts):
+    root = face_layouts.celeba(tmp_path)
+    train, test = (celeba(split, root, 64) for split in ("train", "test"))
+    assert train.classes == ("female", "male") and train.labels.tolist() == [1, 0, 1, 1, 0] and test.labels.tolist() == [0, 1, 0]
+    assert train[0].shape == (3, 64, 64) and [file.name for file in test.files] == ["000007.jpg", "000008.jpg", "000009.jpg"]
+    hair = celeba("train", root, 16, "hair")
+    assert hair.classes == ("black", "blond", "brown") and hair.labels.tolist() == [0, 1, 2], "none or two colours are no colour"
+    assert load("celeba_gender", "test", root, 8).images.shape == (3, 3, 8, 8) and load("celeba_hair", "test", root, 8).labels.tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("name, text, message", [
+    ("list_attr_celeba", "3\nMale\n000001.jpg 1\n", "promises 3 pictures, 1 follow"),
+    ("list_attr_celeba", "1\nMale\n000001.jpg 0\n", "000001.jpg is not 1 times 1 or -1"),
+    ("list_attr_celeba", "1\nYoung\n000001.jpg 1\n", "no attribute 'Male' among 1"),
+    ("list_attr_celeba", "1\nMale\n000001.jpg 1\n", "does not know 000002.jpg"),
+    ("list_eval_partition", "000001.jpg zero\n", "lines `picture number`"),
+    ("list_eval_partition", "000001.jpg 1\n", "names no picture of 'train'"),
+    ("list_eval_partition", "../../x.jpg 0\n", "does not know ../../x.jpg"),
+])
+def test_celeba_bad_input(tmp_path, face_layouts, name, text, message):
+    root = face_layouts.celeba(tmp_path)
+    (root / "celeba" / f"{name}.txt").write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError)) as told:
+        celeba("train", root)
+    assert message in str(told.value) and "\n" not in str(told.value)
+    with pytest.raises(FileNotFoundError, match="img_align_celeba"):
+        load("celeba_hair", "train", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="task is 'smile'"):
+        celeba("train", root, task="smile")

@@ -10,7 +10,7 @@ import kdnotes
 
 ROOM = Path(kdnotes.__file__).parent / "data"
 MODULES = {".".join(("kdnotes", "data", *path.relative_to(ROOM).with_suffix("").parts)): path for path in sorted(ROOM.rglob("*.py")) if path.name != "__init__.py"}
-BELOW = {"kdnotes.runtime", "kdnotes.files", "kdnotes.config", "kdnotes.inputs"}
+BELOW = {"kdnotes.runtime", "kdnotes.files", "kdnotes.config", "kdnotes.inputs", "kdnotes.parallel"}
 
 
 def imported(name, tree):

@@ -129,7 +129,8 @@ def test_the_choice_is_common_to_a_call_while_numbers_are_not():
     zeros = (out == 0).sum((1, 2, 3)).view(8, 8)
     assert ((zeros >= 16).all(1) | (zeros < 64).all(1)).all() and len(zeros.unique()) > 4
     tied = siamese(torch.arange(256.0).view(1, 1, 16, 16).expand(50, 1, 16, 16), "crop", generator(), torch.arange(50), "dsa")
-    assert all((t[0].count_nonzero(0).eq(0).sum() == t[0].count_nonzero(1).eq(0).sum()) for t in tied)     # t_x = t_y
+    same = sum(int(t[0].count_nonzero(0).eq(0).sum() == t[0].count_nonzero(1).eq(0).sum()) for t in tied)     # |t_x| = |t_y|: 9 of 25 by chance
+    assert 5 < same < 35
 
 
 def test_gradients_reach_the_pixels_and_match_finite_differences():

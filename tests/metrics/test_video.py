@@ -1,10 +1,10 @@
-"""From clips to videos: AUC with ties, four rules that differ, and cuts that leave nothing to chance."""
+"""From clips to videos: AUC with ties, four rules that differ."""
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 from kdnotes.checks import refused
-from kdnotes.metrics.video import RULES, clip_starts, roc_auc, video_auc, video_scores
+from kdnotes.metrics.video import RULES, roc_auc, video_auc, video_scores
 
 
 def drawn(n: int = 200, levels: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,16 +45,7 @@ def test_a_sigmoid_in_single_precision_makes_ties():
     assert set(RULES) == {"logits", "sigmoid", "probabilities", "clips"}
 
 
-@pytest.mark.parametrize("frames, length, step, backpad, starts", [
-    (110, 25, None, False, [0, 25, 50, 75]), (110, 25, 24, True, [0, 24, 48, 72, 85]), (50, 25, None, True, [0, 25]), (25, 25, None, False, [0]),
-    (30, 25, None, True, [0, 5]),
-])
-def test_how_a_video_is_cut(frames, length, step, backpad, starts):
-    assert clip_starts(frames, length, step, backpad) == starts
-
-
 def test_what_is_no_video_is_refused():
-    assert "leave it out" in refused(clip_starts, 24, 25)
     assert "one label a video" in refused(video_auc, torch.zeros(3), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
     assert "both kinds" in refused(roc_auc, torch.zeros(3), torch.ones(3, dtype=torch.long))
     assert "rule" in refused(video_scores, torch.zeros(3), torch.arange(3), "median")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdnotes.models.classifiers import build, count_parameters
-from kdnotes.models.convnets import convnet
+from kdnotes.models.convnets import Halve, convnet
 
 SIZES = [
     ("convnet3", {"classes": 10}, 320_010, 2048), ("convnet3", {"classes": 100}, 504_420, 2048),
@@ -88,3 +88,29 @@ def test_bad_input_is_answered_in_one_line(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sides", [(2, 2), (6, 10), (7, 9), (4, 130), (0, 4)])
+def test_halving_is_average_pooling(dtype, sides):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, *sides, generator=g, dtype=torch.float64).to(dtype)
+    if 0 in sides:
+        with pytest.raises(ValueError, match="Halve: maps are"):
+            Halve()(x)
+        return
+    for given in (x, x.transpose(0, 1).contiguous().transpose(0, 1), x.to(memory_format=torch.channels_last)):
+        ours, theirs = (given.clone().requires_grad_() for _ in range(2))
+        a, b = Halve()(ours), torch.nn.functional.avg_pool2d(theirs, 2)
+        torch.testing.assert_close(a, b)
+        (a * a).sum().backward(), (b * b).sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_halving_inside_inference_mode_spoils_no_later_gradient():
+    x = torch.randn(1, 1, 14, 22)
+    with torch.inference_mode():
+        Halve()(x)
+    x.requires_grad_()
+    Halve()(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, 0.25))

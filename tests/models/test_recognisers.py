@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from kdnotes.metrics.verify import best_threshold, pair_scores
 from kdnotes.models import recognisers
-from kdnotes.models.recognisers import Answer, centred, enlarged, is_there, keep_answers, kept_answers, mean_colour, recognise
+from kdnotes.models.recognisers import Answer, centred, enlarged, find_faces, is_there, keep_answers, kept_answers, mean_colour, recognise
 
 SHARED = Path(os.environ.get("KDNOTES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "lfw"
 needs_lfw = pytest.mark.skipif(not (SHARED / "dlib.npz").is_file(), reason=f"LFW with dlib's embeddings is not at {SHARED}")
@@ -151,3 +151,23 @@ def test_dlib_gives_the_published_embeddings_and_landmarks():
     kept, answer = np.load(SHARED / "dlib.npz"), recognise(crops("test", 6))
     assert (answer.embeddings - torch.from_numpy(kept["test_embeddings"][:6])).norm(dim=1).max() < 0.1
     assert (answer.landmarks - torch.from_numpy(kept["test_landmarks"][:6].astype(np.float32))).abs().median() < 0.6
+
+
+@needs_dlib
+@needs_lfw
+def test_faces_are_found_in_frames():
+    """Crops of LFW, enlarged, in a larger grey frame: one face each, where its landmarks are known to be; none where there is none, two of two."""
+    x = torch.nn.functional.interpolate(crops("test", 6).float(), scale_factor=2, mode="bicubic").clamp(0, 255).round().byte()
+    frames = torch.full((8, 3, 300, 520), 128, dtype=torch.uint8)
+    frames[:6, :, 40:264, 30:254] = x
+    frames[6, :, 40:264, 30:254], frames[6, :, 40:264, 270:494] = x[0], x[1]
+    found = find_faces(frames)
+    known = torch.from_numpy(np.load(SHARED / "dlib.npz")["test_landmarks"][:6].astype(np.float32)) * 2 + torch.tensor([30.5, 40.5])
+    assert [len(faces) for faces in found[6:]] == [2, 0] and sum(len(faces) == 1 for faces in found[:6]) >= 5
+    errors = [float((faces[0] - points).norm(dim=1).mean()) for faces, points in zip(found, known) if len(faces)]
+    assert np.median(errors) < 4
+
+
+def test_frames_that_are_none_are_refused():
+    from kdnotes.checks import refused
+    assert "uint8" in refused(find_faces, torch.rand(2, 3, 8, 8)) and "(N, 3, H, W)" in refused(find_faces, torch.zeros(2, 1, 8, 8, dtype=torch.uint8))

@@ -299,7 +299,7 @@ def look(row):
 def test_every_row_and_claim_is_planned(config):
     rows = aird.rows(config)
     tables = {row.table for row in rows}
-    assert tables == {"T1 verification", "T2 identification", "T3 ablation", "variants", "adaptation", "layers", "batch size", "rho", "batch bias", "F1 resolution", "closed set"}
+    assert tables == {"T1 verification", "T2 identification", "T3 ablation", "variants", "adaptation", "layers", "batch size", "rho", "batch bias", "F1 resolution", "held-out people", "closed set"}
     methods = {table: {row.method for row in rows if row.table == table} for table in tables}
     assert {"teacher on high", "teacher fed low", *aird.BASELINES, "IlD", "RlD", "AIRD"} == methods["T1 verification"] == methods["T2 identification"] == methods["closed set"]
     assert {"none", "FaceBN", "prediction-time BN", "alpha-BN", "TENT"} <= methods["adaptation"] and {f"RlD = {kind}" for kind in aird.RELATIONS} <= methods["variants"]
@@ -307,6 +307,37 @@ def test_every_row_and_claim_is_planned(config):
     assert shifts == {"none", "clean", "dark", "bright", "blur", "noise"}
     settings = [(row.table, row.method, tuple(row.setting.items()), row.stage.seed) for row in rows]
     assert len(settings) == len(set(settings))
+
+
+def test_weights_are_chosen_on_people_who_are_held_out(config, experiment):
+    rows = aird.held_out_table(0, config)
+    assert not aird.held_out_table(9, config) and {row.setting["weight"] for row in rows} == {"alpha", "beta", "rho"}
+    assert {(row.setting["weight"], row.setting["tried"]) for row in rows} >= {("alpha", 10.0), ("alpha", 2.0), ("beta", 2.0), ("beta", 0.5), ("rho", 0.1)}
+    judged, learnt = experiment.read(rows[0].measure.keywords["judged"]), experiment.read(rows[0].stage.images)
+    pixels = lambda images: {tuple(x.flatten()[:60].tolist()) for x in images.images}
+    assert len(judged.test.classes) == 3 and len(learnt.classes) == config.protocol.teacher_people - 3 and not pixels(judged.test) & pixels(learnt)
+    assert not pixels(judged.test) & pixels(experiment.read(aird.faces_of(0, config, "test")).test)
+    assert rows[0].stage.teacher.images == rows[0].stage.images                         # nor has the teacher seen them
+
+
+def test_a_face_and_its_mirror_image_are_embedded_together(config, experiment):
+    stage, images = student(config, Recipe()), experiment.read(aird.faces_of(0, config, "test")).test
+    network, turned = experiment.made(stage), replace(images, images=images.images.flip(-1))
+    ask = lambda images, **more: aird.seen(stage, network, experiment.here, images, Look(low=8, **more)).features
+    for adaptation in aird.BOTH:
+        both = ask(images, adaptation=adaptation, mirror=True)
+        torch.testing.assert_close(both, ask(turned, adaptation=adaptation, mirror=True))
+        mean = (F.normalize(ask(images, adaptation=adaptation), dim=1) + F.normalize(ask(turned, adaptation=adaptation), dim=1)) / 2
+        torch.testing.assert_close(both, mean)
+    mirrored = config.change(mirror=True)
+    assert all(look(row).mirror == (row.table != "closed set") for row in aird.rows(mirrored) if "look" in row.measure.keywords)
+    assert not any(look(row).mirror for row in aird.rows(config) if "look" in row.measure.keywords)
+
+
+def test_a_teacher_from_outside_is_shown_no_adaptation():
+    rows = aird.rows(Config.profile("real", seeds=(0,)))
+    assert {look(row).adaptation for row in rows if row.method == "teacher fed low"} == {"none"}
+    assert {look(row).adaptation for row in rows if row.method == "AIRD"} >= {"none", "FaceBN"}
 
 
 def test_every_claim_finds_its_rows(config):

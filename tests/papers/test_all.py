@@ -142,11 +142,17 @@ CASES = {
          "seeds": (1,)},
         {"methods": ("private classifier", "labelled only", "DGD"), "sweeps": (), "audits": 0}, put_images, students, resumes=False),
     "g2d": Case(
-        {}, "kdnotes.papers.g2d.instance", ("random encoder", "G2D, relations only", "G2D"), lambda stage: type(stage).__name__ == "Teacher",
-        {"instance": 9.0, "angle": 3.0, "relation": "cosine", "unmasked": 0.5, "hole": 2.0, "steps": 5, "masks_steps": 5, "boxes_steps": 5, "depth": 14,
-         "networks.encoder": (4, 4, 4), "kinds": ("band",), "pairs": 60, "methods": ("G2D",), "seeds": (1,)},
+        {"methods": ("end to end, CE", "G2D"), "kinds": ()}, "kdnotes.papers.g2d.instance", ("G2D",), lambda stage: type(stage).__name__ == "Teacher",
+        {"instance": 9.0, "angle": 3.0, "relation": "cosine", "unmasked": 0.5, "hole": 2.0, "steps": 5, "masks_steps": 5, "boxes_steps": 5, "depth": 14, "views": 3,
+         "networks.encoder": (4, 4, 4), "kinds": ("band",), "pairs": 60, "methods": ("G2D",), "transformer.prior": True, "seeds": (1,)},
         {"teacher_steps": 5, "networks.teacher": "smallface:4-8:4", "each": 5, "held": 5, "lr": 1e-3, "scale": 20.0, "margin": 0.1, "nuisance": 0.1},
         {}, PEOPLE, resumes=False),
+    "dpsad": Case(
+        {"audits": (), "once": (), "sweeps": ()}, "kdnotes.papers.dpsad.student_losses", ("DP-SAD", "DP-SAD, T1", "DP teacher"), lambda stage: type(stage).__name__ == "Teacher",
+        {"losses.adversarial": 9.0, "losses.saturating": False, "private.steps": 5, "private.draws": 3, "private.site": "theta", "private.epsilons": (2.0,), "distil_steps": 5,
+         "discriminator": (4, 4), "target": "eps", "judging.samples": 50, "conditioning": "student", "methods": ("DP-SAD",), "seeds": (1,), "once": ("pads",)},
+        {"teacher_steps": 5, "teacher_batch": 16, "networks.width": 8, "T": 400, "training.ema": 0.4, "training.lr": 1e-3, "chain.sampling": 3},
+        {}, put_images, resumes=False),
     "naco": Case(
         {"methods": ("NACO", "random backbone", "supervised video"), "protocols": ("A leave-one-out",), "folds": ("NT",)}, "kdnotes.losses.consistency.tcm_loss",
         ("NACO", "2 live steps"), lambda stage: type(stage).__name__ == "EndToEnd",
@@ -166,10 +172,10 @@ CASES = {
          "point_steps": 50, "factors": (2,), "every": 2, "seeds": (1,)},
         {"expert_epochs": 2, "learning.network": "convnet2:8", "per_class": 16}, {"per_class": 0}, put_images, condensing),
     "dance": Case(
-        {"rate_dance": 1.0, "networks.epochs": 30}, "kdnotes.condense.experts.calibration", ("DANCE",), is_expert,
-        {"iterations": 4, "real_batch": 7, "rate_dance": 0.1, "networks.epochs": 3, "looks": 2, "gap_epochs": 2, "middle_images": 40, "cost_steps": 2,
-         "others": (), "grid": (1.0,), "seeds": (1,)},
-        {"expert_epochs": 3, "expert_lr": 0.1, "expert_batch": 32, "learning.network": "convnet2:8", "train_size": 30}, {"train_size": 0, "rate_dance": 1.0, "networks.epochs": 30}, put_images,
+        {"rate_dance": 1.0, "judging.steps": 30}, "kdnotes.condense.experts.calibration", ("DANCE",), is_expert,
+        {"iterations": 4, "real_batch": 7, "rate_dance": 0.1, "judging.steps": 3, "points": 2, "gap_epochs": 2, "middle_images": 40, "cost_steps": 2,
+         "cross": (), "grid": (1.0,), "seeds": (1,)},
+        {"expert_epochs": 3, "expert_lr": 0.1, "expert_batch": 32, "learning.network": "convnet2:8", "train_size": 30}, {"train_size": 0, "rate_dance": 1.0, "judging.steps": 30}, put_images,
         condensing),
 }
 

@@ -17,9 +17,10 @@ from kdnotes.losses import annotators
 from kdnotes.models.perceptron import Perceptron
 from kdnotes.papers import ccc
 from kdnotes.papers.ccc import Config, Correction, claims, fit, run, stage_of
-from kdnotes.results import judge, reported, select
+from kdnotes.results import cited_differences, judge, reported, select
 from kdnotes.runtime import make_fabric
 
+METHODS = [name for name in ccc.METHODS if not name.endswith(" ×2") or name in ("CrowdLayer ×2", "CoNAL ×2")]
 TINY = {"train_size": 120, "network": "mlp:12", "epochs": 2, "warmup": 1, "annotators": 12, "groups": 3,
         "meta_size": 20, "meta_batch": 8, "batch_size": 40}
 
@@ -130,11 +131,122 @@ def test_a_method_and_its_rivals_start_alike_on_the_same_crowd(tmp_path):
 
 
 def test_scores_select_on_validation():
-    rows = [{"accuracy": a, "accuracy 1": a - 1, "validation": v, "validation 1": v}
-            for a, v in ((80, 50), (90, 40), (70, 60), (85, 60))]
-    expected = {"accuracy_best": 90, "accuracy_last": 85, "accuracy_selected": 70, "accuracy_drop": 5}
+    rows = [{"accuracy": a, "accuracy 1": a - 1, "validation": v, "validation 1": v, "held-out loss": x, "held-out loss 1": -x}
+            for a, v, x in ((80, 50, 3.0), (90, 40, 1.0), (70, 60, 2.0), (85, 60, 1.5))]
+    expected = {"accuracy_best": 90, "accuracy_last": 85, "accuracy_selected": 70, "accuracy_likelihood": 90, "accuracy_drop": 5}
     assert scores(rows) == expected
-    assert scores(rows, expert=1)["accuracy_best"] == 89
+    assert scores(rows, expert=1)["accuracy_best"] == 89 and scores(rows, expert=1)["accuracy_likelihood"] == 79
+    assert scores(rows, skipped=2) == {"accuracy_best": 85, "accuracy_last": 85, "accuracy_selected": 70,
+                                       "accuracy_likelihood": 85, "accuracy_drop": 0}
+
+
+def test_the_warm_up_is_no_candidate_for_the_best_epoch():
+    """As in the authors' code, where the best accuracy is looked for in CCC's own epochs."""
+    config = Config.profile("demo", **TINY)
+    assert stage_of("CCC", 0, config).skipped == config.training.warmup == 1
+    assert stage_of("CrowdLayer ×2", 0, config).skipped == 0
+    rows = [dict.fromkeys(("accuracy", "validation", "held-out loss"), value) for value in (99.0, 50.0, 60.0)]
+    assert study.measured(stage_of("CCC", 0, config), {"rows": rows}, None)["accuracy_best"] == 60
+    assert study.measured(stage_of("MajorVote", 0, config), {"rows": rows}, None)["accuracy_best"] == 99
+
+
+@pytest.mark.parametrize("method, dataset, expected", [
+    ("CoNAL", "labelme", {"lr": 0.01, "batch_size": 1024, "epochs": 100, "renewed": True}),
+    ("CoNAL", "music", {"lr": 0.01, "batch_size": 1024, "epochs": 200, "renewed": True}),
+    ("Max-MIG", "labelme", {"lr": 1e-4, "batch_size": 64, "renewed": False}),
+    ("Max-MIG", "cifar10n", {"lr": 1e-3, "batch_size": 64, "epochs": 50, "optimizer": "adam", "weight_decay": 0.0}),
+])
+def test_the_schedules_of_the_authors(method, dataset, expected):
+    config = Config.profile("real", dataset=dataset)
+    stage, common = (stage_of(name, 0, config) for name in (f"{method}, own schedule", method))
+    assert {name: getattr(stage.training, name) for name in expected} == expected and not stage.training.milestones
+    assert stage.training.network == common.training.network and stage.task == common.task
+    if method == "CoNAL":
+        assert (stage.approach.embedding, stage.approach.unit) == ((80, False) if dataset == "music" else (20, True))
+    with pytest.raises(ValueError, match="no schedule of its own"):
+        ccc.own_schedule("UnionNet, own schedule", config)
+
+
+@pytest.mark.parametrize("method", ["MajorVote", "CoNAL", "Max-MIG", "CrowdLayer"])
+def test_two_networks_of_a_method_are_two_starts_whose_answers_are_averaged(tmp_path, method):
+    config = Config.profile("demo", **TINY)
+    here = alone(config, tmp_path).here
+    one, two = (stage_of(name, 0, config) for name in (method, f"{method} ×2"))
+    crowd = one.task.material(here).crowd
+    (single, lesson), (pair, other) = (s.approach.assemble(partial(s.training.new_network, crowd), crowd, 0) for s in (one, two))
+    weights = [torch.cat([p.flatten() for p in expert.network.parameters()]) for expert in (*single.experts, *pair.experts)]
+    assert len(pair.experts) == 2 and torch.equal(weights[0], weights[-2]) and not torch.equal(*weights[-2:])
+    assert torch.equal(lesson.label, other.label)
+    groups = two.approach.parameters(pair, 1e-3)
+    assert sum(p.numel() for g in groups for p in g["params"]) == sum(p.numel() for p in pair.parameters())
+    assert {g.get("lr") for g in groups} == ({None, 1e-4} if method == "Max-MIG" else {None})
+
+
+def test_annotators_start_where_it_is_said(tmp_path):
+    config = Config.profile("demo", start_sweep=("4 I", "votes"), **TINY)
+    here = alone(config, tmp_path).here
+    starts = {}
+    for start in ("I", "4 I", "votes"):
+        stage = stage_of("CCC", 0, config, start=start)
+        crowd = stage.task.material(here).crowd
+        committee, _ = stage.approach.assemble(partial(stage.training.new_network, crowd), crowd, 0)
+        starts[start] = confusions(committee)
+        assert all(torch.equal(expert.head.T, committee.experts[0].head.T) for expert in committee.experts)
+    assert starts["I"][:, 0, 0].allclose(torch.tensor(torch.e / (torch.e + 9)))
+    assert starts["4 I"].diagonal(dim1=1, dim2=2).min() > 0.85
+    votes_of = torch.nn.functional.one_hot(crowd.truth.reveal(), 10)                     # of the vote, not of the truth
+    assert torch.allclose(starts["votes"].sum(2), torch.ones(12, 10)) and votes_of.shape[1] == 10
+    assert starts["votes"].max() > 0.9 and starts["votes"].min() < 1e-3
+    rows = [row for row in rows_of(config) if row.table == "ablation: start of the matrices"]
+    assert {(row.method, row.setting["start"]) for row in rows} == {(m, s) for m in ("CCC", "CrowdLayer ×2") for s in starts}
+    with pytest.raises(ValueError, match="'5 I'"):
+        Config.profile("demo", start_sweep=("5 I",))
+
+
+def test_components_are_uncorrelated_and_keep_what_varies_most():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 1, 3, 4, generator=g) * torch.arange(1.0, 13).view(1, 1, 3, 4)
+    crowd = synthetic(x, torch.arange(60) % 3, tuple("abc"), "IND-D", annotators=9, seed=0).crowd
+    made = study.as_components(CrowdData(crowd, Labelled(x[:7], torch.zeros(7).long()), None), 5)
+    z = made.crowd.features.double()
+    assert z.shape == (60, 5) and torch.allclose(z.T @ z / 60, torch.eye(5).double(), atol=1e-5)
+    assert torch.allclose(made.test.features, made.crowd.features[:7], atol=1e-5)
+    assert abs(torch.corrcoef(torch.stack([z[:, 0], x.flatten(1)[:, 11].double()]))[0, 1]) > 0.7
+    with pytest.raises(ValueError, match="components=13: 60 items of 12 numbers have 12 at most"):
+        study.as_components(CrowdData(crowd, Labelled(x[:7], torch.zeros(7).long()), None), 13)
+
+
+def test_the_held_out_loss_is_the_likelihood_of_held_out_labels(tmp_path):
+    config = Config.profile("demo", **TINY)
+    stage = stage_of("CCC", 0, config)
+    stuff = stage.task.material(alone(config, tmp_path).here)
+    committee, _ = stage.approach.assemble(partial(stage.training.new_network, stuff.crowd), stuff.crowd, 0)
+    found = study.held_out_losses(committee, stuff.valid)
+    q = probabilities(committee, stuff.valid.features)[0].double()
+    T = committee.experts[0].head.T.double()
+    expected = [-((q[i] @ T[r]).softmax(0)[y] + 1e-5).log() for i, r, y in zip(stuff.valid.item, stuff.valid.annotator, stuff.valid.label)]
+    assert found[0].item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    truth = Labelled(stuff.valid.features, stuff.valid.truth.reveal())
+    plain = torch.nn.functional.nll_loss(q.log(), truth.labels)
+    assert study.held_out_losses(committee, truth)[0].item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_claims_are_the_papers_where_its_table_has_them_and_hold_there():
+    for dataset, expected in {"labelme": 6 * 2 - 1, "music": 12, "cifar10n": 4}.items():       # CoNAL ends ahead on LabelMe
+        found = claims(Config.profile("real", dataset=dataset))
+        cited = [claim for claim in found if claim.source == "paper" and claim.cited.table == "real-world"]
+        assert len(cited) == expected, (dataset, [claim.name for claim in cited])
+        assert all(cited_differences(claim, reported("ccc")).item() > 0 for claim in cited)
+    assert all(claim.source != "paper" or "selected" not in claim.name and "held-out" not in claim.name
+               for claim in claims(Config.profile("real", dataset="music")))
+    names = [claim.name for claim in claims(Config.profile("real", dataset="music"))]
+    assert "CCC > CoNAL, own schedule, selected" in names and "CCC > MajorVote ×2, best" in names and "CCC > CrowdLayer ×2, by held-out loss" in names
+
+
+def test_claims_are_over_all_cases_that_both_sides_are_trained_on():
+    found = {claim.name: claim for claim in claims(Config.profile("demo", cases=("COR-S",)))}
+    assert found["CCC > MajorVote, last"].where["case"] == ["IND-S", "COR-S"]
+    assert found["CCC > CoNAL, selected"].where["case"] == ["IND-S"]
 
 
 def test_a_validation_crowd_is_held_out(tmp_path):
@@ -151,7 +263,8 @@ def test_a_validation_crowd_is_held_out(tmp_path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     root = tmp_path_factory.mktemp("ccc")
-    config = Config.profile("demo", seeds=(0, 1), methods=ccc.METHODS, **TINY)
+    config = Config.profile("demo", seeds=(0, 1), methods=METHODS, cases=("COR-S",), group_sweep=(1, 0), self_distilled=True,
+                            start_sweep=("4 I",), **TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("joblib.cpu_count", lambda: 1)  # in this process: starting workers takes longer than training
         experiment = alone(config, root)
@@ -164,8 +277,8 @@ def test_a_whole_run(whole):
     config, root, results = whole
     frame = results.frame()
     main = frame[(frame.table == "synthetic crowds") & (frame.setting == f"case={config.crowd.case}")]
-    assert set(main.method) == set(ccc.METHODS) and set(main.seed) == {0, 1}
-    assert set(main.metric) == {"accuracy_best", "accuracy_last", "accuracy_selected", "accuracy_drop"}
+    assert set(main.method) == set(METHODS) and set(main.seed) == {0, 1}
+    assert set(main.metric) == {"accuracy_best", "accuracy_last", "accuracy_selected", "accuracy_likelihood", "accuracy_drop"}
     assert {"ablation: number of groups", "ablation: coupling", "ablation: annotation density", "labels recovered",
             "lead over two crowd layers"} < set(frame.table)
     assert frame.value.between(-100, 100).all() and not list(root.glob("*.resume"))
@@ -193,13 +306,13 @@ def kept(config, root):
 def test_a_change_of_the_correction_trains_only_what_is_corrected(whole, monkeypatch):
     config, root, _ = whole
     monkeypatch.setattr(ccc, "normalise_correction", lambda D, T, gamma: 0 * D)
-    assert kept(config, root) == {"CCC": {False}} | {method: {True} for method in ccc.METHODS if method != "CCC"}
+    assert kept(config, root) == {"CCC": {False}} | {method: {True} for method in METHODS if method != "CCC"}
 
 
 def test_a_change_of_one_baseline_trains_only_that_one(whole, monkeypatch):
     config, root, _ = whole
     monkeypatch.setattr(annotators.UnionNet, "forward", lambda self, *given: self.W.sum())
-    assert kept(config, root) == {method: {method != "UnionNet"} for method in ccc.METHODS}
+    assert kept(config, root) == {method: {method != "UnionNet"} for method in METHODS}
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from kdnotes.recipes import (
     Attention, Correlations, DifferenceContrast, DistancesAndAngles, Hint, Learner, Neighbours, Recipe, RelationalContrast,
     SampleContrast, Similarities, SoftLabels, Variational,
 )
-from kdnotes.results import Results, judge, reported
+from kdnotes.results import Results, cited_differences, judge, reported
 from kdnotes.runtime import fingerprint
 
 KEYS = torch.arange(40) % 4
@@ -389,7 +389,9 @@ def test_methods_of_a_seed_share_everything_but_their_loss():
 
 def test_the_weight_is_chosen_on_images_that_nobody_else_learns_from(config, experiment):
     rows = crrcd.weight_rows(0, config)
-    assert {row.setting["task"] for row in rows} == {"retrieval", "classification", "faces"}
+    assert {row.setting["task"] for row in rows} == {"retrieval", "classification"}
+    alone = config.change(studies=("faces", "weight"))
+    assert {row.setting["task"] for row in crrcd.weight_rows(0, alone)} == {"faces"}
     for name in ("retrieval", "classification"):
         held, whole = ([row for row in rows if row.setting["task"] == name and row.setting["on"] == on] for on in ("held out", "test"))
         assert {row.setting.get("beta") for row in held} == {row.setting.get("beta") for row in whole} == {None, *{2.0, crrcd.objective_of(name, config).beta}}
@@ -442,6 +444,15 @@ def test_claims_fail_when_the_order_is_wrong():
             rows.add(crrcd.TABLES["retrieval"], "digits", method, "recall_at_1", value + 0.1 * seed, seed)
     verdicts = judge(crrcd.embedding_claims(), rows.frame()).set_index("claim").verdict
     assert verdicts["CRRCD > plain student"] == "supported" and verdicts["CRRCD > CRD"] == "not supported"
+
+
+@pytest.mark.parametrize("profile", ["smoke", "demo", "real"])
+def test_a_claim_of_the_paper_is_found_among_its_numbers(profile):
+    claims, paper = crrcd.claims(Config.profile(profile)), reported("crrcd")
+    gaps = {claim.name: cited_differences(claim, paper) for claim in claims if claim.source == "paper"}
+    assert len(gaps) >= 7 and all(len(gap) and gap.mean() > 0 for gap in gaps.values())
+    assert abs(gaps["pairs: CRRCD > CRD"].mean() - 1.335) < 1e-9 and len(gaps["probe: CRRCD > KD"]) == 2
+    assert all(claim.better != claim.worse for claim in claims)
 
 
 @pytest.mark.parametrize("bad, words", [

@@ -1,5 +1,6 @@
 """G2D's method: what the encoder may know, what is frozen, what the stages minimise, and what is judged on whom."""
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -7,12 +8,19 @@ import torch
 from kdnotes.data.imageset import to_float
 from kdnotes.data.masks import SHAPES, with_drawn_masks
 from kdnotes.experiment import Experiment
+from kdnotes.models.recognisers import Answer
 from kdnotes.papers import g2d
 from kdnotes.papers.g2d import (
-    CLOSED, EYES, EVERYTHING, MAIN, PAINTED, Cast, Config, Losses, Named, behind, boxes, coded, completion_terms, filled, inpainted, instance,
-    masked_batch, relation_terms, rows, vectors,
+    BY_COVER, CLOSED, EVERYTHING, FROM_DLIB, KINDS, LOOKS, MAIN, PAINTED, THIRDS, Cast, Config, Losses, Named, boxes, coded, completion_terms, drawn_on, filled, inpainted,
+    instance, masked_batch, relation_terms, rows, told, vectors,
 )
 from kdnotes.runtime import fingerprint, make_generator
+
+
+@pytest.fixture(autouse=True)
+def one_worker(monkeypatch):
+    """Everything is made in the process itself: workers take longer to start than these stages to make."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +31,14 @@ def config() -> Config:
 @pytest.fixture(scope="module")
 def experiment(config, tmp_path_factory) -> Experiment:
     return Experiment.alone("g2d", config, tmp_path_factory.mktemp("stages"))
+
+
+@pytest.fixture(scope="module")
+def frame(experiment):
+    """All numbers of `experiment`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
+        return g2d.run(experiment).frame()
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +60,10 @@ def test_neither_what_is_hidden_nor_what_hides_it_reaches_a_vector(experiment, c
     s, f = cascade(coded(x, m)), cascade.descriptor(coded(x, m))
     for other in (hidden, worn):
         assert cascade(coded(other, m)).equal(s) and cascade.descriptor(coded(other, m)).equal(f)
-    both = torch.nn.ModuleDict({"teacher": experiment.made(cast.teacher), "painter": experiment.made(cast.painter)})
-    for eyes in ("blanked", "filled", "inpainted"):
-        see = lambda x, eyes=eyes: EYES[eyes](both if eyes == "inpainted" else both["teacher"], x, m)
-        assert see(hidden).equal(see(x)) and see(worn).equal(see(x))
-    assert not EYES["direct"](both["teacher"], worn, m).equal(EYES["direct"](both["teacher"], x, m))
+    shows = {name: LOOKS[name] for name in ("blanked", "filled")} | {"inpainted": lambda x, m: inpainted(experiment.made(cast.painter), x, m)}
+    for show in shows.values():
+        assert torch.where(m > 0, show(hidden, m), 0).equal(torch.where(m > 0, show(x, m), 0)) and show(worn, m).equal(show(x, m))
+    assert LOOKS["direct"](worn, m).equal(worn)
 
 
 # 3: greedy freezing, by the print of every parameter and buffer
@@ -59,16 +74,16 @@ def test_each_stage_leaves_the_ones_before_it_bit_for_bit(experiment, cast):
     assert state(cascade.encoder) == state(painter.encoder), "stage 2 leaves the encoder"
     assert state(student.fresh(experiment.here).reformer) != state(cascade.reformer)
     named = experiment.made(Named(student, 0, cast.how(4)))
-    assert state(named["student"]) == state(cascade), "stage 3 leaves encoder and reformer, the statistics of BatchNorm too"
+    assert state(named.student) == state(cascade), "stage 3 leaves encoder and reformer, the statistics of BatchNorm too"
     fresh = Named(student, 0, cast.how(4)).fresh(experiment.here)
-    assert state(fresh["classifier"]) != state(named["classifier"])
+    assert state(fresh.classifier) != state(named.classifier)
 
 
 def test_what_is_trained_is_what_the_method_says(experiment, cast):
     boxes_, painter = experiment.made(cast.boxes), experiment.made(cast.painter)
     assert state(boxes_.encoder) != state(painter.encoder), "1b goes on from 1a"
     begins = {"encoder of 1a": boxes_.encoder, "G2D, relations only": painter.encoder, "CE on the generative encoder": painter.encoder,
-              "random encoder": cast.student("random encoder", 0).fresh(experiment.here).encoder}
+              "random encoder": experiment.made(cast.untrained(0)).encoder}
     for method, encoder in begins.items():
         assert state(experiment.made(cast.student(method, 0)).encoder) == state(encoder)
     for method, encoder in {"joint finetune": painter.encoder, "end to end, CE": begins["random encoder"]}.items():
@@ -79,7 +94,7 @@ def test_what_is_trained_is_what_the_method_says(experiment, cast):
 def test_the_targets_are_those_of_unmasked_faces_and_the_teacher_stays_as_it_is(experiment, cast):
     teacher = experiment.made(cast.teacher)
     before = state(teacher)
-    targets, images = experiment.made(cast.targets), experiment.read(cast.train).images
+    targets, images = experiment.made(cast.targets)["targets"], experiment.read(cast.train).images
     with torch.no_grad():
         assert torch.allclose(targets, teacher(g2d.scaled(to_float(images))).features, atol=1e-5)
     assert state(teacher) == before and not any(p.requires_grad for p in teacher.parameters()) and not targets.requires_grad
@@ -134,8 +149,9 @@ def test_painting_keeps_what_is_visible_and_filling_takes_its_mean(experiment, c
 
 
 def test_a_share_of_the_pictures_wears_no_mask():
-    batch = {"images": torch.randint(0, 256, (400, 3, 16, 16), dtype=torch.uint8)}
-    made = masked_batch(batch, make_generator(0), SHAPES[:2], 0.2)
+    batch = {"images": torch.randint(0, 256, (400, 3, 16, 16), dtype=torch.uint8), "index": torch.arange(400)}
+    made = masked_batch(batch, make_generator(0), partial(drawn_on, kinds=SHAPES[:2]), 0.2)
+    assert made["told"].equal(coded(made["masked"], made["map"]))
     bare = ~made["map"].any((1, 2, 3))
     assert 0.12 < bare.float().mean() < 0.28 and made["masked"][bare].equal(made["x"][bare])
     assert torch.where(made["map"] > 0, made["x"], made["masked"]).equal(made["x"])
@@ -149,19 +165,34 @@ def test_people_and_shape_of_the_test_occur_in_no_training(experiment, cast, con
     assert config.images.unseen not in config.images.shapes
     with pytest.raises(ValueError, match="must be new"):
         Config.profile("smoke", unseen="band")
-    stages = [cast.teacher, cast.boxes, cast.painter, cast.finetuned(0), *(cast.student(m, 0) for m in ("G2D", "end to end, CE"))]
-    assert not any(config.images.unseen in stage.shapes for stage in stages if hasattr(stage, "shapes"))
+    stages = [cast.painter, cast.finetuned(0), *(cast.student(m, 0) for m in ("G2D", "end to end, CE")), cast.student("G2D", 0).descriptors()]
+    assert not any(config.images.unseen in stage.wear.kinds for stage in stages) and cast.teacher.wear is None and cast.boxes.wear is None
 
 
 def test_the_masks_of_the_test_are_the_same_for_everyone(experiment, cast):
-    images = experiment.read(cast.test).test.images
-    assert behind(images, "bandana", 3).images.equal(behind(images, "bandana", 3).images)
-    assert not behind(images, "bandana", 3).map.equal(behind(images, "bandana", 4).map)
+    worn = experiment.made(cast.worn("bandana", 3))
+    assert not worn["map"].equal(experiment.made(cast.worn("bandana", 4))["map"]) and not experiment.made(cast.worn("", 0))["map"].any()
+    stages = [row.stage for row in rows(replace(experiment.config, seeds=(3,))) if row.table == MAIN]
+    assert {stage.worn for stage in stages} == {cast.worn("bandana", 3)} and {stage.clean.worn for stage in stages} == {cast.worn("", 0)}
+    bare = to_float(experiment.read(cast.test).test.images)
+    assert torch.where(worn["map"] > 0, bare, worn["images"]).equal(bare)
 
 
-def test_every_row_is_measured_and_stage_three_changes_no_verification(experiment, config):
-    frame = g2d.run(experiment).frame()
-    assert {*EVERYTHING, PAINTED, *g2d.TEACHERS} == set(frame[frame.table == MAIN].method)
+def test_each_picture_is_looked_at_once_for_all_kinds_of_pairs_and_all_seeds_that_can_share_it(config):
+    planned = [row for row in rows(replace(config, seeds=(0, 1))) if row.table == MAIN]
+    assert len({row.stage for row in planned}) * 3 == len(planned)                       # three kinds of pairs of one stage
+    clean = {row.stage.clean for row in planned}
+    assert len({stage for stage in clean if stage.look and stage.network == Cast(config).teacher}) == 1
+
+
+def test_coverage_parts_the_pairs_in_three(frame):
+    part = frame[(frame.table == BY_COVER) & (frame.method == "G2D")]
+    cover = part[part.metric == "covered"].set_index("setting").value
+    assert [f"third={third}" for third in THIRDS] == list(cover.sort_values().index)
+
+
+def test_every_row_is_measured_and_stage_three_changes_no_verification(experiment, config, frame):
+    assert {*EVERYTHING, PAINTED, *(f"teacher, {told}" for told in g2d.TOLD)} == set(frame[frame.table == MAIN].method)
     rates = frame[(frame.table != g2d.COST)].value
     assert rates.between(0, 100).all() and len(frame[frame.table == CLOSED]) == 1
     claims = experiment.judge(g2d.claims(config))
@@ -170,18 +201,46 @@ def test_every_row_is_measured_and_stage_three_changes_no_verification(experimen
     assert cost[PAINTED] > cost["teacher, direct"]
 
 
-def test_a_seed_repeats_students_and_not_what_they_stand_on(config):
-    stages = [{row.stage for row in rows(replace(config, seeds=(seed,))) if row.table == MAIN} for seed in (0, 1)]
-    shared = {type(stage).__name__ for stage in stages[0] & stages[1]}
-    assert shared == {"Teacher", "Both"}
-    assert {type(s).__name__ for s in stages[0] - stages[1]} == {"Labelled", "Related", "Invariant", "Teacher"}
+def test_a_seed_repeats_students_and_masks_and_not_what_they_stand_on(config):
+    networks = [{row.stage.network for row in rows(replace(config, seeds=(seed,))) if row.table == MAIN} for seed in (0, 1)]
+    assert networks[0] & networks[1] == {Cast(config).teacher}
+    assert {type(s).__name__ for s in networks[0] - networks[1]} == {"Labelled", "Related", "Invariant", "Teacher"}
 
 
 def test_batches_do_not_change_vectors(experiment, cast):
     cascade, x = experiment.made(cast.student("G2D", 0)), torch.rand(5, 3, 16, 16)
-    m = with_drawn_masks(x, generator=make_generator(0)).map
-    whole = vectors(cascade, EYES["cascade"], x, experiment.here, m)
-    assert torch.allclose(whole[2:3], vectors(cascade, EYES["cascade"], x[2:3], experiment.here, m[2:3]), atol=1e-6)
+    m, see = with_drawn_masks(x, generator=make_generator(0)).map, lambda net, x, m: net(told(x, m))
+    whole = vectors(cascade, see, x, experiment.here, m)
+    assert torch.allclose(whole[2:3], vectors(cascade, see, x[2:3], experiment.here, m[2:3]), atol=1e-6)
+
+
+def test_students_of_one_frozen_encoder_share_its_descriptors_and_learn_as_from_pictures(experiment, cast, config):
+    kept = {name: cast.student(name, 0).descriptors() for name in ("G2D", "G2D, relations only", "CE on the generative encoder", "random encoder")}
+    assert len(set(kept.values())) == 2 and len({cast.student("G2D", 0, depth).descriptors() for depth in (10, 14)}) == 1
+    f = experiment.made(kept["G2D"])
+    assert f.shape == (config.training.views, len(experiment.read(cast.train)), 8, 4, 4)
+    cascade = experiment.made(cast.student("G2D", 0))
+    batch = g2d.described_batch({"index": torch.arange(6)}, make_generator(1), f)
+    assert all(any(row.equal(f[v, k]) for v in range(len(f))) for k, row in enumerate(batch["told"])) and cascade.reformer(batch["told"]).shape == (6, 8)
+    anew = Cast(config.change(views=0)).student("G2D", 0)
+    assert set(anew.needs()) == {"painter", "targets"} and state(experiment.made(anew).encoder) == state(cascade.encoder)
+
+
+def test_the_transformer_is_shown_nothing_that_is_hidden(tmp_path):
+    config = Config.profile("smoke", seeds="0", methods=("G2D",), **{"transformer.prior": True, "transformer.side": 8, "colours": 8, "transformer.width": 8,
+                                                                     "layers": 1, "prior_steps": 2})
+    experiment, cast = Experiment.alone("g2d", config, tmp_path), Cast(config)
+    prior, painter = experiment.made(cast.painter.prior), experiment.made(cast.painter)
+    assert painter.encoder.inputs == 6 and state(prior) != state(cast.painter.prior.fresh(experiment.here))
+    x, m = torch.rand(4, 3, 16, 16), with_drawn_masks(torch.rand(4, 3, 16, 16), generator=make_generator(0)).map
+    hidden = torch.where(m > 0, torch.rand_like(x), x)
+    assert told(x, m, make_generator(1), prior).equal(told(hidden, m, make_generator(1), prior))
+    frame = g2d.run(experiment).frame()
+    cost = frame[frame.table == g2d.COST].set_index("method").value
+    plain = Config.profile("smoke", seeds="0", methods=("G2D",))
+    bare = Experiment.alone("g2d", plain, tmp_path / "plain")
+    alone = g2d.operations(Cast(plain).student("G2D", 0), bare.made(Cast(plain).student("G2D", 0)), bare.here)["multiply_adds"]
+    assert cost["G2D"] > alone, "the transformer is part of what a probe costs"
 
 
 def test_the_adversary_plays_where_it_has_a_weight(tmp_path):
@@ -191,14 +250,68 @@ def test_the_adversary_plays_where_it_has_a_weight(tmp_path):
     assert state(experiment.made(cast.boxes)) != state(experiment.made(plain.boxes))
 
 
-def test_dlib_can_give_the_targets(tmp_path, monkeypatch):
-    config = Config.profile("smoke", seeds="0", targets="dlib")
-    from kdnotes.models.recognisers import Answer
-    fake = lambda images: Answer(images.float().mean((2, 3)).repeat(1, 43)[:, :128], torch.zeros(len(images), 68, 2))
+# ---- photographed masks and dlib's recogniser ------------------------------------------------------------------------------------------------
+
+def fake(images):
+    """In dlib's place: 128 numbers of the colours, and landmarks of a median face."""
+    eyes = torch.tensor([[36.0, 45.0], [72.0, 45.0]])
+    points = torch.zeros(68, 2)
+    points[:17] = torch.stack([torch.linspace(12, 100, 17), 60 + 52 * torch.linspace(-1, 1, 17).square().neg().add(1)], 1)
+    points[36:42], points[42:48] = eyes[0], eyes[1]
+    points[27:31] = torch.stack([torch.full((4,), 56.0), torch.linspace(45, 68, 4)], 1)
+    points[48:68] = torch.tensor([56.0, 85.0])
+    points[list(range(54, 60)), 1] = 90.0
+    scale = images.shape[-1] / 112
+    x = images.float()
+    x = x if images.dtype != torch.uint8 else x / 255
+    return Answer(x.mean((2, 3)).repeat(1, 43)[:, :128], (points * scale).expand(len(images), 68, 2))
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """A set of colour photographs below a data root with templates of two kinds, and somebody in dlib's place."""
+    from kdnotes.data.catalogue import add
+    from kdnotes.data.faces import faces
+    from kdnotes.data.masks import Templates
+    drawn = faces(30, 6, size=32, seed=0)
+    first = torch.arange(len(drawn)) % 6 < 4
+    add("people", *((drawn.images[rows].numpy(), drawn.labels[rows].numpy()) for rows in (first, ~first)), root=tmp_path)
+    picture = torch.zeros(4, 24, 32)
+    picture[:, 2:22, 2:30] = torch.tensor([0.8, 0.9, 0.7, 1.0])[:, None, None]
+    anchors = torch.tensor([[2.0, 4], [16, 2], [30, 4], [6, 20], [16, 22], [26, 20]])
+    monkeypatch.setattr(g2d, "mask_templates", lambda: Templates(("cloth", "N95"), (picture, picture * torch.tensor([0.5, 0.4, 0.9, 1.0])[:, None, None]),
+                                                                anchors.expand(2, 6, 2)))
     monkeypatch.setattr(g2d, "kept_answers", fake)
-    experiment, cast = Experiment.alone("g2d", config, tmp_path), Cast(config)
-    assert experiment.made(cast.targets).mean(0).abs().max() < 1e-3 and cast.student("G2D", 0).dim == 128
-    assert experiment.made(cast.student("G2D", 0)).reformer.head.out_features == 128
+    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path))
+    changes = {"shapes": ("cloth",), "unseen": "N95", "kinds": ("cloth", "N95"), "people": (20, 10), "images.pairs": 20, "held": 2}
+    return Config.profile("smoke", "people", seeds=(0,), methods=("end to end, CE", "G2D", *FROM_DLIB), **changes)
+
+
+def test_photographed_masks_are_worn_and_dlib_teaches_and_is_judged(photographs, tmp_path):
+    experiment, cast = Experiment.alone("g2d", photographs, tmp_path / "stages"), Cast(photographs)
+    small, large = (experiment.made(cast.worn("N95", 0, size)) for size in (16, 112))
+    assert small["images"].shape[1:] == (3, 16, 16) and large["images"].shape[1:] == (3, 112, 112)
+    shrunk = torch.nn.functional.adaptive_avg_pool2d(large["map"], 16)
+    assert ((shrunk > 0.5) == (small["map"] > 0.5)).float().mean() > 0.8, "one mask, at two sizes"
+    targets = experiment.made(cast.outsider)
+    assert targets["targets"].shape[1] == 128 and targets["targets"].mean(0).abs().max() < 1e-5
+    assert experiment.made(cast.student("G2D, from dlib", 0)).reformer.head.out_features == 128
+    frame = g2d.run(experiment).frame()
+    assert {"dlib, own size, direct", "dlib, direct", "dlib, hole filled", "inpaint, then dlib", *FROM_DLIB} <= set(frame[frame.table == MAIN].method)
+    names = {claim.name for claim in g2d.claims(photographs)}
+    assert {"dlib's targets > labels", "masks cost dlib"} <= names and "G2D > inpaint, then teacher" not in names, "decided beforehand"
+    assert len(experiment.judge(g2d.claims(photographs))) == len(names)
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"unseen": "N95"}, "mix drawn shapes"), ({"kinds": ("band", "gas")}, "mix drawn shapes"),
+    ({"shapes": KINDS[:2], "unseen": "gas", "kinds": ()}, "are for photographs, and dataset='faces' are drawn"),
+    ({"methods": ("G2D, from dlib",)}, "are for photographs"), ({"transformer.prior": True, "transformer.width": 6, "heads": 4}, "multiple of heads"),
+])
+def test_what_contradicts_each_other_is_refused_in_one_line(changes, said):
+    with pytest.raises(ValueError, match=said) as error:
+        Config.profile("smoke", seeds="0", **changes)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("profile, dataset", [("demo", ""), ("real", "orl"), ("real", "lfw"), ("paper", "casia")])

@@ -154,7 +154,7 @@ def test_a_student_that_is_the_assistant_has_nothing_to_learn(config, experiment
 
 
 def test_an_assistant_lends_the_weights_that_its_student_starts_from(config, experiment, monkeypatch):
-    monkeypatch.setattr(horkd, "learnt", lambda learner, *args: horkd.weights_of(learner.network))     # nothing is trained
+    monkeypatch.setattr("kdnotes.crossres.learnt", lambda learner, *args: horkd.weights_of(learner.network))     # nothing is trained
     stage = horkd.student_of("HORKD", horkd.task_of("retrieval", 0, config), config)
     parents = {name: replace(parent, seed=5).fresh(experiment.here) for name, parent in stage.needs().items()}
     here = experiment.here
@@ -187,7 +187,7 @@ def test_every_row_and_claim_of_the_study_is_planned(config):
     rows = horkd.rows(config)
     methods = {row.method for row in rows if row.table == horkd.TABLES["retrieval"]}
     assert {"CE", "KD, added", "FitNet, unit variance, no labels", "RKD-D, no labels", "RKD-A, no labels", "RKD-DA, no labels", "SP, weight 300, no labels",
-            "TAKD", "HORKD, order 1", "HORKD, orders 1+2", "HORKD", "HORKD + group", ALONE} <= methods
+            "TAKD", "HORKD, order 1", "HORKD, orders 1+2", "HORKD", "HORKD + group", ALONE, horkd.FRESH, horkd.LONG} <= methods
     for claim in horkd.claims(config):
         assert {claim.better, claim.worse} <= {row.method for row in rows if row.table == claim.where["table"]}
 
@@ -201,6 +201,28 @@ def test_relations_beat_labels_on_unseen_classes_at_low_resolution(tmp_path):
     frame = horkd.Study(wanted).run(experiment).frame()
     recall = frame[frame.metric == "recall_at_1"].pivot_table(index="seed", columns="method", values="value")
     assert len(recall) == 2 and (recall[ALONE] > recall["CE"] + 2).all()
+
+
+def test_the_controls_of_the_assistant_are_as_long_and_as_fresh_as_they_say(config):
+    """HORKD's student starts from its assistant: one control learns as long as both together, the other starts anew."""
+    for task in (horkd.task_of(name, 0, config) for name in ("retrieval", "faces")):
+        full, alone, long, fresh = (horkd.student_of(method, task, config) for method in ("HORKD", ALONE, horkd.LONG, horkd.FRESH))
+        assert long.how.steps == full.how.steps + full.assistant.how.steps == 2 * alone.how.steps and long.assistant is None
+        assert replace(long, how=alone.how) == alone and replace(fresh, lends=True) == full and full.lends and not fresh.lends
+    tables = {row.table: {r.method for r in horkd.rows(config) if r.table == row.table} for row in horkd.rows(config)}
+    assert not set(horkd.CONTROLS) & tables[horkd.TABLES["classification"]]
+    names = {claim.name for claim in horkd.claims(Config.profile("demo"))}
+    assert {f"{start}{name}" for start in ("", "faces: ") for name in ("assistant > no assistant", "assistant > no assistant, equal steps",
+            "fresh start > no assistant", "hybrid > RKD-DA")} <= names
+
+
+def test_uccs_is_named_by_a_frozen_network_under_a_new_last_layer():
+    config = Config.profile("paper", dataset="uccs")
+    task = horkd.task_of("faces", 0, config)
+    assert (task.train.dataset, task.test, task.dataset) == ("casia_webface", horkd.NativeTest("uccs", 112, 180), "UCCS")
+    rows = horkd.main_table("faces", 0, config)
+    assert all(row.measure.func is horkd.identified and row.measure.keywords["enrolled"] == task.test for row in rows)
+    assert all(row.stage.images == task.train for row in rows) and {claim.metric for claim in horkd.face_claims(config)} == {"accuracy"}
 
 
 def test_joint_and_two_stage_differ_in_what_is_trained_beforehand(config):
