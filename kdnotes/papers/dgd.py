@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +196,7 @@ def generator_terms(made: Prediction, heard: list, how: Dreaming) -> dict[str, T
 
 
 def train_generator(generator: nn.Module, critic: nn.Module, seen: Callable[[Tensor], Tensor], how: Dreaming,
-                    draws: torch.Generator, fabric: Any, checkpoint: Path | None = None) -> nn.Module:
+                    draws: torch.Generator, fabric, checkpoint: Path | None = None) -> nn.Module:
     """Train `generator` in place against the fixed `critic`, which is given `seen(images)`; no data are needed."""
     optimizer = torch.optim.Adam(generator.parameters(), how.lr)
     with fixed(critic) as heard:
@@ -714,7 +713,7 @@ class Baseline(Stage):
         optimise(network, batches, step, self.how, here.fabric, checkpoint)
         return weights_of(network)
 
-    def open(self, kept: dict[str, Any], here: Here) -> OnPixels:
+    def open(self, kept: dict[str, Tensor], here: Here) -> OnPixels:
         return OnPixels(frozen(self.fresh(here), kept, here.device), Space.of(self.private.dataset))
 
 
@@ -820,7 +819,7 @@ class Ensemble(Stage):
             return weights_of(train_teachers(stack, x, y, self.how, self.seed, checkpoint=checkpoint))
         return weights_of(Stacked(teachers))
 
-    def open(self, kept: dict[str, Any], here: Here) -> Voters:
+    def open(self, kept: dict[str, Tensor], here: Here) -> Voters:
         teachers, space = self.fresh(here), Space.of(self.private.dataset)
         stack = teachers if isinstance(teachers, StackedPerceptron) else Stacked(teachers)
         return Voters(frozen(stack, kept, here.device), Space() if self.network == "pate_cnn" else space)
@@ -933,7 +932,7 @@ class Autoencoding:
     lr: float
 
 
-def train_vae(vae: VAE, images: Tensor, how: Autoencoding, draws: torch.Generator, fabric: Any,
+def train_vae(vae: VAE, images: Tensor, how: Autoencoding, draws: torch.Generator, fabric,
               checkpoint: Path | None = None) -> VAE:
     """Train `vae` in place on `images` `(N, C, H, W)` in [0, 1], on their device; in the last third of the steps the
     rate falls, as in TNAR's code.
@@ -1317,7 +1316,7 @@ class Cast:
                           solver=s.solver, step=s.step, normal=s.normal)
 
     def student(self, method: str = "DGD", images: Unlabelled | None = None, base: str = "", pool: int = 0,
-                **bought: Any) -> Student:
+                **bought) -> Student:
         """The student of one of `PARTS`."""
         images = images or self.synthetic(self.config.baseline == "dpsgd")
         smooth = self.smoothness(method, base)
