@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -312,9 +313,8 @@ class Optimisation:
         ), one_cycle()
 
 # %% ../nbs/crossres.ipynb #01505c32
-def optimise(
-    module: nn.Module, batches: Batches, step: Step, how: Optimisation, fabric, checkpoint: Path | None = None
-) -> History:
+def optimise(module: nn.Module, batches: Batches, step: Step, how: Optimisation, fabric: Any,
+             checkpoint: Path | None = None) -> History:
     """Train `module` in place by `how`; errors as of `fit`. A training of up to a thousand steps leaves no checkpoint:
     it is done again in seconds. Learners in it are told when their recipe lets go of the teacher.
     """
@@ -337,9 +337,8 @@ def optimise(
     )
 
 
-def learnt(
-    learner: nn.Module, batches: Batches, view: str, how: Optimisation, fabric, checkpoint: Path | None = None
-) -> dict[str, Tensor]:
+def learnt(learner: nn.Module, batches: Batches, view: str, how: Optimisation, fabric: Any,
+           checkpoint: Path | None = None) -> dict[str, Tensor]:
     """Weights of the network of `learner` (see `kdnotes.recipes`) after it was trained on the `view`, "high" or "low",
     of `batches`.
     """
@@ -422,7 +421,7 @@ class Network(Stage):
         kind = {"arcface": ArcFace, "cosface": CosFace}[self.head.margin]
         return fresh_recogniser(*about, head=kind, scale=self.head.scale, margin=self.head.angle)
 
-    def open(self, kept: dict[str, Tensor], here: Here, images: Data | None = None) -> nn.Module:
+    def open(self, kept: dict[str, Any], here: Here, images: Data | None = None) -> nn.Module:
         """The trained network, frozen; `images` as of `fresh`."""
         return frozen(self.fresh(here, images), kept, here.device)
 
@@ -430,7 +429,7 @@ class Network(Stage):
         """Mean and std of the channels over all of `images`: two networks that share them normalise alike."""
         return channel_statistics(here.read(self.images).images.to(here.device))
 
-    def batches(self, here: Here, teachers: Mapping[str, tuple[nn.Module, str]] | None = None, **more) -> Batches:
+    def batches(self, here: Here, teachers: Mapping[str, tuple[nn.Module, str]] | None = None, **more: Any) -> Batches:
         """Batches with both views and what `teachers`, `{name: (network, view)}`, make of theirs; `more` as of
         `paired_batches`.
         """
@@ -457,7 +456,7 @@ class Network(Stage):
         """The untrained learner, and the batches that it learns from."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it learns from")
 
-    def build(self, parents: dict, here: Here, checkpoint: Path) -> dict[str, Tensor]:
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> dict[str, Any]:
         return learnt(*self.lesson(parents, here), self.view, self.how, here.fabric, checkpoint)
 
 
@@ -482,7 +481,7 @@ class Answers(Stage):
     def needs(self) -> dict[str, Stage]:
         return {"teacher": self.teacher}
 
-    def build(self, parents: dict[str, nn.Module], here: Here, checkpoint: Path) -> dict[str, Tensor]:
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> dict[str, Any]:
         images = here.read(self.teacher.images).images.to(here.device)
         x = both_views(images, self.teacher.views, *channel_statistics(images))["high"]
         return {name: value.cpu() for name, value in answers(parents["teacher"], x).items()}
@@ -499,7 +498,7 @@ class Outside(Unaided):
 
     pictures: tuple[tuple[Data, Data], ...]
 
-    def build(self, parents: dict, here: Here, checkpoint: Path) -> dict[str, object]:
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> dict[str, Any]:
         prints, found = [], []
         for seen, shown in self.pictures:
             both = [list(pieces(here.read(data), ImageSet)) for data in (seen, shown)]
@@ -513,7 +512,7 @@ class Outside(Unaided):
         centres = [(found[0][labels == k] - origin).mean(0) for k in range(int(labels.max()) + 1)]
         return {"prints": prints, "embeddings": embeddings, "origin": origin, "centres": torch.stack(centres)}
 
-    def open(self, kept: dict[str, object], here: Here, images: Data | None = None) -> Recalled:
+    def open(self, kept: dict[str, Any], here: Here, images: Data | None = None) -> Recalled:
         scale = self.head.scale if self.head else 16.0
         return Recalled(kept, self.statistics(here), scale).to(here.device).eval()
 
@@ -571,7 +570,7 @@ class Balance(Stage):
     def needs(self) -> Mapping[str, Stage]:
         return self.student.needs()
 
-    def build(self, parents: dict, here: Here, checkpoint: Path) -> dict[str, Tensor]:
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> dict[str, Any]:
         learner, batches = self.student.lesson(parents, here)
         last = self.student.how.epochs(len(batches)) * len(batches) - 1
         shares = torch.linspace(0, 1, self.points).tolist()
@@ -620,14 +619,14 @@ class Tuned(Stage):
         """As of `Network`: those by which the images have been normalised from the beginning."""
         return self.network.statistics(here)
 
-    def build(self, parents: dict[str, nn.Module], here: Here, checkpoint: Path) -> dict[str, Tensor]:
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> dict[str, Any]:
         network, own = self.network.fresh(here, self.images), replace(self.network, images=self.images, how=self.how)
         network.embedder.load_state_dict(parents["network"].embedder.state_dict())
         batches = replace(own, task=self.task).batches(here, statistics=self.statistics(here))
         learner = Learner(network, Recipe()).to(here.device)
         return learnt(learner, batches, self.network.view, self.how, here.fabric, checkpoint)
 
-    def open(self, kept: dict[str, Tensor], here: Here) -> nn.Module:
+    def open(self, kept: dict[str, Any], here: Here) -> nn.Module:
         return self.network.open(kept, here, self.images)
 
 # %% ../nbs/crossres.ipynb #01505c43

@@ -325,7 +325,7 @@ class Here:
         return torch.device(self.device_name)
 
     @property
-    def fabric(self):
+    def fabric(self) -> Any:
         """A Lightning Fabric on this device in this precision."""
         return make_fabric(self.device_name, self.precision)
 

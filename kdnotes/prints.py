@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -310,7 +310,7 @@ class Walk:
             said = _said(thing) if kind[0] == "installed" else ""
             return ("object", kind, items, said, self.reach(_attributes(thing)) if new else ())
 
-    def look(self, way: Callable, thing: object) -> None:
+    def look(self, way: Callable, thing: Any) -> None:
         """Note what `thing` holds, looked at in this way."""
         self.looked.append((way, thing, way(thing)))
 
@@ -328,7 +328,7 @@ class Walk:
         return named
 
     @contextmanager
-    def within(self, thing: object) -> Iterator[bool]:
+    def within(self, thing: Any) -> Iterator[bool]:
         """Yields whether the walk was not in `thing` before."""
         new = id(thing) not in self.inside
         self.inside.add(id(thing))

@@ -68,7 +68,7 @@ class SoftLabels(Term):
     temperature: float = 4.0
     form: str = "kl"
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return kd_loss(s.logits, t.logits[:, : s.logits.shape[1]], self.temperature, self.form)
 
 # %% ../nbs/recipes.ipynb #5f10f2d0
@@ -78,10 +78,10 @@ class Hint(Term):
 
     name = "fitnet"
 
-    def head(self, d_s, d_t, keys):
+    def head(self, d_s: int, d_t: int, keys: Tensor) -> nn.Module | None:
         return nn.Linear(d_s, d_t)
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return hint_loss(head(s.features), t.features)
 
 
@@ -94,10 +94,10 @@ class HintByVariance(Term):
     name = "point"
     normalize: bool = False
 
-    def head(self, d_s, d_t, keys):
+    def head(self, d_s: int, d_t: int, keys: Tensor) -> nn.Module | None:
         return nn.Identity() if d_s == d_t else nn.Linear(d_s, d_t)
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         deviation = t.features.float().var(dim=0, unbiased=False).mean().sqrt().clamp_min(1e-6)
         return point_loss(
             head(s.features), t.features, normalize=self.normalize, scale=None if self.normalize else deviation
@@ -110,10 +110,10 @@ class HintByDeviation(Term):
 
     name = "hint"
 
-    def head(self, d_s, d_t, keys):
+    def head(self, d_s: int, d_t: int, keys: Tensor) -> nn.Module | None:
         return nn.Identity() if d_s == d_t else nn.Linear(d_s, d_t)
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return hint_loss(head(s.features), t.features, scale=t.features.float().std().clamp_min(1e-6))
 
 # %% ../nbs/recipes.ipynb #ba25084a
@@ -122,7 +122,7 @@ class Distances(Term):
     name = "pair"
     delta: float = 1.0         # of the Huber loss
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return pair_loss(s.features, t.features, delta=self.delta)
 
 
@@ -131,7 +131,7 @@ class Angles(Term):
     name = "triplet"
     delta: float = 1.0
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return triplet_loss(s.features, t.features, delta=self.delta)
 
 
@@ -141,7 +141,7 @@ class DistancesAndAngles(Term):
 
     name = "rkd"
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return 25 * pair_loss(s.features, t.features) + 50 * triplet_loss(s.features, t.features)
 
 
@@ -152,7 +152,7 @@ class Similarities(Term):
     name = "sp"
     kind: str = "similarity"
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return group_loss(s.features, t.features, labels=batch["labels"], kind=self.kind)
 
 
@@ -160,7 +160,7 @@ class Similarities(Term):
 class Correlations(Term):
     name = "cc"
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return correlation_loss(s.features, t.features)
 
 
@@ -168,7 +168,7 @@ class Correlations(Term):
 class Neighbours(Term):
     name = "pkt"
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return pkt_loss(s.features, t.features)
 
 # %% ../nbs/recipes.ipynb #031b9fbd
@@ -176,7 +176,7 @@ class Neighbours(Term):
 class Attention(Term):
     name, maps = "at", True
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return attention_loss(batch["student.maps"], batch["teacher.maps"])
 
 
@@ -184,10 +184,10 @@ class Attention(Term):
 class Variational(Term):
     name = "vid"
 
-    def head(self, d_s, d_t, keys):
+    def head(self, d_s: int, d_t: int, keys: Tensor) -> nn.Module | None:
         return VIDLoss(d_s, d_t)
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return head(s.features, t.features)
 
 # %% ../nbs/recipes.ipynb #85824694
@@ -209,11 +209,11 @@ class SampleContrast(Term):
     p: int = 128
     temperature: float = 0.07
 
-    def head(self, d_s, d_t, keys):
+    def head(self, d_s: int, d_t: int, keys: Tensor) -> nn.Module | None:
         n = min(self.n, int(self.share * len(keys))) if self.share else self.n
         return CRDLoss(d_s, d_t, contrasted(keys, self.policy), n=n, temperature=self.temperature, p=self.p)
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return head(s.features, t.features, batch["index"])
 
 
@@ -237,7 +237,7 @@ class RelationalContrast(Term):
     tie: bool = False
     share_in: bool = False
 
-    def head(self, d_s, d_t, keys):
+    def head(self, d_s: int, d_t: int, keys: Tensor) -> nn.Module | None:
         n = min(self.n, int(self.share * len(keys)) if self.share else len(keys) - 1)
         options = {
             option: getattr(self, option)
@@ -245,10 +245,10 @@ class RelationalContrast(Term):
         }
         return RelationContrast(d_s, d_t, contrasted(keys, self.policy), n=n, anchors=self.anchors or None, **options)
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return head(s.features, t.features, batch["index"])
 
-    def fill(self, head, features):
+    def fill(self, head: nn.Module | None, features: Tensor) -> None:
         if "teacher" in head.sides:
             head.fill(features)
 

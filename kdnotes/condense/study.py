@@ -140,7 +140,7 @@ class Expert(Stage):
     protocol: Protocol
     number: int = 0
 
-    def build(self, parents, here, checkpoint):
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> object:
         real, (name, options) = here.read(self.data).to(here.device), written.parse(self.network)
         protocol, seed = protocol_for(real.name, self.protocol), derive_seed(0, "expert", self.number)
         return train_pair(real, protocol, name, options, here.precision, seed)
@@ -193,11 +193,11 @@ class CondensedSet(Stage):
         """Real images of the set's seed, as mosaics where the factor is above 1."""
         return from_real(real, self.ipc, self.factor, self.seed)
 
-    def build(self, parents, here, checkpoint):
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> object:
         found = self.make(here.read(self.data).to(here.device), parents, here, checkpoint)
         return {"pixels": found.images.pixels.cpu(), "history": found.history}
 
-    def open(self, kept, here):
+    def open(self, kept: Any, here: Here) -> Any:
         classes = here.read(self.data).classes
         images = SyntheticSet(kept["pixels"].to(here.device), classes, self.factor, self.data.name)
         return Condensed(images, kept["history"])
@@ -207,7 +207,8 @@ class CondensedSet(Stage):
 class DrawnSet(CondensedSet):
     """Random real images ("random"), or mosaics of them ("mosaic")."""
 
-    def make(self, real, parents, here, checkpoint=None):
+    def make(self, real: ImageSet, parents: Mapping[str, Any], here: Here,
+             checkpoint: Path | None = None) -> Condensed:
         return Condensed(self.begun(real), [])
 
 
@@ -218,10 +219,11 @@ class SelectedSet(CondensedSet):
     network: str
     experts: Experts = Experts(1)
 
-    def needs(self):
+    def needs(self) -> Mapping[str, 'Stage']:
         return self.experts.stages(self.data, self.network)
 
-    def make(self, real, parents, here, checkpoint=None):
+    def make(self, real: ImageSet, parents: Mapping[str, Any], here: Here,
+             checkpoint: Path | None = None) -> Condensed:
         features = expert_features(self.experts.pool(parents, real, self.network), real)
         return Condensed(choose_images(real, self.ipc, self.method, features, self.seed), [])
 
@@ -267,19 +269,20 @@ class MatchedSet(LearnedSet):
 
     monitor: Monitor | None = None
 
-    def needs(self):
+    def needs(self) -> Mapping[str, 'Stage']:
         return self.monitor.needs(self.data, self.network) if self.monitor else {}
 
     def passes(self, real: ImageSet, parents: Mapping[str, Any]) -> list[Pass]:
         """Networks and losses, for `match`."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it matches")
 
-    def stepper(self, real, parents, here):
+    def stepper(self, real: ImageSet, parents: Mapping[str, Any], here: Here) -> Callable[[int], object]:
         settings = replace(self.settings, compile="no")
         run = Matching(self.begun(real), real, self.passes(real, parents), settings, self.seed, here.fabric)
         return lambda number: one_iteration(run)
 
-    def make(self, real, parents, here, checkpoint=None):
+    def make(self, real: ImageSet, parents: Mapping[str, Any], here: Here,
+             checkpoint: Path | None = None) -> Condensed:
         found, passes = self.begun(real), self.passes(real, parents)
         measure = self.monitor.measure(real, parents, self.network) if self.monitor else None
         every = self.monitor.every if self.monitor else max(1, self.settings.iterations // 50)
@@ -292,7 +295,7 @@ class MatchedSet(LearnedSet):
 class DMSet(MatchedSet):
     """Means of features under random networks, a new one in every iteration."""
 
-    def passes(self, real, parents):
+    def passes(self, real: ImageSet, parents: Mapping[str, Any]) -> list[Pass]:
         return [Pass(RandomNetworks(self.first_network(real), derive_seed(self.seed, "passes")), mean_gap)]
 
 # %% ../../nbs/condense/study.ipynb #244f5bac
@@ -303,7 +306,7 @@ class M3DSet(MatchedSet):
     kernel: str = "gaussian"
     every: int = RECIPES["m3d"].every
 
-    def passes(self, real, parents):
+    def passes(self, real: ImageSet, parents: Mapping[str, Any]) -> list[Pass]:
         networks = RandomNetworks(self.first_network(real), derive_seed(self.seed, "passes"), self.every)
         return [Pass(networks, partial(moment_gap, kernel=self.kernel))]
 
@@ -314,10 +317,10 @@ class IDMSet(MatchedSet):
 
     command: Command = Command()
 
-    def begun(self, real):
+    def begun(self, real: ImageSet) -> SyntheticSet:
         return from_real(real, self.ipc, self.factor, self.seed, "bilinear")
 
-    def passes(self, real, parents):
+    def passes(self, real: ImageSet, parents: Mapping[str, Any]) -> list[Pass]:
         own = self.first_network(real), real, derive_seed(self.seed, "passes")
         return idm_passes(*own, self.command.plan, self.command.weight)
 
@@ -342,11 +345,11 @@ class DANCESet(MatchedSet):
         if self.aligned == "nothing" and not self.calibrated:
             raise ValueError("DANCE without alignment and without calibration has nothing to do; keep at least one")
 
-    def needs(self):
+    def needs(self) -> Mapping[str, 'Stage']:
         experts = self.experts.stages(self.data, self.network) if self.aligned == "between" or self.calibrated else {}
         return super().needs() | experts
 
-    def passes(self, real, parents):
+    def passes(self, real: ImageSet, parents: Mapping[str, Any]) -> list[Pass]:
         seed = derive_seed(self.seed, "passes")
         plain = [Pass(RandomNetworks(self.first_network(real), seed), mean_gap)] if self.aligned == "random" else []
         if plain and not self.calibrated:
@@ -361,12 +364,13 @@ class GradientSet(LearnedSet):
 
     inner: Inner
 
-    def stepper(self, real, parents, here):
+    def stepper(self, real: ImageSet, parents: Mapping[str, Any], here: Here) -> Callable[[int], object]:
         run = Matching(self.begun(real), real, [], replace(self.settings, compile="no"), self.seed, here.fabric)
         network = self.first_network(real).to(run.device).requires_grad_()
         return lambda turn: one_network(run, network, self.inner, turn)
 
-    def make(self, real, parents, here, checkpoint=None):
+    def make(self, real: ImageSet, parents: Mapping[str, Any], here: Here,
+             checkpoint: Path | None = None) -> Condensed:
         found, network = self.begun(real), self.first_network(real)
         history = match_gradients(found, real, network, self.settings, self.inner, seed=self.seed, fabric=here.fabric,
                                   checkpoint=checkpoint, desc=self.method)
@@ -435,7 +439,7 @@ class Score(Stage):
     most_steps: int = 0
     seed: int = 0
 
-    def needs(self):
+    def needs(self) -> Mapping[str, 'Stage']:
         return {"set": self.condensed} if self.condensed else {}
 
     def schedule(self, name: str, images: int) -> Protocol:
@@ -451,7 +455,7 @@ class Score(Stage):
         steps = max(1, round(self.most_steps * times)) if self.most_steps else 0
         return replace(self, protocol=replace(self.protocol, epochs=epochs), most_steps=steps)
 
-    def build(self, parents, here, checkpoint):
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> object:
         real, judged = (here.read(data).to(here.device) for data in (self.data, self.judged))
         images, labels = parents["set"].images.decoded() if self.condensed else (real.images, real.labels)
         name, options = written.parse(self.network)
@@ -627,10 +631,10 @@ class Ranking(Stage):
 
     seed = property(lambda self: self.score.seed)
 
-    def needs(self):
+    def needs(self) -> Mapping[str, 'Stage']:
         return {"set": self.score, "random": self.drawn, "whole": self.whole}
 
-    def build(self, parents, here, checkpoint):
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> object:
         return ranked(*(sum(made["last"]) / len(made["last"]) for made in parents.values()))
 
 
@@ -656,7 +660,7 @@ def ranking_row(table: str, ranking: Ranking, method: str = "") -> Row:
     return replace(row, stage=ranking, measure=ranking_of)
 
 # %% ../../nbs/condense/study.ipynb #71d7ca57
-def sheets(sets: dict[str, SyntheticSet], columns: int = 5, size: float = 0.45):
+def sheets(sets: dict[str, SyntheticSet], columns: int = 5, size: float = 0.45) -> Any:
     """A figure: the contact sheet of each set, up to `columns` images of each class, `size` inches each."""
     import matplotlib.pyplot as plt
 
@@ -745,10 +749,10 @@ class Cost(Stage):
 
     seed = property(lambda self: self.condensed.seed)
 
-    def needs(self):
+    def needs(self) -> Mapping[str, 'Stage']:
         return dict(self.condensed.needs()) | ({"unit": Cost(self.unit, self.steps)} if self.unit else {})
 
-    def build(self, parents, here, checkpoint):
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> object:
         real = here.read(self.condensed.data).to(here.device)
         inner = self.condensed.inner.rounds if isinstance(self.condensed, GradientSet) else 1
         more = -(-self.steps // inner)                                            # networks, of so many steps each

@@ -9,6 +9,7 @@ __all__ = ['STARTS', 'ALONE', 'PAIRS', 'APPROACHES', 'SHARES', 'Approach', 'OneV
 # %% ../../nbs/crowdlearn/baselines.ipynb #fb2c72e3
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class Approach:
         """Groups of parameters for the optimizer, whose rate is `lr`."""
         return [{"params": committee.parameters()}]
 
-    def findings(self, committee: Committee, crowd: Crowd, fabric=None) -> dict:
+    def findings(self, committee: Committee, crowd: Crowd, fabric: Any = None) -> dict:
         """What the trained committee found out about the crowd itself: tensors and numbers by name."""
         return {}
 
@@ -51,7 +52,8 @@ class Approach:
 class OneVoice(CrowdHead):
     """Plain cross-entropy on the one label of every item."""
 
-    def forward(self, prediction: Prediction, annotations, inputs=None) -> Tensor:
+    def forward(self, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor],
+                inputs: Tensor | None = None) -> Tensor:
         row, _, label = annotations
         return F.cross_entropy(prediction.logits[row], label)
 
@@ -77,7 +79,8 @@ class OneLabel(Approach):
         """The label of every item, `(N,)` int64."""
         raise NotImplementedError(f"{type(self).__name__} does not say what the label of an item is")
 
-    def assemble(self, make_network, crowd, seed, start=1):
+    def assemble(self, make_network: Callable[[], nn.Module], crowd: Crowd, seed: int,
+                 start: int = 1) -> tuple[Committee, Crowd]:
         with seeded(seed, "weights", start):
             committee = Committee([Expert(make_network(), OneVoice())])
         return committee, one_voice(crowd, self.labels(crowd, seed))
@@ -87,10 +90,11 @@ class OneLabel(Approach):
 class CleanLabels(OneLabel):
     """The truth, which no method for crowds may see; only items whose class is known are learnt."""
 
-    def labels(self, crowd, seed):
+    def labels(self, crowd: Crowd, seed: int) -> Tensor:
         return crowd.truth.reveal()
 
-    def assemble(self, make_network, crowd, seed, start=1):
+    def assemble(self, make_network: Callable[[], nn.Module], crowd: Crowd, seed: int,
+                 start: int = 1) -> tuple[Committee, Crowd]:
         rows, _ = known_truth(crowd)
         return super().assemble(make_network, crowd if len(rows) == crowd.items else take(crowd, rows), seed, start)
 
@@ -99,7 +103,7 @@ class CleanLabels(OneLabel):
 class MajorVote(OneLabel):
     """The label that most annotators gave, ties broken by lot."""
 
-    def labels(self, crowd, seed):
+    def labels(self, crowd: Crowd, seed: int) -> Tensor:
         return majority_vote(votes(crowd), generator=make_generator(seed, "ties"))
 
 
@@ -107,7 +111,7 @@ class MajorVote(OneLabel):
 class Merged(OneLabel):
     """The likeliest label by Dawid & Skene's EM (1979)."""
 
-    def labels(self, crowd, seed):
+    def labels(self, crowd: Crowd, seed: int) -> Tensor:
         return dawid_skene_of(crowd).posterior.argmax(1)
 
 # %% ../../nbs/crowdlearn/baselines.ipynb #ba378f76
@@ -119,7 +123,8 @@ class OneHead(Approach):
         """The untrained head."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its head is")
 
-    def assemble(self, make_network, crowd, seed, start=1):
+    def assemble(self, make_network: Callable[[], nn.Module], crowd: Crowd, seed: int,
+                 start: int = 1) -> tuple[Committee, Crowd]:
         with seeded(seed, "weights", start):
             network = make_network()
             return Committee([Expert(network, self.head(crowd, network))]), crowd
@@ -131,7 +136,7 @@ class Thrifty(OneHead):
 
     kind: str
 
-    def head(self, crowd, network):
+    def head(self, crowd: Crowd, network: nn.Module) -> CrowdHead:
         return VectorCrowdLayer(crowd.annotators, len(crowd.classes), self.kind)
 
 # %% ../../nbs/crowdlearn/baselines.ipynb #967b3db3
@@ -139,7 +144,7 @@ class Thrifty(OneHead):
 class Doctors(OneHead):
     """DoctorNet (Guan et al., AAAI 2018)."""
 
-    def head(self, crowd, network):
+    def head(self, crowd: Crowd, network: nn.Module) -> CrowdHead:
         return DoctorNet(crowd.annotators, len(crowd.classes), feature_count(network, crowd))
 
 
@@ -158,12 +163,12 @@ class SharedInformation(OneHead):
 
     share: float = 0.1
 
-    def head(self, crowd, network):
+    def head(self, crowd: Crowd, network: nn.Module) -> CrowdHead:
         belief = F.one_hot(votes(crowd).argmax(1), len(crowd.classes)).float()
         start = vote_confusions(crowd.item, crowd.annotator, crowd.label, belief, crowd.annotators)
         return MaxMIG(start, belief.mean(0).clamp_min(1e-3))
 
-    def parameters(self, committee, lr):
+    def parameters(self, committee: Committee, lr: float) -> list[dict]:
         networks, heads = ([getattr(expert, part) for expert in committee.experts] for part in ("network", "head"))
         return [{"params": [p for network in networks for p in network.parameters()]},
                 {"params": [p for head in heads for p in head.parameters()], "lr": self.share * lr}]
@@ -176,7 +181,7 @@ class CommonNoise(OneHead):
     embedding: int = 20
     unit: bool = True
 
-    def head(self, crowd, network):
+    def head(self, crowd: Crowd, network: nn.Module) -> CrowdHead:
         size = crowd.features[0].numel()
         return CoNAL(crowd.annotators, len(crowd.classes), size, embedding=self.embedding, unit=self.unit)
 
@@ -185,7 +190,7 @@ class CommonNoise(OneHead):
 class UnionLabels(OneHead):
     """UnionNet (Wei et al., TNNLS 2022)."""
 
-    def head(self, crowd, network):
+    def head(self, crowd: Crowd, network: nn.Module) -> CrowdHead:
         return UnionNet(crowd.annotators, len(crowd.classes))
 
 # %% ../../nbs/crowdlearn/baselines.ipynb #4818f317
@@ -204,13 +209,14 @@ class CrowdLayers(Approach):
     stochastic: bool = False
     start: str = "I"
 
-    def assemble(self, make_network, crowd, seed, start=1):
+    def assemble(self, make_network: Callable[[], nn.Module], crowd: Crowd, seed: int,
+                 start: int = 1) -> tuple[Committee, Crowd]:
         committee = couple(make_network, crowd, seed, self.stochastic)
         for expert in committee.experts:
             expert.head.T.data.copy_(first_confusions(crowd, self.start))
         return committee, crowd
 
-    def findings(self, committee, crowd, fabric=None):
+    def findings(self, committee: Committee, crowd: Crowd, fabric: Any = None) -> dict:
         """Confusion weights `T` `(2, R, C, C)`, `confusions` `(R, C, C)`, the share in % of labels put right, and the
         share in % of right answers that the confusions ascribe to the annotators, weighted by how much each labelled.
         """
@@ -245,11 +251,12 @@ class Twofold(Approach):
 
     of: Approach
 
-    def assemble(self, make_network, crowd, seed, start=1):
+    def assemble(self, make_network: Callable[[], nn.Module], crowd: Crowd, seed: int,
+                 start: int = 1) -> tuple[Committee, Crowd]:
         (first, lesson), (second, _) = (self.of.assemble(make_network, crowd, seed, m) for m in (1, 2))
         return Committee([*first.experts, *second.experts]), lesson
 
-    def parameters(self, committee, lr):
+    def parameters(self, committee: Committee, lr: float) -> list[dict]:
         return self.of.parameters(committee, lr)
 
 

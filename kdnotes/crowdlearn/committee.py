@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,8 @@ def two_starts(network: nn.Module | Callable[[], nn.Module], sample: Tensor, see
 
 # %% ../../nbs/crowdlearn/committee.ipynb #fe30f3e1
 @torch.no_grad()
-def outputs(committee: Committee, features: Tensor, output: Callable, fabric=None, batch_size: int = 512) -> Tensor:
+def outputs(committee: Committee, features: Tensor, output: Callable, fabric: Any = None,
+            batch_size: int = 512) -> Tensor:
     """`output(expert, prediction)` `(N, C)` of every expert in evaluation mode.
 
     Returns `(experts, N, C)` on the committee's device; the mode of every part is afterwards what it was.
@@ -174,7 +175,7 @@ def in_float(prediction: Prediction) -> Prediction:
     return Prediction(*(v if v.dtype == torch.float64 else v.float() for v in prediction))
 
 
-def probabilities(committee: Committee, features: Tensor, fabric=None) -> Tensor:
+def probabilities(committee: Committee, features: Tensor, fabric: Any = None) -> Tensor:
     """Each expert's class probabilities `(experts, N, C)`; their mean over the first axis is the committee's answer."""
     return outputs(committee, features, lambda expert, prediction: expert.head.classify(prediction), fabric)
 
@@ -182,7 +183,7 @@ def probabilities(committee: Committee, features: Tensor, fabric=None) -> Tensor
 Advise = Callable[[list[Prediction], Annotations], list[dict]]   # further arguments of every expert's head
 
 
-def committee_step(committee: Committee, crowd: Crowd, fabric=None, advise: Advise | None = None) -> Callable:
+def committee_step(committee: Committee, crowd: Crowd, fabric: Any = None, advise: Advise | None = None) -> Callable:
     """One training step on `crowd`; `advise` gives the heads further arguments for this batch."""
     autocast = fabric.autocast if fabric else nullcontext
 
@@ -199,7 +200,7 @@ def committee_step(committee: Committee, crowd: Crowd, fabric=None, advise: Advi
 
 # %% ../../nbs/crowdlearn/committee.ipynb #6c35f5f3
 def fit(committee: Committee, crowd: Crowd, *, optimizer: torch.optim.Optimizer, epochs: int, batch_size: int = 128,
-        seed: int = 0, fabric=None, advise: Advise | None = None, **options) -> History:
+        seed: int = 0, fabric: Any = None, advise: Advise | None = None, **options: Any) -> History:
     """Train a committee in place on the labels of a crowd with features; the `History`.
 
     Every epoch goes through all items; the last batch is smaller. Only a last batch of a single item is left out:
@@ -225,7 +226,7 @@ def check_features(crowd: Crowd) -> None:
                          "dataclasses.replace(crowd, features=crowd.features.float() / 255)")
 
 
-def suited(crowd: Crowd, committee: Committee, device) -> Crowd:
+def suited(crowd: Crowd, committee: Committee, device: str | torch.device) -> Crowd:
     """The crowd on `device`, its features in the type of the committee's weights. ValueError as of `check_features`."""
     check_features(crowd)
     features = crowd.features.to(next(committee.parameters()).dtype)
@@ -244,7 +245,7 @@ def confusions(committee: Committee) -> Tensor:
     return torch.stack([expert.head.confusions() for expert in committee.experts]).mean(0)
 
 
-def posterior(committee: Committee, crowd: Crowd, fabric=None) -> Tensor:
+def posterior(committee: Committee, crowd: Crowd, fabric: Any = None) -> Tensor:
     """Belief `(N, C)` about the class of every item of the crowd, from its features and its labels together."""
     log_theta = confusions(committee).clamp_min(1e-12).log()
     crowd = to(crowd, log_theta.device)

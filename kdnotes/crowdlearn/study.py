@@ -7,11 +7,11 @@ __all__ = ['Pictures', 'first_images', 'Answers', 'PublishedCrowd', 'as_componen
 
 # %% ../../nbs/crowdlearn/study.ipynb #be9ad732
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +163,7 @@ def agreement(p: Tensor, valid: Crowd | Labelled) -> float:
     return 100 * (p.argmax(1).cpu()[valid.item] == valid.label).double().mean().item()
 
 
-def examiner(material: Material, fabric) -> Callable:
+def examiner(material: Material, fabric: Any) -> Callable:
     """A callback that adds test accuracy (`accuracy`), `validation` and the `held-out loss` to an epoch, and `accuracy
     1` and so on: those with 1 are of the first expert alone, the others of the committee.
     """
@@ -179,7 +179,7 @@ def examiner(material: Material, fabric) -> Callable:
 
 
 @torch.no_grad()
-def held_out_losses(committee: Committee, valid: Crowd | Labelled, fabric=None) -> Tensor:
+def held_out_losses(committee: Committee, valid: Crowd | Labelled, fabric: Any = None) -> Tensor:
     """What each expert loses on a validation set by its own objective, `(experts,)`; the whole set is one batch.
 
     On held-out labels of a crowd that is, but for constants, the negative likelihood of a crowd layer; on true classes
@@ -274,7 +274,7 @@ class TrainedCommittee(Stage):
         """How many epochs do not count when the best is chosen."""
         return 0
 
-    def build(self, parents, here: Here, checkpoint: Path) -> dict:
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> dict:
         material, fabric = self.task.material(here), here.fabric
         make_network = functools.partial(self.training.new_network, material.crowd)
         committee, lesson = self.approach.assemble(make_network, material.crowd, self.seed)
@@ -282,7 +282,7 @@ class TrainedCommittee(Stage):
         rows = self.learn(committee, lesson, examiner(material, fabric), fabric=fabric, checkpoint=checkpoint)
         return {"rows": rows} | self.findings(committee, lesson, fabric)
 
-    def learn(self, committee: Committee, crowd: Crowd, examine: Callable, **options) -> list[dict]:
+    def learn(self, committee: Committee, crowd: Crowd, examine: Callable, **options: Any) -> list[dict]:
         """Train the committee; what `examine` saw after every epoch. `options` go to `fit`."""
         s = self.training
         optimizer = s.new_optimizer(self.approach.parameters(committee, s.lr))
@@ -292,11 +292,11 @@ class TrainedCommittee(Stage):
         seen = ("accuracy", "validation", "held-out")
         return [{k: v for k, v in row.items() if k.startswith(seen)} for row in history.rows]
 
-    def fit(self, committee: Committee, crowd: Crowd, **options) -> History:
+    def fit(self, committee: Committee, crowd: Crowd, **options: Any) -> History:
         """The training itself."""
         return fit(committee, crowd, epochs=self.training.epochs, **options)
 
-    def findings(self, committee: Committee, crowd: Crowd, fabric) -> dict:
+    def findings(self, committee: Committee, crowd: Crowd, fabric: Any) -> dict:
         """What it found out about the crowd; only now may the truth be opened."""
         return self.approach.findings(committee, crowd, fabric)
 
@@ -363,10 +363,10 @@ class Lead(Stage):
     ours: TrainedCommittee
     rival: TrainedCommittee
 
-    def needs(self):
+    def needs(self) -> Mapping[str, 'Stage']:
         return {"ours": self.ours, "rival": self.rival}
 
-    def build(self, parents, here: Here, checkpoint: Path) -> dict[str, float]:
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> dict[str, float]:
         ours, rival = (scores(parents[name]["rows"], skipped=stage.skipped) for name, stage in self.needs().items())
         return {f"lead_{when}": ours[f"accuracy_{when}"] - rival[f"accuracy_{when}"] for when in ("best", "last")}
 

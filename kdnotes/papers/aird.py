@@ -13,9 +13,10 @@ __all__ = ['RELATIONS', 'BASELINES', 'PARTS_OF_AIRD', 'BOTH', 'TASKS', 'RESNET',
            'adaptation_claims', 'native_claims', 'closed_claims', 'claims']
 
 # %% ../../nbs/papers/aird.ipynb #e2518a93
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -92,7 +93,7 @@ class Instance(Mapped):
     name = "instance"
     kind: str = "squared"
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return instance_loss(head(s.features), t.features, self.kind, self.temperature)
 
 
@@ -101,7 +102,7 @@ class Relation(Mapped):
     name = "relation"
     kind: str = "contrast"
 
-    def value(self, s, t, batch, head):
+    def value(self, s: Prediction, t: Prediction, batch: Mapping[str, Tensor], head: nn.Module | None) -> Tensor:
         return relation_loss(head(s.features), t.features, batch["labels"], self.kind, self.temperature)
 
 # %% ../../nbs/papers/aird.ipynb #085f6461
@@ -437,7 +438,7 @@ MAIN = {   # table: its task, measure and shifts
 
 
 def row(table: str, method: str, stage: Network, task: Task, config: Config, look: dict, shown: tuple[str, ...] = (),
-        measure: Callable = verified, at: int = 0, **setting) -> Row:
+        measure: Callable = verified, at: int = 0, **setting: Any) -> Row:
     """A row on the images that judge `task`, `at` so many pixels (0: those that `stage` is made for). Its setting are
     the low resolution, the fields `shown` of the look, and `setting`.
     """
@@ -582,7 +583,7 @@ def side(method: str, adaptation: dict) -> dict:
 
 
 def on_faces(name: str, text: str, better: dict | str, worse: dict | str, shift: str = "clean",
-             table: str = "T3 ablation", **more) -> Claim:
+             table: str = "T3 ablation", **more: Any) -> Claim:
     """A claim about the verification of unseen people."""
     return Claim(name, text, better, worse, "verification_accuracy", {"table": table, "shift": shift}, **more)
 

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,8 +115,9 @@ def forward_with(network: nn.Module, parameters: dict[str, Tensor], inputs: Tens
     return in_float(functional_call(network, (parameters, buffers), (inputs,)))
 
 # %% ../../nbs/papers/ccc.ipynb #92900b77
-def naive_gradient(expert: Expert, prediction: Prediction, annotations, meta, groups: Tensor, count: int, eta: float,
-                   active: str = "all", autocast=nullcontext) -> tuple[Tensor, Tensor]:
+def naive_gradient(expert: Expert, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor], meta: tuple,
+                   groups: Tensor, count: int, eta: float, active: str = "all",
+                   autocast: Callable = nullcontext) -> tuple[Tensor, Tensor]:
     """`D` `(count, C, C)` and the looked-ahead `T`, by double backward: for a network of any form.
 
     `prediction` is of the training batch, with its graph; `meta` is `(inputs, labels)`; `groups` `(R,)` in
@@ -133,14 +135,15 @@ def naive_gradient(expert: Expert, prediction: Prediction, annotations, meta, gr
     return D, T
 
 
-def ending_of(expert: Expert, prediction: Prediction, inputs: Tensor, autocast=nullcontext) -> Ending:
+def ending_of(expert: Expert, prediction: Prediction, inputs: Tensor, autocast: Callable = nullcontext) -> Ending:
     """What the expert's network ends in (`Expert.ending`); half precision computes it to two digits only."""
     with autocast():
         half = torch.is_autocast_enabled(prediction.logits.device.type)
     return expert.ending(inputs[:16], prediction, 3e-2 if half else 1e-3)
 
 # %% ../../nbs/papers/ccc.ipynb #bc1e0308
-def mixed_derivative(head: CrowdLayer, z: Tensor, u: Tensor, annotations, groups: Tensor, count: int) -> Tensor:
+def mixed_derivative(head: CrowdLayer, z: Tensor, u: Tensor, annotations: tuple[Tensor, Tensor, Tensor],
+                     groups: Tensor, count: int) -> Tensor:
     """`d/dV <dL(V)/dz, u>` at `V = 0`, `(count, C, C)`; logits `z` and their direction `u` are `(B, C)`."""
     z = z.detach().requires_grad_()
     T = head.T.detach()
@@ -150,8 +153,8 @@ def mixed_derivative(head: CrowdLayer, z: Tensor, u: Tensor, annotations, groups
     return torch.autograd.grad((slope * u).sum(), V)[0]
 
 # %% ../../nbs/papers/ccc.ipynb #cd5b3c5b
-def head_gradient(expert: Expert, prediction: Prediction, annotations, meta, groups: Tensor, count: int, eta: float,
-                  autocast=nullcontext) -> tuple[Tensor, Tensor]:
+def head_gradient(expert: Expert, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor], meta: tuple,
+                  groups: Tensor, count: int, eta: float, autocast: Callable = nullcontext) -> tuple[Tensor, Tensor]:
     """`D` and the looked-ahead `T` with only the last layer attached, without a second backward through the network.
 
     That needs logits `W h + b` of the features h, which is checked once; any other network takes `naive_gradient`.
@@ -200,7 +203,7 @@ class Correction:
         for name, (kind, rule, _) in leaves(type(self)).items():
             conform(name, getattr(self, name), kind, rule)
 
-    def prepare(self, committee: Committee, crowd: Crowd, seed: int = 0, fabric=None) -> None:
+    def prepare(self, committee: Committee, crowd: Crowd, seed: int = 0, fabric: Any = None) -> None:
         """Draw groups and meta sets of every expert from its present state."""
         epoch = committee.lessons.get("epoch", -1) + 1
         log_p = outputs(committee, crowd.features, lambda expert, prediction: prediction.logits.log_softmax(1), fabric)
@@ -210,8 +213,8 @@ class Correction:
         committee.lessons = {"epoch": epoch, "tick": 0, "groups": groups, "items": [items for items, _ in meta],
                              "labels": [labels for _, labels in meta]}
 
-    def correct(self, committee: Committee, m: int, prediction: Prediction, annotations, crowd: Crowd, eta: float,
-                seed: int = 0, autocast=nullcontext) -> dict[str, Tensor]:
+    def correct(self, committee: Committee, m: int, prediction: Prediction, annotations: tuple[Tensor, Tensor, Tensor],
+                crowd: Crowd, eta: float, seed: int = 0, autocast: Callable = nullcontext) -> dict[str, Tensor]:
         """`V` `(G, C, C)` of expert `m` for this batch, and its `groups`: what its crowd layer takes."""
         expert, groups = committee.experts[m], committee.lessons["groups"][m]
         count = min(self.groups, len(groups))
@@ -225,7 +228,8 @@ class Correction:
         return {"V": normalise_correction(D, T, self.gamma), "groups": groups}
 
 # %% ../../nbs/papers/ccc.ipynb #9d2d8445
-def advice(committee: Committee, crowd: Crowd, optimizer, correction: Correction, seed: int = 0, fabric=None) -> Advise:
+def advice(committee: Committee, crowd: Crowd, optimizer: torch.optim.Optimizer, correction: Correction, seed: int = 0,
+           fabric: Any = None) -> Advise:
     """What the crowd layers take beside a batch: its correction, once the committee has its lessons."""
     autocast = fabric.autocast if fabric else nullcontext
 
@@ -241,8 +245,9 @@ def advice(committee: Committee, crowd: Crowd, optimizer, correction: Correction
     return advise
 
 # %% ../../nbs/papers/ccc.ipynb #a0c4a520
-def fit(committee: Committee, crowd: Crowd, *, optimizer, epochs: int, correction: Correction, warmup: int = 10,
-        seed: int = 0, fabric=None, callbacks=(), **options) -> History:
+def fit(committee: Committee, crowd: Crowd, *, optimizer: torch.optim.Optimizer, epochs: int, correction: Correction,
+        warmup: int = 10, seed: int = 0, fabric: Any = None, callbacks: Sequence[Callable] = (),
+        **options: Any) -> History:
     """Train a committee of crowd layers on a crowd's labels, `warmup` epochs plain and `epochs` with `correction`.
 
     `options` (batch_size, schedule, checkpoint, every, clip, desc) go to `kdnotes.crowdlearn.committee.fit`: with a
@@ -269,8 +274,8 @@ def check_meta_size(size: int, crowd: Crowd) -> None:
         raise ValueError(f"meta_size={size} has no item for each of the {len(crowd.classes)} classes; give more")
 
 # %% ../../nbs/papers/ccc.ipynb #e5b0d8ce
-def fine_tune(committee: Committee, crowd: Crowd, epochs: int, lr: float = 1e-4, batch_size: int = 128, seed: int = 0,
-              fabric=None) -> None:
+def fine_tune(committee: Committee, crowd: Crowd, epochs: int, lr: float = 0.0001, batch_size: int = 128,
+              seed: int = 0, fabric: Any = None) -> None:
     """Plain SGD on the other expert's last meta set; a committee without lessons has none, which is a `ValueError`."""
     if not committee.lessons:
         raise ValueError("fine-tuning needs the meta sets of a training with a correction; this committee has none")
@@ -296,9 +301,9 @@ def suited_correction(crowd: Crowd) -> Correction:
 
 # %% ../../nbs/papers/ccc.ipynb #a9a0240b
 def fit_ccc(crowd: Crowd, network: nn.Module | Callable[[], nn.Module], *, epochs: int = 30, warmup: int = 10,
-            lr: float = 1e-3, batch_size: int = 64, correction: Correction | None = None,
+            lr: float = 0.001, batch_size: int = 64, correction: Correction | None = None,
             optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam, layer: str | None = None,
-            seed: int = 0, device: str = "auto", precision: str = "fp32", **options) -> Learnt:
+            seed: int = 0, device: str = "auto", precision: str = "fp32", **options: Any) -> Learnt:
     """Learn a classifier from a crowd with features by CCC: two networks that correct each other.
 
     `network`: any module that maps features to one score a class (see `as_predictor`, whose `layer` this is), of which
@@ -486,15 +491,16 @@ class CoupledPair(TrainedCommittee):
     finetune: int
 
     @property
-    def skipped(self):
+    def skipped(self) -> int:
         """Its best epoch is one of CCC's own, as in the authors' code."""
         return self.warmup
 
-    def fit(self, committee, crowd, **options):
+    def fit(self, committee: Committee, crowd: Crowd, **options: Any) -> History:
         epochs = self.training.epochs - self.warmup
         return fit(committee, crowd, epochs=epochs, warmup=self.warmup, correction=self.correction, **options)
 
-    def learn(self, committee, crowd, examine, *, fabric, **options):
+    def learn(self, committee: Committee, crowd: Crowd, examine: Callable, fabric: Any = None,
+              **options: Any) -> list[dict]:
         rows = super().learn(committee, crowd, examine, fabric=fabric, **options)
         if self.finetune:
             size = self.training.batch_size
@@ -502,7 +508,7 @@ class CoupledPair(TrainedCommittee):
             rows.append(rows[-1] | examine(committee, self.training.epochs))
         return rows
 
-    def findings(self, committee, crowd, fabric):
+    def findings(self, committee: Committee, crowd: Crowd, fabric: Any) -> dict:
         lessons, truth, (rows, classes) = committee.lessons, torch.full((crowd.items,), -1), known_truth(crowd)
         truth[rows.cpu()] = classes.cpu()
         meta = [(truth[items.cpu()], labels.cpu()) for items, labels in zip(lessons["items"], lessons["labels"])]
@@ -523,7 +529,7 @@ def task_of(config: Config, seed: int, case: str = "", labels_per_item: float = 
 
 
 def stage_of(method: str, seed: int, config: Config, case: str = "", labels_per_item: float = 0, start: str = "I",
-             **changes) -> TrainedCommittee:
+             **changes: Any) -> TrainedCommittee:
     """The training of a method, CCC's with `changes` of the correction, crowd layers from another `start`.
 
     A single CrowdLayer is the first of two that are trained side by side.

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Settings, section, setting
 from kdnotes.crossres import (
@@ -29,7 +29,7 @@ from kdnotes.crossres import (
 from ..data.catalogue import load
 from ..data.degrade import MODES
 from ..data.protocols import FaceSets
-from ..experiment import Experiment, Row, Stage, Study
+from ..experiment import Experiment, Here, Row, Stage, Study
 from ..faces import NativeTest, People
 from ..metrics.verify import histogram_intersection, judge_folds, pair_scores, similarity_margin
 from ..models.written import parse, parse_recogniser, parse_teacher, printed
@@ -381,16 +381,16 @@ def student_of(method: str, task: Task, config: Config) -> Unaided | Taught:
     return task.student(recipe, Taught, stage=config.networks.stage)
 
 # %% ../../nbs/papers/crrcd.ipynb #d8528c02
-def pair_similarities(
-    stage: Stage, network, here, view: str, views: Views, unseen: People
-) -> tuple[Tensor, Tensor, int]:
+def pair_similarities(stage: Stage, network: nn.Module, here: Here, view: str, views: Views,
+                      unseen: People) -> tuple[Tensor, Tensor, int]:
     """Cosines of the verification pairs, whether each is genuine, and their folds."""
     images, pairs, *_ = here.read(unseen)
     features = seen_by(stage, network, here, images, view, views).features.cpu()
     return pair_scores(features[pairs.first], features[pairs.second]), pairs.same, pairs.folds
 
 
-def verified(stage: Stage, network, here, view: str, views: Views, unseen: People) -> dict[str, float]:
+def verified(stage: Stage, network: nn.Module, here: Here, view: str, views: Views,
+             unseen: People) -> dict[str, float]:
     """Accuracy of verification in folds, and how far genuine and impostor pairs lie apart."""
     scores, same, folds = pair_similarities(stage, network, here, view, views, unseen)
     right = 100 * float(judge_folds(scores, same, folds).accuracy.mean())

@@ -12,10 +12,11 @@ __all__ = ['ALIKE', 'METHODS', 'VIEWS', 'FULL', 'PUBLISHED', 'LARGE', 'CPU', 'DI
            'operations', 'peak_memory', 'cost_rows', 'rows_of', 'run', 'claims', 'curve_claims', 'other_claims']
 
 # %% ../../nbs/papers/dance.ipynb #9a2bd3a9
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -92,7 +93,7 @@ def feature_gaps(net: nn.Module, real: ImageSet, sets: Mapping[str, SyntheticSet
 
 # %% ../../nbs/papers/dance.ipynb #bbd9662e
 def gaps_while_training(real: ImageSet, sets: Mapping[str, SyntheticSet], protocol: Protocol, network: str,
-                        options: dict, fabric, seed: int, measured: int = 0) -> list[dict]:
+                        options: dict, fabric: Any, seed: int, measured: int = 0) -> list[dict]:
     """Train a fresh network on `real` by `protocol`.
 
     Returns a row `{"epoch": e, name: gap, ...}` for the beginning and each epoch.
@@ -261,10 +262,10 @@ class ExpertAccuracy(Monitor):
 
     experts: Experts
 
-    def needs(self, data, network):
+    def needs(self, data: Images, network: str) -> dict[str, Stage]:
         return self.experts.stages(data, network)
 
-    def measure(self, real, parents, network):
+    def measure(self, real: ImageSet, parents: Mapping[str, Any], network: str) -> Callable[[int, SyntheticSet], dict]:
         pool, normal = self.experts.pool(parents, real, network), statistics(real)
         return lambda iteration, learned: {"experts": expert_accuracy(pool, learned, normal)}
 
@@ -391,10 +392,10 @@ class FeatureGaps(Stage):
     measured: int
     seed: int
 
-    def needs(self):
+    def needs(self) -> Mapping[str, 'Stage']:
         return dict(self.sets)
 
-    def build(self, parents, here, checkpoint):
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> object:
         real, (name, options) = here.read(self.data).to(here.device), written.parse(self.network)
         measured = min(self.measured, int(real.labels.bincount().min()))
         sets, protocol = {name: found.images for name, found in parents.items()}, protocol_for(real.name, self.protocol)
@@ -437,10 +438,10 @@ class MiddleAccuracy(Stage):
     experts: Experts
     few: int
 
-    def needs(self):
+    def needs(self) -> Mapping[str, 'Stage']:
         return self.experts.stages(self.data, self.network)
 
-    def build(self, parents, here, checkpoint):
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> object:
         real, test = (here.read(data).to(here.device) for data in (self.data, self.judged))
         pool, normal = self.experts.pool(parents, real, self.network), statistics(real)
         order = torch.randperm(len(test), generator=make_generator(0, "figure 3b"))[: self.few or len(test)]
@@ -477,10 +478,10 @@ class Recognised(Stage):
     experts: Experts
     seed: int
 
-    def needs(self):
+    def needs(self) -> Mapping[str, 'Stage']:
         return {"set": self.begun} | self.experts.stages(self.begun.data, self.network)
 
-    def build(self, parents, here, checkpoint):
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> object:
         real = here.read(self.begun.data)
         pool = self.experts.pool(parents, real, self.network)
         return {"experts": expert_accuracy(pool, parents["set"].images, statistics(real))}

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -196,7 +197,7 @@ def generator_terms(made: Prediction, heard: list, how: Dreaming) -> dict[str, T
 
 
 def train_generator(generator: nn.Module, critic: nn.Module, seen: Callable[[Tensor], Tensor], how: Dreaming,
-                    draws: torch.Generator, fabric, checkpoint: Path | None = None) -> nn.Module:
+                    draws: torch.Generator, fabric: Any, checkpoint: Path | None = None) -> nn.Module:
     """Train `generator` in place against the fixed `critic`, which is given `seen(images)`; no data are needed."""
     optimizer = torch.optim.Adam(generator.parameters(), how.lr)
     with fixed(critic) as heard:
@@ -510,7 +511,7 @@ class Generative:
     vae_widths: tuple[int, ...] = setting((128, 64), "scale", "of the encoder; TNAR's 128, 256, 512", at_least=1,
                                           length=(1, None))
     beta_kl: float = setting(0.5, "component", "weight of the code's divergence, TNAR's code", at_least=0)
-    vae_steps: int = setting(1500, "scale", "of the VAE", at_least=1)
+    vae_steps: int = setting(1000, "scale", "of the VAE", at_least=1)
     vae_batch: int = setting(128, "component", "images", at_least=2)
     vae_lr: float = setting(1e-3, "component", "of the VAE", above=0)
 
@@ -562,6 +563,8 @@ class Config(Settings):
     methods: tuple[str, ...] = setting((PRIVATE, PATE_REAL, NOISE, "labelled only", "+ VAT", "DGD"), "scale",
                                        "rows of the main table", choices=METHODS, length=(1, None))
     sweeps: tuple[str, ...] = setting((), "scale", "further tables", choices=SWEEPS)
+    swept: tuple[str, ...] = setting(("labelled only", "DGD"), "scale", "students of the tables on mechanisms and q",
+                                     choices=PARTS, length=(1, None))
     queries_sweep: tuple[int, ...] = setting((20, 50, 100, 200), "ours", "q", at_least=1)
     teachers_sweep: tuple[int, ...] = setting((10, 25, 50, 100), "ours", "n", at_least=1)
     unlabelled_sweep: tuple[int, ...] = setting((100, 1000, 10000), "ours", "unlabelled images", at_least=2)
@@ -592,8 +595,8 @@ GREY = MANY | {
     "seeds": (0, 1, 2), "sweeps": ("mechanisms",),
     "private": {"size": 32, "network": "lenet5::norm", "steps": 1500, "dp_network": "lenet5", "dp_steps": 400,
                 "dp_batch": 1024},
-    "teachers": {"count": 250, "network": "lenet5", "steps": 375, "batch": 32, "lr": 1e-3},
-    "generative": {"kind": "dafl", "inputs": 100, "widths": (32,), "statistics": 1.0, "steps": 1200, "batch": 128,
+    "teachers": {"count": 250, "network": "lenet5", "steps": 250, "batch": 32, "lr": 1e-3},
+    "generative": {"kind": "dafl", "inputs": 100, "widths": (32,), "statistics": 1.0, "steps": 800, "batch": 128,
                    "images": 8000, "vae": "conv", "latent": 16, "vae_widths": (16, 32, 64), "vae_steps": 1500},
     "labels": {"queries": 100, "gamma": 0.05, "sigma": 40.0, "threshold": 200.0, "sigma1": 150.0, "delta": 1e-5},
     "student": {"network": "lenet5_half", "steps": 600, "pool": 4000, "epsilon_1": 2.0, "epsilon_2": 2.0},
@@ -644,7 +647,7 @@ Config.PROFILES = {
                              "vae_widths": (16,), "vae_steps": 6, "vae_batch": 32},
               "labels": {"queries": 12, "gamma": 1.0, "sigma": 1.0, "threshold": 3.0, "sigma1": 1.0, "delta": 1e-3},
               "student": {"network": "perceptron:16", "steps": 4, "labelled": 8, "unlabelled": 16}},
-    "demo": {"seeds": tuple(range(8))},
+    "demo": {"seeds": tuple(range(8)), "sweeps": ("mechanisms", "queries"), "swept": ("labelled only",)},
     "real": {"dataset": "mnist"},
     "paper": {"dataset": "mnist"},
 }
@@ -711,7 +714,7 @@ class Baseline(Stage):
         optimise(network, batches, step, self.how, here.fabric, checkpoint)
         return weights_of(network)
 
-    def open(self, kept: dict[str, Tensor], here: Here) -> OnPixels:
+    def open(self, kept: dict[str, Any], here: Here) -> OnPixels:
         return OnPixels(frozen(self.fresh(here), kept, here.device), Space.of(self.private.dataset))
 
 
@@ -817,7 +820,7 @@ class Ensemble(Stage):
             return weights_of(train_teachers(stack, x, y, self.how, self.seed, checkpoint=checkpoint))
         return weights_of(Stacked(teachers))
 
-    def open(self, kept: dict[str, Tensor], here: Here) -> Voters:
+    def open(self, kept: dict[str, Any], here: Here) -> Voters:
         teachers, space = self.fresh(here), Space.of(self.private.dataset)
         stack = teachers if isinstance(teachers, StackedPerceptron) else Stacked(teachers)
         return Voters(frozen(stack, kept, here.device), Space() if self.network == "pate_cnn" else space)
@@ -930,7 +933,7 @@ class Autoencoding:
     lr: float
 
 
-def train_vae(vae: VAE, images: Tensor, how: Autoencoding, draws: torch.Generator, fabric,
+def train_vae(vae: VAE, images: Tensor, how: Autoencoding, draws: torch.Generator, fabric: Any,
               checkpoint: Path | None = None) -> VAE:
     """Train `vae` in place on `images` `(N, C, H, W)` in [0, 1], on their device; in the last third of the steps the
     rate falls, as in TNAR's code.
@@ -1314,7 +1317,7 @@ class Cast:
                           solver=s.solver, step=s.step, normal=s.normal)
 
     def student(self, method: str = "DGD", images: Unlabelled | None = None, base: str = "", pool: int = 0,
-                **bought) -> Student:
+                **bought: Any) -> Student:
         """The student of one of `PARTS`."""
         images = images or self.synthetic(self.config.baseline == "dpsgd")
         smooth = self.smoothness(method, base)
@@ -1363,9 +1366,10 @@ def sweep_rows(cast: Cast, measure: Callable, cost: Callable) -> list[Row]:
             found.append(Row(TABLES[sweep], method, student.labels, cost, setting))
 
     for name in MECHANISMS if "mechanisms" in config.sweeps else ():
-        add("mechanisms", "DGD", cast.student(mechanism=name), {"mechanism": name})
+        for method in config.swept:
+            add("mechanisms", method, cast.student(method, mechanism=name), {"mechanism": name})
     for q in config.queries_sweep if "queries" in config.sweeps else ():
-        for method in ("labelled only", "DGD"):
+        for method in config.swept:
             add("queries", method, cast.student(method, queries=q), {"queries": q})
     for n in config.teachers_sweep if "teachers" in config.sweeps else ():
         add("teachers", "DGD", cast.student(teachers=n), {"teachers": n})

@@ -672,8 +672,8 @@ class DenoisingLearner(Learner):
         sigma = draw_sigmas(len(rows), self.draws)
         return x_0, sigma, torch.randn(x_0.shape, generator=self.draws, device=self.draws.device), y
 
-    def losses(self, network: Callable, x_0: Tensor, r: Tensor, noise: Tensor, y: Tensor) -> Tensor:
-        stage, y = self.stage, self.form.told(y)
+    def losses(self, network: Callable, *rows: Tensor) -> Tensor:
+        (x_0, r, noise), stage, y = rows[:3], self.stage, self.form.told(rows[3])
         if not stage.edm:
             return denoising_losses(stage.chain, network, x_0, r, noise, y, stage.spending.reduction)
         guess = network(x_0 + r[:, None, None, None] * noise, r, y)

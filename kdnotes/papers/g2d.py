@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -355,7 +356,7 @@ def told(x: Tensor, m: Tensor, generator: torch.Generator | None = None, prior: 
     return coded(x, m, None if prior is None else prior(x, m, generator))
 
 
-def batches_of(images: ImageSet, how: Optimisation, seed: int, transform, **more: Tensor) -> Batches:
+def batches_of(images: ImageSet, how: Optimisation, seed: int, transform: Any, **more: Tensor) -> Batches:
     """Shuffled whole batches of `images` and of what else is known of each."""
     known = {name: value.to(images.images.device) for name, value in more.items()}
     tensors = {"images": images.images, "labels": images.labels} | known
@@ -370,7 +371,7 @@ class Network(Stage):
         """The network before it has learned anything."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it begins as")
 
-    def open(self, kept: dict[str, Tensor], here: Here) -> nn.Module:
+    def open(self, kept: dict[str, Any], here: Here) -> nn.Module:
         return frozen(self.fresh(here), kept, here.device)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -302,7 +303,7 @@ class Joint(Assisted):
     def needs(self) -> dict[str, Stage]:
         return {"teacher": self.teacher}
 
-    def build(self, parents: dict[str, nn.Module], here: Here, checkpoint: Path) -> dict[str, Tensor]:
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> dict[str, Any]:
         dims = {"teacher": parents["teacher"].feature_dim}
         assistant = self.assistant.learner(self.assistant.fresh(here), self.assistant.recipe, here, dims)
         dims["assistant"] = assistant.network.feature_dim
@@ -381,7 +382,7 @@ TABLES = {
 }
 
 
-def row(table: str, method: str, stage: Network, task: Task, config: Config, view: str = "low", **setting) -> Row:
+def row(table: str, method: str, stage: Network, task: Task, config: Config, view: str = "low", **setting: Any) -> Row:
     """A row on the images that judge `task`."""
     measures = {"retrieval": partial(retrieved, ks=config.images.ks), "classification": classified, "faces": recognised}
     judge = partial(measures[task.name], test=task.test)

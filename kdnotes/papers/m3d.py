@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -414,10 +415,10 @@ class RateDrop(Stage):
     others: tuple[Score, ...]
     seed: int
 
-    def needs(self):
+    def needs(self) -> Mapping[str, 'Stage']:
         return {"chosen": self.chosen} | {f"other {i}": score for i, score in enumerate(self.others)}
 
-    def build(self, parents, here, checkpoint):
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> object:
         means = {name: sum(made["last"]) / len(made["last"]) for name, made in parents.items()}
         return {"chosen": means.pop("chosen"), "others": list(means.values())}
 
@@ -510,7 +511,7 @@ class MatchedPoints(Stage):
     seed: int
     steps: int
 
-    def build(self, parents, here, checkpoint):
+    def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> object:
         return list(match_points(self.kernel, self.seed, self.steps))
 
 

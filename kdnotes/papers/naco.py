@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -594,7 +594,7 @@ class EndToEnd(Stage):
         optimise(detector, batches, lambda model, batch: model(batch), self.how, here.fabric, checkpoint)
         return weights_of(detector)
 
-    def open(self, kept: dict[str, Tensor], here: Here) -> Detector:
+    def open(self, kept: dict[str, Any], here: Here) -> Detector:
         return frozen(self.fresh(), kept, here.device)
 
 # %% ../../nbs/papers/naco.ipynb #f7c4cece
@@ -960,7 +960,8 @@ class Cast:
                               v.per_video, v.landmarks)
         return MADE[c.dataset](c.dataset, "pretrain", (("real", count),), v.pretrain_frames, v.size, v.strength)
 
-    def pretrained(self, seed: int, modules: tuple[str, ...] = ("spm", "tcm"), corpus: int = 0, **losses) -> Pretrained:
+    def pretrained(self, seed: int, modules: tuple[str, ...] = ("spm", "tcm"), corpus: int = 0,
+                   **losses: Any) -> Pretrained:
         """A pretraining by `modules` on so many real videos (0: all), with other `losses`."""
         c = self.config
         clips = self.real(corpus or c.videos.pretrain)

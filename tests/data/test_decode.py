@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from kdnotes.checks import refused
 from kdnotes.data.batches import PictureBatches
@@ -209,6 +209,36 @@ def test_ycbcr_lab_and_black_and_white(tmp_path):
     for name in ("a.png", "a.pbm", "a.tif", "a.bmp"):
         Image.fromarray(np.array([[True, False, True]])).save(tmp_path / name)
         assert seen(tmp_path / name)[0].tolist() == [[255] * 3, [0] * 3, [255] * 3] and facts_of(tmp_path / name).bits == 1
+
+
+def swapped_profile():
+    """The profile of a screen whose red is our blue."""
+    own = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, blue = (own.index(tag, 128) for tag in (b"rXYZ", b"bXYZ"))               # in the table of tags, each with its place and length
+    own[red + 4 : red + 12], own[blue + 4 : blue + 12] = own[blue + 4 : blue + 12], own[red + 4 : red + 12]
+    return bytes(own).replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".tif", ".webp"])
+def test_colours_of_another_screen_are_those_of_ours(tmp_path, ending):
+    options = {"icc_profile": swapped_profile()} | ({"lossless": True} if ending == ".webp" else {"quality": 100, "subsampling": 0} if ending == ".jpg" else {})
+    rgb = GRID.repeat(16, 0).repeat(16, 1)
+    Image.fromarray(rgb).save(tmp_path / f"a{ending}", **options)
+    assert abs(seen(tmp_path / f"a{ending}").astype(int) - rgb[..., ::-1]).max() <= (8 if ending == ".jpg" else 3)
+
+
+def test_profiles_with_transparency_of_srgb_and_unreadable_ones(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (srgb, b"no profile", swapped_profile()[:200]):
+        Image.fromarray(GRID).save(tmp_path / "a.png", icc_profile=profile)
+        assert np.array_equal(seen(tmp_path / "a.png"), GRID)
+    grey = Image.fromarray(GRID[..., 0])
+    grey.save(tmp_path / "grey.png", icc_profile=swapped_profile())               # of another kind than the pixels
+    assert np.array_equal(seen(tmp_path / "grey.png"), GRID[..., :1].repeat(3, 2))
+    Image.fromarray(np.dstack([GRID, np.full(GRID.shape[:2], 255, np.uint8)])).save(tmp_path / "clear.png", icc_profile=swapped_profile())
+    assert abs(seen(tmp_path / "clear.png").astype(int) - GRID[..., ::-1]).max() <= 3
+    Image.fromarray(GRID).quantize(24).save(tmp_path / "few.png", icc_profile=swapped_profile())
+    assert abs(seen(tmp_path / "few.png").astype(int) - GRID[..., ::-1]).mean() <= 12
 
 
 # ---- refused by name ----------------------------------------------------------------------------------------------------------------

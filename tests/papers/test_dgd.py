@@ -21,7 +21,7 @@ from kdnotes.papers.dgd import (
     train_student, train_teachers, triple,
 )
 from kdnotes.privacy.accounting import Ledger
-from kdnotes.privacy.pate import LNMax, partition, vote_counts
+from kdnotes.privacy.pate import LNMax, Oracle, partition, vote_counts
 from kdnotes.results import reported
 from kdnotes.runtime import fingerprint, make_fabric, make_generator
 
@@ -302,6 +302,19 @@ def test_what_cannot_be_is_refused_in_a_line(overrides, said):
     with pytest.raises(ValueError, match=said) as refusal:
         Config.profile("smoke", **overrides)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("votes, said", [([[4, 2, 0], [3, 2, 0]], "row 1 of votes is .* with the sum 5"), ([[7, -1, 0]], "counts from 0 on"), ([[0, 0, 0]], "the number of teachers")])
+def test_votes_that_are_none_are_refused(votes, said):
+    with pytest.raises(ValueError, match=said):
+        Oracle(torch.tensor(votes), LNMax(0.2))
+
+
+def test_a_class_that_nobody_votes_for_is_answered_and_paid_like_any_other():
+    votes = torch.tensor([[30, 20, 0], [50, 0, 0]])
+    oracle = Oracle(votes, LNMax(50.0), ledger=Ledger(ORDERS, LABELS_ONLY))
+    assert oracle.ask(torch.arange(2)).tolist() == [0, 0] and oracle.ledger.entries[0].times == 2
+    assert all(0 <= x < math.inf for x in oracle.dependent().rdp)
 
 
 # the rows
