@@ -162,8 +162,8 @@ class Training:
     bank: int = setting(2000, "scale", "pictures that this teacher draws for it", at_least=2)
     lr: float = setting(1e-3, "scale", "of Adam; DPDM's is 3e-4", above=0)
     judge_lr: float = setting(2e-4, "reconstructed", "of the discriminator's Adam, beta 0.5, 0.9", above=0)
-    ema: float = setting(0.995, "scale", "decay of the average that is released; DPDM's is 0.999", at_least=0, below=1)
-    private_ema: float = setting(0.99, "scale", "the same of dpsgd", at_least=0, below=1)
+    ema: float = setting(0.99, "scale", "decay of the average that is released; DPDM's is 0.999", at_least=0, below=1)
+    private_ema: float = setting(0.98, "scale", "the same of dpsgd", at_least=0, below=1)
     warmup: bool = setting(False, "component", "whether the decay grows from small")
 
 
