@@ -155,7 +155,7 @@ CASES = {
         {}, put_images, resumes=False),
     "naco": Case(
         {"methods": ("NACO", "random backbone", "supervised video"), "protocols": ("A leave-one-out",), "folds": ("NT",)}, "kdnotes.losses.consistency.tcm_loss",
-        ("NACO", "2 live steps"), lambda stage: type(stage).__name__ == "EndToEnd",
+        ("NACO", "2 live steps"), lambda stage: type(stage).__name__ == "EndToEnd" and stage.net == "video",
         {"share": 0.3, "losses.weight": 2.0, "training.steps": 3, "pretrain": 14, "test": (5, 3), "heads.steps": 4, "patience": 7, "methods": ("NACO", "supervised video")},
         {"rivals.epochs": 2, "rivals.lr": 1e-2, "gain": 0.2, "videos.train": (10, 4), "networks.d": 4, "hidden": 8, "strength": 0.5, "folds": ("F2F",), "seeds": (1,)},
         {}, None, resumes=False),
