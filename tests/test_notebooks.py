@@ -138,7 +138,8 @@ def test_the_cells_of_a_room_run(path, tmp_path, forks):
 def test_a_paper_notebook_runs_under_plain_papermill(path, tmp_path):
     command = [sys.executable, "-m", "papermill", str(path), "out.ipynb", "-p", "profile", "smoke", "-p", "out",
                str(tmp_path / "run"), "--no-progress-bar"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    share = {"LOKY_MAX_CPU_COUNT": os.environ["OMP_NUM_THREADS"]}    # of the cores, as for threads: see conftest
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | share, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     for made in ("results.csv", "claims.csv", "manifest.json", "log.txt", "figures"):
         assert (tmp_path / "run" / made).exists(), made

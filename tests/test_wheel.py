@@ -68,7 +68,7 @@ def installed(wheel, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     run([*pip, "install", "--quiet", "--no-index", "--no-deps", "--no-compile", wheel], home, clean())
     data, cache = home / "data", home / "cache"
     data.mkdir()
-    variables = {"KDNOTES_DATA": str(data), "KDNOTES_CACHE": str(cache), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "HOME": str(home),
+    variables = {"KDNOTES_DATA": str(data), "KDNOTES_CACHE": str(cache), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1", "HOME": str(home),
                  "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter")}                    # the templates of the HTML page
     return home / "venv" / "bin", clean(**variables)
 
