@@ -264,7 +264,7 @@ def make_fabric(device: str | torch.device = "auto", precision: str = "auto", de
         logging.getLogger(name).setLevel(logging.WARNING)
     fabric = Fabric(accelerator=place.type, precision=pick_precision(precision, place), **_strategy(place, devices))
     fabric.launch()
-    if world_size() > 1:
+    if fabric.world_size > 1:
         atexit.register(_leave)
     return fabric
 
@@ -274,7 +274,7 @@ def _leave() -> None:
 
     One that does so when the interpreter is half gone (it needs Python's lock for it) aborts the process.
     """
-    if world_size() > 1:
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         time.sleep(0.2)
 
