@@ -194,7 +194,8 @@ def measure_smoke(sheet: Sheet, until: float, notebooks: Path | None = None) -> 
 def succeeds(command: list[str], limit: float, **environment: str) -> bool:
     """Whether `command` ends well within `limit` seconds; what it says of a failure is printed."""
     try:
-        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=limit)
+        around = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}     # of a test that runs us
+        done = subprocess.run(command, env=around | environment, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         return False
     if done.returncode:

@@ -146,13 +146,14 @@ class FaceLayouts:
         return root
 
     def celeba(self, root: Path) -> Path:
-        """CelebA: nine pictures in three parts; two without one clear colour of hair."""
+        """CelebA: nine pictures of three people in three parts; two without one clear colour of hair."""
         has = ["1 -1 -1 1", "-1 1 -1 -1", "-1 -1 1 1", "-1 -1 -1 1", "1 -1 1 -1", "1 -1 -1 1", "-1 1 -1 -1", "-1 -1 1 1", "1 -1 -1 -1"]
         names = [f"{i + 1:06d}.jpg" for i in range(len(has))]
         for i, name in enumerate(names):
             self.put(root / "celeba" / "img_align_celeba" / name, 25 * i, (178, 218))
         lists = {"list_attr_celeba": ["9", "Black_Hair Blond_Hair Brown_Hair Male ", *map(" ".join, zip(names, has))],
-                 "list_eval_partition": [f"{name} {part}" for name, part in zip(names, (0, 0, 0, 0, 0, 1, 2, 2, 2))]}
+                 "list_eval_partition": [f"{name} {part}" for name, part in zip(names, (0, 0, 0, 0, 0, 1, 2, 2, 2))],
+                 "identity_CelebA": [f"{name} {who}" for name, who in zip(names, (2880, 2937, 2880, 2937, 2880, 8692, 5805, 5805, 9295))]}
         for name, lines in lists.items():
             (root / "celeba" / f"{name}.txt").write_text("\n".join(lines) + "\n")
         return root

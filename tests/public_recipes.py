@@ -407,7 +407,7 @@ DATA: dict[str, Callable[[World], object]] = {
     # sets
     "sets.path": value(Path("none.mat")), "sets.name": value("digits"), "sets.folder": value(Path("nowhere")), "sets.size": value(8), "sets.subset": value("imagenette"), "sets.wnids": value(("n01440764", "n02102040")), "sets.phase": value(None), "sets.text": value("1 2 3 4"), "sets.pattern": value(r"(\d+)_.*"), "sets.files": value([Path("none")]), "sets.distance": value(1),
     "sets.train": value(True), "sets.cars.file": value(Path("a.jpg")), "sets.label": value(0), "sets.box": value((0, 0, 4, 4)), "sets.CarRow.train": value(True), "sets.kind": value("mnist"), "sets.faces": pictures, "sets.torchvision.name": value("mnist"), "sets.torchvision.kind": value("CIFAR10"), "sets.line": value("Ann_Lee\t1\t2"), "sets.index": value({"Ann_Lee_0001": 0, "Ann_Lee_0002": 1}), "sets.crowds.name": value("labelme"), "sets.people": value(None), "sets.lfw.train": pictures, "sets.lfw.test": pictures, "sets.lfw.pairs": pairs,
-    "sets.folders.name": value("mine"), "sets.casia.name": value("casia"), "sets.scface.path": value(Path("001_cam1_1.jpg")), "sets.imagenet.name": value("imagenette"), "sets.wanted": value(("Male",)), "sets.task": value("gender"), "sets.least": value(1), "sets.subjects": value(2), "sets.cameras": value((1,)),
+    "sets.folders.name": value("mine"), "sets.casia.name": value("casia"), "sets.scface.path": value(Path("001_cam1_1.jpg")), "sets.imagenet.name": value("imagenette"), "sets.wanted": value(("Male",)), "sets.names": value(["000001.jpg"]), "sets.called": value("celeba"), "sets.celeba.labels": lambda w: torch.tensor([0]), "sets.celeba.classes": value(("a", "b")), "sets.task": value("gender"), "sets.least": value(1), "sets.subjects": value(2), "sets.cameras": value((1,)),
 }
 
 

@@ -9,11 +9,11 @@ from kdnotes.data.augment import Augment
 from kdnotes.data.batches import Batches, PictureBatches
 from kdnotes.data.pictures import ClassFolder
 from kdnotes.data.sets.cars import cars196
-from kdnotes.data.sets.celeba import celeba
+from kdnotes.data.sets.celeba import celeba, celeba_identities
 from kdnotes.data.sets.cub import cub200
 from kdnotes.data.sets.lfw import lfw, lfw_pairs
 from kdnotes.data.sets.uccs import uccs
-from kdnotes.data.catalogue import load
+from kdnotes.data.catalogue import face_sets, load
 
 
 def paint(path, colour, size=(20, 16)):
@@ -228,7 +228,11 @@ def test_celeba(tmp_path, face_layouts):
     assert train[0].shape == (3, 64, 64) and [file.name for file in test.files] == ["000007.jpg", "000008.jpg", "000009.jpg"]
     hair = celeba("train", root, 16, "hair")
     assert hair.classes == ("black", "blond", "brown") and hair.labels.tolist() == [0, 1, 2], "none or two colours are no colour"
+    people = [celeba_identities(split, root) for split in ("train", "test")]
+    assert people[0].labels.tolist() == [0, 1, 0, 1, 0] and people[0].classes == ("2880", "2937") and not {*people[0].classes} & {*people[1].classes}
     assert load("celeba_gender", "test", root, 8).images.shape == (3, 3, 8, 8) and load("celeba_hair", "test", root, 8).labels.tolist() == [1, 2, 0]
+    found = face_sets("celeba", 8, least=3, root=root)
+    assert found.learnt.classes == ("2880",) and len(found.learnt) == 3 and found.pairs is None
 
 
 @pytest.mark.parametrize("name, text, message", [
@@ -237,7 +241,7 @@ def test_celeba(tmp_path, face_layouts):
     ("list_attr_celeba", "1\nYoung\n000001.jpg 1\n", "no attribute 'Male' among 1"),
     ("list_attr_celeba", "1\nMale\n000001.jpg 1\n", "does not know 000002.jpg"),
     ("list_eval_partition", "000001.jpg zero\n", "lines `picture number`"),
-    ("list_eval_partition", "000001.jpg 1\n", "names no picture of 'train'"),
+    ("list_eval_partition", "000001.jpg 1\n", "name no picture of this part"),
     ("list_eval_partition", "../../x.jpg 0\n", "does not know ../../x.jpg"),
 ])
 def test_celeba_bad_input(tmp_path, face_layouts, name, text, message):

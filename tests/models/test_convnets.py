@@ -71,7 +71,7 @@ def test_classes_may_share_a_batch_with_instance_norm_only(name, options, togeth
 
 def test_convnet_is_written_as_published():
     trunk, width = convnet(1, 28)
-    assert [type(m).__name__ for m in trunk[0]] == ["Conv2d", "GroupNorm", "ReLU", "AvgPool2d"] and width == 2048
+    assert [type(m).__name__ for m in trunk[0]] == ["Conv2d", "GroupNorm", "ReLU", "Halve"] and width == 2048
     assert trunk[0][0].padding == (3, 3) and trunk[1][0].padding == (1, 1) and trunk[0][1].num_groups == 128
     assert trunk[0][1].affine
     assert convnet(3, 28)[0][0][0].padding == (1, 1) and convnet(3, 28)[1] == 128 * 9
