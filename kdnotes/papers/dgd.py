@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -196,7 +197,7 @@ def generator_terms(made: Prediction, heard: list, how: Dreaming) -> dict[str, T
 
 
 def train_generator(generator: nn.Module, critic: nn.Module, seen: Callable[[Tensor], Tensor], how: Dreaming,
-                    draws: torch.Generator, fabric, checkpoint: Path | None = None) -> nn.Module:
+                    draws: torch.Generator, fabric: Any, checkpoint: Path | None = None) -> nn.Module:
     """Train `generator` in place against the fixed `critic`, which is given `seen(images)`; no data are needed."""
     optimizer = torch.optim.Adam(generator.parameters(), how.lr)
     with fixed(critic) as heard:
@@ -932,7 +933,7 @@ class Autoencoding:
     lr: float
 
 
-def train_vae(vae: VAE, images: Tensor, how: Autoencoding, draws: torch.Generator, fabric,
+def train_vae(vae: VAE, images: Tensor, how: Autoencoding, draws: torch.Generator, fabric: Any,
               checkpoint: Path | None = None) -> VAE:
     """Train `vae` in place on `images` `(N, C, H, W)` in [0, 1], on their device; in the last third of the steps the
     rate falls, as in TNAR's code.
@@ -1316,7 +1317,7 @@ class Cast:
                           solver=s.solver, step=s.step, normal=s.normal)
 
     def student(self, method: str = "DGD", images: Unlabelled | None = None, base: str = "", pool: int = 0,
-                **bought) -> Student:
+                **bought: Any) -> Student:
         """The student of one of `PARTS`."""
         images = images or self.synthetic(self.config.baseline == "dpsgd")
         smooth = self.smoothness(method, base)
