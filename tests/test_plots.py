@@ -51,6 +51,12 @@ def test_the_first_colours_stay_apart_for_colour_blind_readers(deficiency):
 
 
 @settings(max_examples=40, deadline=None)
+@pytest.fixture(autouse=True, scope="module")
+def without_a_cast():
+    """A notebook that ran in this process may have left the cast of its figures."""
+    plots.cast()
+
+
 @given(st.lists(st.text("abcdefgh ", min_size=1, max_size=6), min_size=1, max_size=10, unique=True), st.randoms())
 def test_colours_are_stable_and_distinct(names, random):
     colors = plots.method_colors(names)
