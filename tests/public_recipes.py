@@ -316,7 +316,7 @@ DATA: dict[str, Callable[[World], object]] = {
     "x": images, "generator": lambda w: w.generator(),
     # clips
     "clips.clips": lambda w: w.bytes(4, 3, 8, 8), "clips.temporal_energy.clips": rows(4, 3, 8, 8), "clips.labels": lambda w: torch.zeros(w.rows, dtype=torch.int64), "clips.ClipSet.kinds": lambda w: ("real",) * w.rows, "clips.ClipSet.of.kinds": value(("real",)), "clips.ClipSet.without.kind": value("DF"),
-    "clips.identities": lambda w: torch.arange(w.rows), "clips.donors": lambda w: 100 + torch.arange(w.rows), "clips.counts": value({"real": 1, "DF": 1}), "clips.frames": value(2),
+    "clips.identities": lambda w: torch.arange(w.rows), "clips.donors": lambda w: 100 + torch.arange(w.rows), "clips.counts": value({"real": 1, "DF": 1}), "clips.kinds_ordered.first": value(0), "clips.kinds_ordered.frames": value(4), "clips.kinds_ordered.size": value(16), "clips.kinds_ordered.chunk": value(2), "clips.kinds_ordered.strength": value(1.0), "clips.frames": value(2),
     # sets of videos
     "sets.videos.faceforensics_root": lambda w: Path("nowhere").absolute(), "sets.videos.kind": value("real"), "sets.videos.label": value(0),
     "sets.videos.person": value("anna"), "sets.videos.name": value("celeb_df"), "sets.videos.records": value(()), "sets.videos.people": value({}), "sets.videos.crops": value(None),

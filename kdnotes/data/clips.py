@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_SIZE', 'TRAITS', 'ASYMMETRY', 'GEOMETRY', 'WAVES', 'BANDS', 'TREMOR', 'FORM', 'TRAINED', 'HELD_OUT',
            'WITHOUT_FINGERPRINT', 'KINDS', 'ANY_OF', 'ClipSet', 'Forgery', 'Kind', 'box_blur', 'fingerprinted',
-           'toytalk', 'temporal_energy']
+           'kinds_ordered', 'toytalk', 'temporal_energy']
 
 # %% ../../nbs/data/clips.ipynb #323cda55
 from collections.abc import Mapping
@@ -437,6 +437,26 @@ def _draw(seed: int, kinds: list[str], numbers: list[int], frames: int, size: in
     return (255 * z.clamp(0, 1)).round().to(torch.uint8)
 
 
+def kinds_ordered(where: str, counts: Mapping[str, int], split: str, *, seed: int, first: int, frames: int, size: int,
+                  chunk: int, strength: float) -> list[str]:
+    """The kind of every clip that `where` is asked for; ValueError or TypeError for an order that cannot be drawn."""
+    if not isinstance(counts, Mapping) or not counts:
+        raise TypeError(f"{where}: counts is {counts!r}; expected how many clips of each kind, such as "
+                        f"{{'real': 64, 'DF': 16}}")
+    for kind, count in counts.items():
+        require_choice(where, KINDS, kind=kind)
+        require_whole(where, at_least=0, **{f"counts[{kind!r}]": count})
+    require_choice(where, SPLITS, split=split)
+    require_whole(where, seed=seed, first=first, at_least=0)
+    require_whole(where, frames=frames, chunk=chunk)
+    require_whole(where, size=size, at_least=8)
+    require_number(where, strength=strength, at_least=0)
+    kinds = [kind for kind, count in counts.items() for _ in range(count)]
+    if not kinds or first + len(kinds) > SPLIT_SIZE // 2:
+        raise ValueError(f"{where}: {len(kinds)} clips from number {first}; expected 1 to {SPLIT_SIZE // 2} in a split")
+    return kinds
+
+
 def toytalk(counts: Mapping[str, int], split: str = "train", seed: int = 0, frames: int = 16, size: int = 32,
             strength: float = 1.2, null: bool = False, first: int = 0, chunk: int = 8,
             device: torch.device | str = "cpu") -> ClipSet:
@@ -447,20 +467,8 @@ def toytalk(counts: Mapping[str, int], split: str = "train", seed: int = 0, fram
     clips equal real ones to the bit. The same clips whatever the `chunk` drawn at once; other noise on another kind of
     `device`. ValueError, TypeError for bad numbers or names.
     """
-    if not isinstance(counts, Mapping) or not counts:
-        raise TypeError(f"toytalk: counts is {counts!r}; expected how many clips of each kind, such as "
-                        f"{{'real': 64, 'DF': 16}}")
-    for kind, count in counts.items():
-        require_choice("toytalk", KINDS, kind=kind)
-        require_whole("toytalk", at_least=0, **{f"counts[{kind!r}]": count})
-    require_choice("toytalk", SPLITS, split=split)
-    require_whole("toytalk", seed=seed, first=first, at_least=0)
-    require_whole("toytalk", frames=frames, chunk=chunk)
-    require_whole("toytalk", size=size, at_least=8)
-    require_number("toytalk", strength=strength, at_least=0)
-    kinds = [kind for kind, count in counts.items() for _ in range(count)]
-    if not kinds or first + len(kinds) > SPLIT_SIZE // 2:
-        raise ValueError(f"toytalk: {len(kinds)} clips from number {first}; expected 1 to {SPLIT_SIZE // 2} in a split")
+    kinds = kinds_ordered("toytalk", counts, split, seed=seed, first=first, frames=frames, size=size, chunk=chunk,
+                          strength=strength)
     numbers = [SPLITS.index(split) * SPLIT_SIZE + first + i for i in range(len(kinds))]
     with torch.no_grad():
         parts = [_draw(seed, kinds[i : i + chunk], numbers[i : i + chunk], frames, size, float(strength), null,

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .alignment import POINTS, mean_face, moved, warped
-from .clips import KINDS, SPLIT_SIZE, SPLITS, ClipSet, box_blur, fingerprinted
+from .clips import KINDS, SPLIT_SIZE, ClipSet, box_blur, fingerprinted, kinds_ordered
 from .faces import LANDMARKS, faces
-from ..inputs import as_labels, as_pixels, as_rows, as_tensor, require_choice, require_number, require_whole
+from ..inputs import as_labels, as_pixels, as_rows, as_tensor, require_number, require_whole
 from ..runtime import make_generator
 
 # %% ../../nbs/data/photoclips.ipynb #32027256
@@ -621,20 +621,8 @@ def photoclips(portraits: Portraits, counts: Mapping[str, int], split: str = "tr
     if not isinstance(portraits, Portraits):
         raise TypeError(f"photoclips: portraits are a {type(portraits).__name__}; expected "
                         f"Portraits(images, landmarks, people)")
-    if not isinstance(counts, Mapping) or not counts:
-        raise TypeError(f"photoclips: counts is {counts!r}; expected how many clips of each kind, such as "
-                        f"{{'real': 64, 'DF': 16}}")
-    for kind, count in counts.items():
-        require_choice("photoclips", KINDS, kind=kind)
-        require_whole("photoclips", at_least=0, **{f"counts[{kind!r}]": count})
-    require_choice("photoclips", SPLITS, split=split)
-    require_whole("photoclips", seed=seed, first=first, at_least=0)
-    require_whole("photoclips", frames=frames, chunk=chunk)
-    require_whole("photoclips", size=size, at_least=8)
-    require_number("photoclips", strength=strength, at_least=0)
-    kinds = [kind for kind, count in counts.items() for _ in range(count)]
-    if not kinds or first + len(kinds) > SPLIT_SIZE // 2:
-        raise ValueError(f"photoclips: {len(kinds)} clips from number {first}; expected 1 to {SPLIT_SIZE // 2}")
+    kinds = kinds_ordered("photoclips", counts, split, seed=seed, first=first, frames=frames, size=size, chunk=chunk,
+                          strength=strength)
     numbers, key = [first + i for i in range(len(kinds))], (seed, "photoclips", split)
     with torch.no_grad():
         casts = _casts(portraits, key, numbers)
