@@ -26,7 +26,7 @@ from ..data.augment import as_channels, channel_statistics, normalise
 from ..data.sets.imagenet import SUBSETS
 from ..data.imageset import ImageSet
 from ..data.siamese import siamese
-from ..inputs import as_labels, require_whole
+from ..inputs import as_labels, require_number, require_positive, require_whole
 from ..losses.mmd import mmd2
 from ..models import convnets  # noqa: F401  makes its names known to build
 from ..models.classifiers import Prediction, build
@@ -229,14 +229,13 @@ class Settings:
     space: str = "unit"
 
     def __post_init__(self):
-        for name in ("iterations", "real_batch", "most", "lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
-        if not 0 <= self.momentum < 1 or self.classes_at_once < 0 or self.compile not in ("auto", "yes", "no"):
-            raise ValueError(
-                f"momentum {self.momentum}, classes_at_once {self.classes_at_once}, compile {self.compile!r}; "
-                "expected a momentum in [0, 1), at least 0 classes, and 'auto', 'yes' or 'no'"
-            )
+        require_whole("Settings", iterations=self.iterations, real_batch=self.real_batch, most=self.most)
+        require_positive("Settings", lr=self.lr)
+        require_number("Settings", momentum=self.momentum)
+        require_whole("Settings", at_least=0, classes_at_once=self.classes_at_once)
+        if not 0 <= self.momentum < 1 or self.compile not in ("auto", "yes", "no"):
+            raise ValueError(f"momentum {self.momentum}, compile {self.compile!r}; expected a momentum in [0, 1), and "
+                             "'auto', 'yes' or 'no'")
         if self.space not in ("unit", "normalised"):
             raise ValueError(f"space is {self.space!r}; expected 'unit' (pixels in [0, 1]) or 'normalised'")
 
