@@ -141,6 +141,7 @@ def as_rows(where: str, *, least: int = 1, dims: int | None = None, **tensors: T
 
 def require_width(where: str, expected: int, **tensors: Tensor) -> None:
     """Refuse tensors whose last side is not `expected`, with a ValueError that names them."""
+    require_kind(where, Tensor, f"a torch.Tensor of {expected} numbers a row", **tensors)
     for name, x in tensors.items():
         if x.ndim < 1 or x.shape[-1] != expected:
             raise ValueError(f"{where}: {name} has shape {tuple(x.shape)}; expected {expected} numbers a row")
@@ -148,6 +149,7 @@ def require_width(where: str, expected: int, **tensors: Tensor) -> None:
 
 def require_broadcast(where: str, *, to: tuple[int, ...] | None = None, **tensors: Tensor) -> None:
     """Refuse tensors whose shapes do not broadcast to one, or not to the shape `to`."""
+    require_kind(where, Tensor, "a torch.Tensor", **tensors)
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     try:
         fit = to is None or torch.broadcast_shapes(*shapes.values(), to) == torch.Size(to)

@@ -237,6 +237,7 @@ def hold_out(crowd: Crowd, fraction: float, seed: int = 0) -> tuple[Crowd, Crowd
     """`(rest, held out)`: a random `fraction` of the items, drawn by `seed`, without looking at the truth."""
     require_kind("hold_out", Crowd, CROWD, crowd=crowd)
     require_kind("hold_out", numbers.Real, "a share between 0 and 1", fraction=fraction)
+    require_kind("hold_out", numbers.Integral, "a whole number", seed=seed)
     held = round(fraction * crowd.items) if math.isfinite(fraction) else 0
     if not 0 < held < crowd.items:
         raise ValueError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -22,6 +23,7 @@ from ..data.truth import Truth
 from kdnotes.inputs import (
     as_labels,
     as_rows,
+    as_tensor,
     require_choice,
     require_kind,
     require_number,
@@ -40,7 +42,7 @@ def majority_vote(votes: Tensor, ties: str = "random", generator: torch.Generato
 
     An item without votes is a tie of all classes. ValueError for anything but a table of counts.
     """
-    votes = torch.as_tensor(votes).detach()
+    votes = as_tensor("majority_vote", votes, "votes").detach()
     require_choice("majority_vote", ("random", "lowest"), ties=ties)
     if votes.ndim != 2 or not votes.shape[1]:
         raise ValueError(f"votes have shape {tuple(votes.shape)}; expected a table (N, C) of how often each class was "
@@ -73,6 +75,7 @@ class DawidSkene:
     def confusion(self, annotator: int) -> Tensor:
         """The confusion matrix `(C, C)` of an annotator (rows: true class). ValueError for one that is not there."""
         r, c = self.other.shape
+        require_kind("confusion", numbers.Integral, f"the number of an annotator, 0..{r - 1}", annotator=annotator)
         if not 0 <= annotator < r:
             raise ValueError(f"annotator {annotator} is not there; expected 0..{r - 1}")
         first, last = torch.searchsorted(self.pairs, torch.tensor([annotator * c, (annotator + 1) * c])).tolist()
@@ -102,6 +105,7 @@ def _vectors(*given: object) -> list[np.ndarray]:
 def _size(vectors: list[np.ndarray], given: tuple[int | None, ...]) -> tuple[int, int, int]:
     """How many items, annotators and classes there are; ValueError for numbers outside, or with gaps nobody told of."""
     kinds, shape = ("items", "annotators", "classes"), []
+    require_kind("dawid_skene", (numbers.Integral, type(None)), "how many there are", **dict(zip(kinds, given)))
     for kind, v, count in zip(kinds, vectors, given):
         largest = int(v.max())
         if count is None and largest >= max(len(v), 2):
