@@ -11,6 +11,7 @@ __all__ = ['Schedule', 'LOOK', 'Step', 'constant', 'multistep', 'cosine', 'one_c
 import hashlib
 import io
 import math
+import numbers
 import re
 import time
 from bisect import bisect_right
@@ -416,8 +417,9 @@ class Loop:
         if self.steps < 0:
             raise ValueError(f"steps={self.steps}; give at least 0")
         for name in ("epoch", "row_every", "every"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}; give a positive number, or None for none")
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, numbers.Real) and value > 0):
+                raise ValueError(f"{name}={value!r}; give a positive number, or None for none")
         check_parts(self.parts)
         self.row_every = self.row_every or self.epoch
         self.every = self.every or self.row_every or self.steps

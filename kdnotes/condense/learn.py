@@ -33,7 +33,7 @@ from .selection import choose_images
 from .synthetic import REAL, SyntheticSet, from_real
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
-from ..inputs import require_kind
+from ..inputs import require_kind, require_whole
 from ..config import unknown_name
 from ..runtime import derive_seed
 from ..train import predict
@@ -76,6 +76,7 @@ def settings_for(method: str, ipc: int, side: int, name: str = "", **changes: ob
     """
     if method not in RECIPES:
         raise unknown_name("method", method, [*RECIPES, *CHOSEN])
+    require_whole("settings_for", ipc=ipc)
     recipe = RECIPES[method]
     strategy, rule = recipe.augmentation
     if name in DIGITS:

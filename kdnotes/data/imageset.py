@@ -214,6 +214,7 @@ def to_float(images: Tensor) -> Tensor:
 # %% ../../nbs/data/imageset.ipynb #202d0ad4
 def first_of_each(images: ImageSet, count: int) -> ImageSet:
     """The first `count` >= 1 images of each class, class after class."""
+    require_kind("first_of_each", numbers.Integral, "a whole number", count=count)
     if index(count) < 1:
         raise ValueError(f"count is {count}; expected at least one image of each class")
     return images.take(torch.cat([torch.where(images.labels == c)[0][:count] for c in images.labels.unique()]))

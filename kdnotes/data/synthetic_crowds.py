@@ -255,6 +255,7 @@ def max_mig_crowd(
             f"unknown crowd {expertise!r}, {case!r} with {len(classes)} classes: high or low; "
             "independent, naive or correlated; 10 classes"
         )
+    require_whole("max_mig_crowd", at_least=0, seed=seed)
     seniors = list(_SENIORS) if expertise == "high" else [symmetric(10, 0.8)] * 10
     juniors = [spammer(10, 0)] * (5 if case == "naive" else 0)
     copied = ([0, 0, 2, 2, 2] if expertise == "high" else [0, 2]) if case == "correlated" else []

@@ -6,6 +6,7 @@ __all__ = ['FORM', 'OUTSIDER', 'ITS_SIDE', 'FAMILIES', 'ONE_BY_ONE', 'words_of',
 
 # %% ../../nbs/models/written.ipynb #fe8d9310
 import inspect
+import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -77,6 +78,7 @@ def network(text: str, classes: int, channels: int, size: int) -> Classifier:
 
 def fresh(text: str, classes: int, channels: int, size: int, seed: int) -> Classifier:
     """`network` with weights that depend on `seed` alone; the global generators stay as they are."""
+    require_kind("fresh", numbers.Integral, "a whole number", seed=seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return network(text, classes, channels, size)
