@@ -34,7 +34,7 @@ from ..data.source import data_root
 from ..data.clips import HELD_OUT, TRAINED, ClipSet, temporal_energy, toytalk
 from ..data.facecrops import clip_starts
 from ..data.perturb import LEVELS, perturb
-from ..data.photoclips import Portraits, photoclips, suitable
+from ..data.photoclips import MOTIONS, Portraits, photoclips, suitable
 from ..data.sets.videos import video_clips
 from ..experiment import Data, Experiment, Here, Row, Stage, Study, place_of, shown
 from kdnotes.losses.consistency import (
@@ -74,8 +74,12 @@ class Clips(Data):
 @dataclass(frozen=True)
 class Photographs(Clips):
     """Animated photographs of the faces of `dataset`: appearance is real, motion is made. Of the people to learn from
-    four in eight are seen in pretraining, three in training, one in validation; the test has its own.
+    four in eight are seen in pretraining, three in training, one in validation; the test has its own. `motion` and
+    `zoom` as `photoclips` takes them.
     """
+
+    motion: str = "turning"
+    zoom: float = 1.0
 
     def load(self) -> ClipSet:
         found = face_sets(self.dataset, 112, part="test" if self.part == "test" else "train")
@@ -85,7 +89,7 @@ class Photographs(Clips):
         own = {"pretrain": eighth < 4, "train": (eighth > 3) & (eighth < 7), "val": eighth == 7, "test": eighth < 8}
         portraits = portraits.take(own[self.part])
         return photoclips(portraits.take(suitable(portraits)), dict(self.counts), self.part, self.seed, self.frames,
-                          self.size, self.strength)
+                          self.size, self.strength, motion=self.motion, zoom=self.zoom)
 
 
 @dataclass(frozen=True)
@@ -769,6 +773,9 @@ class Videos:
     test_frames: int = setting(12, "scale", "of a judged video, cut into clips of n", at_least=3)
     size: int = setting(32, "scale", "pixels a side", at_least=16)
     strength: float = setting(1.2, "scale", "of the tremor of forgeries", at_least=0)
+    motion: str = setting("turning", "ours", "of photographs: heads that turn, or are steady and shaken",
+                          choices=tuple(MOTIONS))
+    zoom: float = setting(1.0, "ours", "of photographs: how much closer a frame is than the portrait", at_least=1)
     flip: float = setting(0.5, "reconstructed", "share of mirrored clips", at_least=0, at_most=1)
     gain: float = setting(0.1, "reconstructed", "contrast of a clip changes by up to this", at_least=0, below=1)
     offset: float = setting(0.15, "reconstructed", "brightness, in quarters of the range", at_least=0)
@@ -858,6 +865,9 @@ class Config(Settings):
             raise ValueError(f"videos.val={v.val} must hold real and forged clips, or neither")
         if strange := sorted({*self.rivals.folds} - {"none", *self.kinds}):
             raise unknown_name("fold", strange[0], ("none", *self.kinds))
+        if self.dataset != "lfw" and (v.motion != "turning" or v.zoom != 1):
+            raise ValueError(f"videos.motion={v.motion!r} and zoom={v.zoom} are for photographs, dataset='lfw'; the "
+                             f"clips of {self.dataset!r} move as they are")
         if self.drawn and (strange := sorted({*self.kinds} - {*TRAINED})):
             raise unknown_name("kind to train on", strange[0], TRAINED)
         if not self.drawn and (BARE in self.protocols or self.corpora):
@@ -950,7 +960,7 @@ class Cast:
             most = 0 if part == "test" else v.per_video
             return RealVideos(c.dataset, part, ("real", *c.kinds), v.frames, v.size, most, v.landmarks)
         of_kind = {"real": counts[0]} | dict.fromkeys(kinds or c.kinds, counts[1]) | more
-        return MADE[c.dataset](c.dataset, part, tuple(of_kind.items()), frames or v.frames, v.size, v.strength)
+        return self.made(part, of_kind, frames or v.frames)
 
     def real(self, count: int) -> Data:
         """The videos of stage 1, where they are drawn so many."""
@@ -958,7 +968,13 @@ class Cast:
         if not c.drawn:
             return RealVideos(c.dataset.split("+")[0], "pretrain", ("real",), v.pretrain_frames, v.size,
                               v.per_video, v.landmarks)
-        return MADE[c.dataset](c.dataset, "pretrain", (("real", count),), v.pretrain_frames, v.size, v.strength)
+        return self.made("pretrain", {"real": count}, v.pretrain_frames)
+
+    def made(self, part: str, counts: Mapping[str, int], frames: int) -> Clips:
+        """Clips whose motion is made: so many of each kind."""
+        c, v = self.config, self.config.videos
+        more = {"motion": v.motion, "zoom": v.zoom} if MADE[c.dataset] is Photographs else {}
+        return MADE[c.dataset](c.dataset, part, tuple(counts.items()), frames, v.size, v.strength, **more)
 
     def pretrained(self, seed: int, modules: tuple[str, ...] = ("spm", "tcm"), corpus: int = 0,
                    **losses: Any) -> Pretrained:

@@ -390,6 +390,12 @@ def test_photographs_of_a_person_are_in_one_part(monkeypatch):
     assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
 
 
+def test_motion_and_crop_are_settings_of_photographs_in_every_part():
+    cast = Cast(Config.profile("real", "lfw", motion="steady", zoom=1.4, shuffle="near"))
+    assert {(data.motion, data.zoom) for data in (cast.pretrained(0).clips, cast.train, cast.val, cast.test)} == {("steady", 1.4)}
+    assert cast.pretrained(0).losses.shuffle == "near"
+
+
 def test_further_sets_are_judged_under_their_names(monkeypatch):
     seen = []
 
@@ -419,7 +425,8 @@ def test_every_profile_makes_its_rows(profile, dataset):
     ({"test_frames": 3}, "videos.test_frames=3 must not be below videos.frames=4"), ({"pretrain_frames": 3}, "must not be below"),
     ({"val": (4, 0)}, "must hold real and forged"), ({"training.batch_size": 13}, "exceeds videos.pretrain=12"),
     ({"protocols": (FEW,), "labels": (8,)}, "needs as many forged clips"),
-    ({"folds": ("none", "FSh")}, "unknown fold 'FSh'"), ({"kinds": ("DF", "CDF"), "folds": ()}, "unknown kind to train on 'CDF'"),
+    ({"folds": ("none", "FSh")}, "unknown fold 'FSh'"), ({"kinds": ("DF", "CDF"), "folds": ()}, "unknown kind to train on 'CDF'"), ({"zoom": 1.4}, "are for photographs, dataset='lfw'"),
+    ({"motion": "steady"}, "are for photographs"),
 ])
 def test_settings_that_contradict_each_other_are_refused(changes, told):
     assert told in refused(lambda: Config.profile("smoke", **changes))
