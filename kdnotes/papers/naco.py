@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NETS', 'BY_HAND', 'OURS', 'RANDOM', 'NO_LABELS', 'TUNED', 'ONE_MODULE', 'SUPERVISED', 'METHODS', 'PROTOCOLS', 'LOO',
-           'CROSS', 'BARE', 'CORRUPTED', 'ABLATED', 'FEW', 'STAGE_1', 'GATES', 'BY_FRAME', 'MADE', 'REALS',
-           'EVERYTHING', 'Clips', 'Photographs', 'RealVideos', 'renamed', 'joined', 'Look', 'Networks', 'Losses',
-           'Learner', 'drawn', 'collapse', 'Backbone', 'Untrained', 'Learned', 'Pretrained', 'Published', 'Kept',
-           'as_json', 'cut', 'read_off', 'Features', 'corrupted', 'fold_rows', 'HeadBank', 'HeadTraining', 'Key',
-           'Heads', 'Detector', 'EndToEnd', 'surprises', 'ByHeads', 'ByDetectors', 'ByPrediction', 'ByHand', 'Case',
-           'auc_of', 'detected', 'fallen', 'natural', 'Videos', 'Pretraining', 'Rivals', 'Config', 'Cast', 'key_of',
-           'held_out', 'across', 'robust', 'ablated', 'few_labels', 'rows', 'run', 'publish_backbone', 'claims']
+           'CROSS', 'BARE', 'CORRUPTED', 'ABLATED', 'FEW', 'STAGE_1', 'GATES', 'BY_FRAME', 'ORDERS', 'MADE', 'REALS',
+           'EVERYTHING', 'BASELINES', 'Clips', 'Photographs', 'RealVideos', 'renamed', 'joined', 'Look', 'Networks',
+           'Losses', 'Learner', 'drawn', 'collapse', 'Backbone', 'Untrained', 'Learned', 'Pretrained', 'Published',
+           'Kept', 'as_json', 'cut', 'read_off', 'Features', 'corrupted', 'fold_rows', 'HeadBank', 'HeadTraining',
+           'Key', 'Heads', 'Detector', 'EndToEnd', 'surprises', 'ByHeads', 'ByDetectors', 'ByPrediction', 'ByHand',
+           'Case', 'auc_of', 'detected', 'fallen', 'natural', 'Videos', 'Pretraining', 'Rivals', 'Config', 'Cast',
+           'key_of', 'held_out', 'across', 'robust', 'ablated', 'few_labels', 'rows', 'run', 'publish_backbone',
+           'claims']
 
 # %% ../../nbs/papers/naco.ipynb #d18c4e42
 import json
@@ -823,6 +824,7 @@ METHODS = (OURS, *ONE_MODULE, RANDOM, *SUPERVISED, TUNED, *BY_HAND, NO_LABELS)
 PROTOCOLS = ("A leave-one-out", "B cross-set", "C fingerprints", "D robustness", "E ablations", "F labels")
 LOO, CROSS, BARE, CORRUPTED, ABLATED, FEW = PROTOCOLS
 STAGE_1, GATES, BY_FRAME = "pretraining", "data gates", "single frames, no fingerprints"
+ORDERS = {"full": "uniform shuffles only", "near": "near shuffles only"}
 MADE = {"toytalk": Clips, "lfw": Photographs}
 REALS = {"CDF": "real B", "DFDC": "real B wild"}             # drawn kinds that have real videos of their own
 
@@ -843,6 +845,8 @@ class Config(Settings):
     labels: tuple[int, ...] = setting((16, 32, 64, 128), "scale", "protocol F: forged clips of each kind", at_least=2)
     shares: tuple[float, ...] = setting((0.15, 0.3, 0.75), "reconstructed", "protocol E: rho", above=0, below=1)
     corpora: tuple[int, ...] = setting((), "scale", "protocol E: real videos to learn from", at_least=2)
+    shuffles: tuple[str, ...] = setting(("full",), "reconstructed", "protocol E: wrong orders of one sort only",
+                                        choices=tuple(ORDERS))
     videos: Videos = section(Videos)
     networks: Networks = section(Networks)
     losses: Losses = section(Losses)
@@ -913,7 +917,7 @@ Config.PROFILES = {
     "demo": {"rivals": {"epochs": 20, "folds": ("NT",)}},
     "real": EVERYTHING | {"videos": {"val": (64, 16), "test": (200, 100), "test_frames": 24}, "levels": (1, 3, 5),
                           "training": {"kept": False, "live_steps": 0}, "labels": (16, 32, 64), "shares": (),
-                          "rivals": {"gate_epochs": 20}},
+                          "shuffles": (), "rivals": {"epochs": 30, "tuned_epochs": 15, "gate_epochs": 20}},
     "paper": {
         "dataset": "faceforensics+celeb_df+dfdc+faceshifter+deeper_forensics", "methods": METHODS,
         "protocols": tuple(name for name in PROTOCOLS if name != BARE),
@@ -923,8 +927,10 @@ Config.PROFILES = {
         "training": {"kept": False, "live_steps": 0, "steps": 20000, "batch_size": 64, "lr": 3e-4},
         "heads": {"hidden": 256, "steps": 2000, "batch_size": 256}, "seeds": (0, 1, 2, 3, 4)},
 }
-Config.DATASETS = {("real", "lfw"): {"strength": 1.0}, ("paper", "toytalk"): {
-    "protocols": PROTOCOLS, "corpora": (1000, 5000),
+BASELINES = (OURS, RANDOM, "supervised video", "supervised frame", *BY_HAND, NO_LABELS)
+Config.DATASETS = {("real", "lfw"): {"strength": 1.0, "methods": BASELINES, "protocols": (LOO, CROSS, BARE)},
+                   ("paper", "toytalk"): {
+    "protocols": PROTOCOLS, "corpora": (1000, 5000), "shuffles": ("full", "near"),
     "videos": {"pretrain": 20000, "pretrain_frames": 24, "frames": 16, "train": (2000, 500), "val": (400, 100),
                "test": (1000, 500), "test_frames": 48, "size": 64, "padding": 4},
     "training": {"steps": 5000, "batch_size": 256, "lr": 1e-3}}}
@@ -1115,7 +1121,7 @@ def ablated(cast: Cast, seed: int) -> list[Row]:
     changed |= {name: (cast.pretrained(seed, modules), "time") for name, modules in ONE_MODULE.items()}
     changed |= {f"rho {share:g}": (cast.pretrained(seed, share=share), "time") for share in c.shares}
     changed |= {f"{n} real videos": (cast.pretrained(seed, corpus=n), "time") for n in c.corpora}
-    changed |= {"uniform shuffles only": (cast.pretrained(seed, shuffle="full"), "time")}
+    changed |= {ORDERS[kind]: (cast.pretrained(seed, shuffle=kind), "time") for kind in c.shuffles}
     measures = {kind: partial(detected, cases=cast.cases(OURS, seed, kinds, True))
                 for kind, kinds in {"mean": c.kinds, "nf mean": c.twins}.items() if kinds}
     return [Row(ABLATED, name, cast.by_heads(backbone, seed, part), measure, {"type": kind}, seed=seed)

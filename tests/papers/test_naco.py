@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
@@ -335,6 +336,20 @@ def test_the_published_run_is_made_again_where_it_is_of_other_clips(tmp_path):
     path = Path(shutil.copy(packaged("naco"), tmp_path / "naco.safetensors"))
     made = read_weights(path).made
     assert naco.publish_backbone(path, tmp_path / "stages") == made and not list(tmp_path.glob("stages/*.pt")), "nothing is learned again"
+
+
+def test_the_orderings_of_the_run_that_is_committed():
+    """18: both modules beat each alone, and each alone a random backbone, on unseen kinds; the claims tell what failed."""
+    place = Path(__file__).parents[2] / "results" / "cpu" / "naco" / "toytalk"
+    if not (place / "results.csv").is_file():
+        pytest.skip(f"no run is committed at {place}")
+    frame, claims = pd.read_csv(place / "results.csv"), set(pd.read_csv(place / "claims.csv").claim)
+    for kind in ("mean", "nf mean"):
+        part = frame[(frame.table == LOO) & (frame.setting == f"type={kind}") & (frame.metric == "auc")]
+        assert part[part.method == OURS].seed.nunique() >= 3, "every seed of ours has numbers: none has collapsed"
+        means = part.groupby("method").value.mean()
+        assert means[OURS] > max(means[m] for m in ONE_MODULE) and min(means[m] for m in ONE_MODULE) > means[RANDOM], means
+        assert {f"both modules > {m}, {kind}" for m in ONE_MODULE} | {f"{m} > random backbone, {kind}" for m in (*ONE_MODULE, OURS)} <= claims
 
 
 # 16: what a single frame may say where there are no fingerprints
