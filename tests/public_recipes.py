@@ -655,7 +655,7 @@ PAINTERS: dict[str, Callable[[World], object]] = {
     "recognisers.embeddings": rows(4), "recognisers.landmarks": rows(68, 2), "recognisers.images": lambda w: w.bytes(3, 8, 8), "recognisers.side": value(6), "recognisers.mean": fixed(4), "recognisers.answer": lambda w: told_answer, "recognisers.recipe": value("told"), "recognisers.root": lambda w: Path("kept").absolute(), "recognisers.workers": value(1), "recognisers.block": value(4),
     "reformers.inputs": value(4), "reformers.outputs": value(4), "reformers.Unit.forward.x": rows(4, 4, 4), "reformers.Reformer.inputs": value(8), "reformers.Reformer.side": value(2), "reformers.Reformer.embedding": value(4), "reformers.Reformer.depth": value(10), "reformers.Reformer.widths": value((4, 4)), "reformers.units": value((1, 1)), "reformers.Reformer.self": reformer,
     "reformers.f": rows(8, 3, 3), "reformers.encoder": generative_encoder, "reformers.reformer": reformer, "reformers.x": lambda w: w.unit(3, 12, 12), "reformers.Cascade.self": lambda w: _module("models.reformers").Cascade(generative_encoder(w), reformer(w)).eval(), "reformers.Unit.self": lambda w: _module("models.reformers").Unit(4, 4).eval(),
-    **{f"diffusion.{key}": rows(1, 8, 8) for key in ("x_0", "x_r", "noise", "output", "z", "DenoisingMLP.forward.x", "UNet.forward.x", "Conditional.conditions.x", "Preconditioned.forward.x", "at.x", "guided.x")},
+    **{f"diffusion.{key}": rows(1, 8, 8) for key in ("x_0", "x_r", "noise", "output", "z", "DenoisingMLP.forward.x", "UNet.forward.x", "Conditional.conditions.x", "Preconditioned.forward.x", "VPreconditioned.forward.x", "at.x", "guided.x")},
     **{f"diffusion.{key}": lambda w: 1 + torch.arange(w.rows) for key in ("r", "timestep_embedding.r")}, "diffusion.to": lambda w: torch.arange(w.rows), "diffusion.tensors": lambda w: {"x": w.floats(1, 8, 8)},
     "diffusion.sigma": lambda w: w.unit(), "diffusion.y": labels(), "diffusion.network": lambda w: denoiser(w), "diffusion.diffusion": lambda w: _module("models.diffusion").Diffusion(),
     # judges
@@ -880,6 +880,7 @@ INFINITY_HAS_AN_ANSWER: set[str] = {
     "losses.contrastive.noise_contrast", "losses.contrastive.contrast", "losses.mmd.radial", "losses.annotators.max_mig_loss",
     "metrics.classify.accuracy", "metrics.classify.per_class_accuracy", "metrics.retrieve.average_precision", "metrics.verify.tpir_at_fpir",
     "models.lenets.LeNet5.forward", "models.lenets.PATENet.forward", "models.lenets.PATENet.seen",    # the limit of a ReLU
+    "models.diffusion.VPreconditioned.time",                                                          # the end of the schedule
 }
 
 # names and numbers that are only shown, or may be anything

@@ -150,8 +150,9 @@ CASES = {
     "dpsad": Case(
         {"audits": (), "once": (), "sweeps": ()}, "kdnotes.papers.dpsad.student_losses", ("DP-SAD", "DP-SAD, T1", "DP teacher"), lambda stage: type(stage).__name__ == "Teacher",
         {"losses.adversarial": 9.0, "losses.saturating": False, "private.steps": 5, "private.draws": 3, "private.site": "theta", "private.epsilons": (2.0,), "distil_steps": 5,
-         "discriminator": (4, 4), "target": "eps", "judging.samples": 50, "conditioning": "student", "methods": ("DP-SAD",), "seeds": (1,), "once": ("pads",)},
-        {"teacher_steps": 5, "teacher_batch": 16, "networks.width": 8, "T": 400, "training.ema": 0.4, "training.lr": 1e-3, "chain.sampling": 3},
+         "discriminator": (4, 4), "target": "eps", "judging.samples": 50, "conditioning": "student", "methods": ("DP-SAD",), "seeds": (1,), "once": ("pads",), "sweeps": ("guidance",)},
+        {"teacher_steps": 5, "teacher_batch": 16, "networks.width": 8, "T": 400, "training.ema": 0.4, "training.lr": 1e-3, "chain.sampling": 3, "chain.prediction": "v",
+         "label_drop": 0.1},
         {}, put_images, resumes=False),
     "naco": Case(
         {"methods": ("NACO", "random backbone", "supervised video"), "protocols": ("A leave-one-out",), "folds": ("NT",)}, "kdnotes.losses.consistency.tcm_loss",
