@@ -137,7 +137,7 @@ CASES = {
         lambda stage: type(stage).__name__ == "Ensemble",
         {"student.steps": 5, "student.network": "perceptron:8", "alpha_1": 0.5, "epsilon_1": 1.0, "base": "input", "solver": "cg", "gamma": 2.0, "queries": 11,
          "mechanism": "GNMax", "choose": "random", "latent": 4, "vae_steps": 7, "generative.steps": 7, "one_hot": 0.5, "images": 90, "private.steps": 7, "dp_steps": 3,
-         "delta": 1e-4, "baseline": "dpsgd", "methods": ("DGD",)},
+         "delta": 1e-4, "baseline": "dpsgd", "methods": ("DGD",), "sanitise": True, "interactive": 1.0, "sweeps": ("mechanisms",)},
         {"teachers.count": 5, "teachers.steps": 6, "teachers.lr": 1e-3, "teachers.batch": 8, "teachers.network": "perceptron:8", "teachers.recipe": "pate", "records": 100,
          "seeds": (1,)},
         {"methods": ("private classifier", "labelled only", "DGD"), "sweeps": (), "audits": 0}, put_images, students, resumes=False),
