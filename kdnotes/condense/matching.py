@@ -270,20 +270,28 @@ def standardised(x: Tensor, normal: Statistics) -> Tensor:
 def compiled(net: nn.Module, example: Tensor) -> Callable:
     """`net` compiled for images like `example`, forward and backward.
 
-    `net` itself, with one log line, where that fails.
+    `net` itself, with one log line, where that fails, or where the compiled features or gradients are other numbers.
     """
     if isinstance(net, Predictor):                    # it listens to layers, and compiled code does not tell
         return net
     try:
         fast = torch.compile(net, dynamic=False)
-        with torch.enable_grad():  # the first caller may be the real side, which asks for no gradient
-            probe = example.detach().clone().requires_grad_()
-            torch.autograd.grad(fast(probe).features.float().sum(), probe)
+        for given, made in zip(_seen_through(net, example), _seen_through(fast, example), strict=True):
+            if not (made - given).norm() <= 0.05 * given.norm():
+                raise ArithmeticError(f"compiled, it gives {made.norm():.3g} where it should give {given.norm():.3g}")
         return fast
     except Exception as error:  # a compiler fails in as many ways as there are compilers
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
         log.warning("torch.compile does not work here (%s); networks run as they are", reason)
         return net
+
+
+def _seen_through(net: Callable, example: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of the images and the gradient of their sum."""
+    with torch.enable_grad():  # the first caller may be the real side, which asks for no gradient
+        probe = example.detach().clone().requires_grad_()
+        features = net(probe).features.float()
+        return features.detach(), torch.autograd.grad(features.sum(), probe)[0].float()
 
 
 def worth_compiling(settings: Settings) -> bool:
