@@ -170,7 +170,7 @@ def show_paper(args: argparse.Namespace) -> int:
         if config is None:
             raise ValueError(f"{slug} is no paper of the package: it has no settings but its cell of parameters")
         settings = table(config)
-        times = expected_times(args.runs, slug)
+        times = expected_times(args.runs, slug, notebook.parents[2] / "results")
     data = {profile: [d for p, d in config.DATASETS if p == profile] for profile in config.PROFILES}
     rows = [(profile, settings.set_index("setting").at["dataset", profile], ", ".join(data[profile]) or "-",
              times.get(profile, "not measured")) for profile in config.PROFILES]
@@ -180,15 +180,23 @@ def show_paper(args: argparse.Namespace) -> int:
     return 0
 
 
-def expected_times(base: str, slug: str) -> dict[str, str]:
-    """How long the newest finished run of each profile took, and where, such as "1:52 on cpu AMD EPYC"."""
+def expected_times(base: str, slug: str, published: Path | None = None) -> dict[str, str]:
+    """How long the newest finished run of each profile took, and where, such as "1:52 on cpu AMD EPYC with orl".
+
+    Where there is none below `base`, the newest one below the folder `published`.
+    """
     from kdnotes.batch.terminal import clock
     from kdnotes.runs import find_runs, read_manifest, state
 
-    paths = [path for path in find_runs(base) if path.parent.name == slug and state(path) == "finished"]
-    newest = {m["profile"]: m for m in sorted(map(read_manifest, paths), key=lambda m: m.get("finished", ""))}
+    shapes = (f"{slug}/manifest.json", f"*/{slug}/*/manifest.json") if published else ()
+    given = [place for shape in shapes for place in published.glob(shape)]
+    own = [path for path in find_runs(base) if path.parent.name == slug and state(path) == "finished"]
+    newest: dict[str, dict] = {}
+    for paths in ([place.parent for place in given], own):
+        found = sorted(map(read_manifest, paths), key=lambda m: m.get("finished", ""))
+        newest |= {m["profile"]: m for m in found if m.get("wall_s")}
     places = {profile: " ".join(map(str, m.get("device", {}).values())) for profile, m in newest.items()}
-    return {profile: f"{clock(m.get('wall_s', 0))} on {places[profile]}" for profile, m in newest.items()}
+    return {profile: f"{clock(m['wall_s'])} on {places[profile]} with {m['dataset']}" for profile, m in newest.items()}
 
 # %% ../nbs/cli.ipynb #8c26c7e5
 def why(args: argparse.Namespace) -> int:

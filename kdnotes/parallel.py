@@ -64,6 +64,8 @@ def parallel_map(function: Callable, items: Iterable, workers: int | None = None
     import joblib
 
     jobs = [(derive_seed(place, "parallel_map"), item) for place, item in enumerate(items)]
+    if workers is not None and not isinstance(workers, int):
+        raise TypeError(f"workers is {workers!r}; expected a number of processes, or None for one per core")
     if workers is not None and workers < 1:
         raise ValueError(f"{workers} workers; give at least 1, or None for one per core")
     if not jobs:                                          # no bar for nothing

@@ -10,6 +10,7 @@ __all__ = ['log', 'PRECISIONS', 'seed_everything', 'set_deterministic', 'generat
 import atexit
 import hashlib
 import logging
+import operator
 import os
 import random
 import re
@@ -165,7 +166,11 @@ def fingerprint(*objects: object) -> str:
 # %% ../nbs/runtime.ipynb #77e02e31
 def derive_seed(seed: int, *names: object) -> int:
     """A 63-bit sub-seed of `seed` for the stage called `names` (text, numbers), the same in every process."""
-    return int(fingerprint(int(seed), *names)[:16], 16) >> 1
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"the seed is {seed!r}; expected a whole number") from None
+    return int(fingerprint(seed, *names)[:16], 16) >> 1
 
 
 def make_generator(seed: int, *names: object, device: str | torch.device = "cpu") -> torch.Generator:

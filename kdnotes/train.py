@@ -5,12 +5,13 @@ __all__ = ['Schedule', 'LOOK', 'Step', 'constant', 'multistep', 'cosine', 'one_c
            'state_of', 'set_state', 'check_parts', 'as_text', 'part_plan', 'Reached', 'differences', 'write_checkpoint',
            'read_checkpoint', 'check_kept', 'Loop', 'Average', 'average_gradients', 'SharedBatchNorm',
            'shared_batch_norm', 'gather', 'remaining', 'to_device', 'content_of', 'batches_plan', 'borrowed',
-           'check_training', 'fit', 'predict']
+           'check_parties', 'steps_in', 'check_training', 'check_loss', 'fit', 'predict']
 
 # %% ../nbs/train.ipynb #086bdd84
 import hashlib
 import io
 import math
+import numbers
 import re
 import time
 from bisect import bisect_right
@@ -25,9 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from .config import shorten
 from .data.batches import Epochs
 from .data.imageset import to_float
 from .files import atomic_write, make_folder
+from .inputs import require_kind, require_number, require_positive
 from .models.predictor import as_batches, as_predictor, device_of, evaluating
 from .prints import Walk
 from .progress import progress
@@ -58,6 +61,7 @@ class constant:
 
 
 def _check_fraction(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
+    require_kind("a schedule", numbers.Real, f"a fraction of the training, from {low:g} to {high:g}", **{name: value})
     if not low <= value <= high:
         raise ValueError(f"{name}={value!r}; give a fraction of the training, from {low:g} to {high:g}")
 
@@ -74,6 +78,10 @@ class multistep:
     of: float = 1.0
 
     def __post_init__(self):
+        require_number("multistep", above=0, of=self.of)
+        require_number("multistep", at_least=0, gamma=self.gamma)
+        for milestone in self.milestones:
+            require_number("multistep", at_least=0, milestone=milestone)
         object.__setattr__(self, "milestones", tuple(sorted(self.milestones)))
         for milestone in self.milestones:
             _check_fraction("milestone / of", milestone / self.of)
@@ -112,6 +120,7 @@ class one_cycle:
 
     def __post_init__(self):
         _check_fraction("pct_start", self.pct_start)
+        require_positive("one_cycle", div_factor=self.div_factor, final_div_factor=self.final_div_factor)
 
     def __call__(self, step: int, total: int) -> float:
         first, last = 1 / self.div_factor, 1 / (self.div_factor * self.final_div_factor)
@@ -416,8 +425,9 @@ class Loop:
         if self.steps < 0:
             raise ValueError(f"steps={self.steps}; give at least 0")
         for name in ("epoch", "row_every", "every"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}; give a positive number, or None for none")
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, numbers.Real) and value > 0):
+                raise ValueError(f"{name}={value!r}; give a positive number, or None for none")
         check_parts(self.parts)
         self.row_every = self.row_every or self.epoch
         self.every = self.every or self.row_every or self.steps
@@ -744,8 +754,33 @@ def borrowed(model: nn.Module, optimizer: torch.optim.Optimizer, fabric: Any, ex
             group["lr"] = rate
 
 # %% ../nbs/train.ipynb #01eb4c53
+Step = Callable[[nn.Module, object], Mapping[str, Tensor]]
+
+
+def check_parties(model: nn.Module, step: Step, optimizer: torch.optim.Optimizer, schedule: Schedule | None) -> None:
+    """`TypeError` for what is no model, step, optimizer or schedule."""
+    require_kind("fit", nn.Module, "an nn.Module", model=model)
+    require_kind("fit", Callable, "a function of model and batch that returns {'loss': ...}", step=step)
+    require_kind("fit", (Callable, type(None)), "a function of step and total, such as cosine()", schedule=schedule)
+    if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
+        raise TypeError(f"fit: the optimizer is {shorten(optimizer)}; expected one that was made, such as "
+                        "torch.optim.SGD(model.parameters(), lr=0.1)")
+
+
+def steps_in(batches: Any) -> int:
+    """How many batches an epoch has. `TypeError` for what has no length, such as a generator."""
+    try:
+        return len(batches)
+    except TypeError:
+        kind = type(batches).__name__
+        raise TypeError(f"fit: batches are a {kind} without a length; expected what can be read anew in every epoch: a "
+                        "DataLoader, Batches or a list") from None
+
+
 def check_training(epochs: int, steps: int, clip: float | None, extra: Mapping[str, object]) -> None:
-    """`ValueError` for what makes no training."""
+    """`ValueError`, `TypeError` for what makes no training."""
+    require_kind("fit", numbers.Integral, "a whole number", epochs=epochs, steps=steps)
+    require_kind("fit", (numbers.Real, type(None)), "a positive number, or None for none", clip=clip)
     if epochs < 0 or steps < 1:
         raise ValueError(
             f"{epochs} epochs of {steps} batches; give at least 0 epochs of 1 batch "
@@ -756,10 +791,14 @@ def check_training(epochs: int, steps: int, clip: float | None, extra: Mapping[s
     if taken := set(extra) & {"model", "optimizer", "precision"}:
         raise ValueError(f"extra={sorted(taken)} are names of the training itself; choose others")
 
+
+def check_loss(loss: Tensor) -> None:
+    """`ValueError` for a loss that no trained weight has a part in."""
+    if not loss.requires_grad:
+        raise ValueError("the loss depends on no weight that is trained; compute it from what the model returns, "
+                         "without no_grad or detach, and leave some weights unfrozen")
+
 # %% ../nbs/train.ipynb #6ab0e469
-Step = Callable[[nn.Module, object], Mapping[str, Tensor]]
-
-
 def fit(
     model: nn.Module,
     batches: Iterable,
@@ -792,7 +831,8 @@ def fit(
     Raises `ValueError` for what cannot be trained, `FloatingPointError` with term, epoch and step when a term is NaN or
     infinite.
     """
-    steps, schedule, extra, callbacks = len(batches), schedule or constant(), dict(extra or {}), list(callbacks)
+    check_parties(model, step, optimizer, schedule)
+    steps, schedule, extra, callbacks = steps_in(batches), schedule or constant(), dict(extra or {}), list(callbacks)
     check_training(epochs, steps, clip, extra)
     rates, began = [group["lr"] for group in optimizer.param_groups], [0.0]
     still = [part for part in model.modules() if model.training and not part.training]
@@ -814,6 +854,7 @@ def fit(
             terms = step(wrapped, to_device(batch, fabric.device))
             if not isinstance(terms, Mapping) or tuple(terms) != loop.terms.names:
                 term_names(terms, loop.terms.names, needed=("loss",))
+                check_loss(terms["loss"])
             fabric.backward(terms["loss"])
         average_gradients(optimizer)
         if clip is not None:

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
-# each of several test processes has its share of the cores: where every one uses all, they wait for each other
-_share = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each of several test processes has its share of the cores, told before any of them imports torch: where every one uses all, they wait for each other.
+
+    Also for the processes that they start. What starts the test processes computes nothing, and tells them nothing.
+    """
+    if not config.getoption("numprocesses", None):
+        share = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -296,6 +296,18 @@ def test_show_prints_every_setting_and_the_expected_time(workplace, capsys, monk
     assert rows["demo"] == ["demo", "digits", "mnist5k", "not", "measured"]
 
 
+def test_expected_times_are_those_of_published_runs_where_there_is_none_of_ones_own(tmp_path):
+    published = tmp_path / "results"
+    for place, profile, seconds in (("good", "demo", 112.4), ("cpu/good/orl", "real", 27.0), ("good2", "demo", 5.0)):
+        (published / place).mkdir(parents=True)
+        manifest = {"slug": "good", "profile": profile, "dataset": place.rpartition("/")[2], "wall_s": seconds, "run": "a", "status": "finished", "parameters": {},
+                    "device": {"type": "cpu", "name": "Two cores"}, "finished": "2026-01-31T12:00:00+00:00"}
+        (published / place / "manifest.json").write_text(json.dumps(manifest))
+    times = cli.expected_times(str(tmp_path / "runs"), "good", published)
+    assert times == {"demo": "1:52 on cpu Two cores with good", "real": "0:27 on cpu Two cores with orl"}
+    assert cli.expected_times(str(tmp_path / "runs"), "good") == {}
+
+
 def test_why_tells_the_chain_behind_a_number(workplace, capsys):
     place = finished(workplace / "runs" / "good" / "smoke-digits-01234567")
     for name in (str(place), "good/smoke-digits-01234567", "smoke-digits-01234567"):

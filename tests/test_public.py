@@ -35,7 +35,7 @@ RECIPES = types.SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("p
 World, recipe, KNOWN, KNOWN_WRONG = RECIPES.World, RECIPES.recipe, RECIPES.KNOWN, RECIPES.KNOWN_WRONG
 ELSEWHERE, IN_PLACE, REFUSED_AS_IT_IS = RECIPES.ELSEWHERE, RECIPES.IN_PLACE, RECIPES.REFUSED_AS_IT_IS
 NAN_IS_NO_MATTER, NAN_WITHOUT_NAN, INFINITY = RECIPES.NAN_IS_NO_MATTER, RECIPES.NAN_WITHOUT_NAN, RECIPES.INFINITY_HAS_AN_ANSWER
-WRONG_IS_RIGHT, FREE = RECIPES.WRONG_IS_RIGHT, RECIPES.FREE
+WRONG_IS_RIGHT, FREE, INNER = RECIPES.WRONG_IS_RIGHT, RECIPES.FREE, RECIPES.INNER
 ROOMS = ("data", "models", "losses", "metrics", "condense", "privacy")
 HALF = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 LABELS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
@@ -422,7 +422,7 @@ class Trial:
                     self.settled(kind, self.run(kind, change=on(lambda x: x.dtype == torch.int64, lambda x, far=far: x + far), only=key))
 
     def options(self, given: dict[str, object]) -> None:
-        """One number that is zero, negative or none, or one name that is not known."""
+        """One number that is zero, negative, none, or a text; or one name that is not known, or a number."""
         for key, parameter in inspect.signature(self.call.thing).parameters.items():
             usual = given.get(key, parameter.default)
             if isinstance(usual, bool) or not isinstance(usual, int | float | str) or key in FREE:
@@ -431,6 +431,12 @@ class Trial:
             for option in wrong:
                 kind = f"{key}={option!r}"
                 self.settled(kind, self.run(kind, change=None, options={key: option}))
+        for key, parameter in inspect.signature(self.call.thing).parameters.items():
+            usual = given.get(key, parameter.default)
+            if isinstance(usual, bool) or not isinstance(usual, int | float | str) or (self.name, key) in INNER or key in FREE - {"seed"}:
+                continue
+            another = 7 if isinstance(usual, str) else "many"
+            self.run(f"{key}={another!r}", options={key: another})
 
     def labels(self, key: str, plain: object, given: object) -> None:
         for dtype in LABELS:
@@ -466,6 +472,6 @@ def test_what_users_bring_gives_the_right_value_or_one_line(name, tmp_path, monk
 
 def test_nothing_is_listed_that_is_not_there():
     modules = {name.rpartition(".")[0] for name in PUBLIC}
-    listed = {*(ELSEWHERE.keys() - modules), *IN_PLACE, *KNOWN, *KNOWN_WRONG, *REFUSED_AS_IT_IS, *NAN_WITHOUT_NAN, *INFINITY, *(name if isinstance(name, str) else name[0] for name in NAN_IS_NO_MATTER)}
+    listed = {*(ELSEWHERE.keys() - modules), *IN_PLACE, *KNOWN, *KNOWN_WRONG, *REFUSED_AS_IT_IS, *NAN_WITHOUT_NAN, *INFINITY, *(name if isinstance(name, str) else name[0] for name in NAN_IS_NO_MATTER), *(name for name, _ in INNER)}
     assert listed <= EVERY.keys(), listed - EVERY.keys()
     assert "kdnotes" in sys.modules

@@ -155,3 +155,9 @@ def test_the_tests_of_a_file_are_one_unit_of_work(request):
     if request.config.getoption("dist", "no") == "no" and "PYTEST_XDIST_WORKER" not in os.environ:
         pytest.skip("one process runs all tests")
     assert request.node.nodeid.endswith(f"@{request.node.location[0]}"), "pytest and pytest-xdist do not fit together"
+
+
+def test_each_test_process_has_its_share_of_the_cores():
+    """Two processes with two threads each on two cores wait for each other: twice the time for all of it."""
+    share = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+    assert int(os.environ["OMP_NUM_THREADS"]) <= share

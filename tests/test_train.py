@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from kdnotes.checks import refused
 from kdnotes.data.batches import Batches, PictureBatches
 from kdnotes.data.pictures import ClassFolder
 from kdnotes.runtime import fingerprint, make_fabric, make_generator, seed_everything
@@ -107,9 +108,29 @@ def test_schedules_in_epochs_and_their_limits():
     assert [schedule(epoch * 7, 240 * 7) for epoch in (0, 149, 150, 180, 210, 239)] == pytest.approx([1, 1, 0.1, 0.01, 0.001, 0.001])
     assert [schedule(150 * 7 - 1, 240 * 7), multistep([0.1])(3, 30), multistep([0.1])(2, 30)] == pytest.approx([1, 0.1, 1])
     assert all(0 < one_cycle()(s, total) <= 1 for total in (1, 2, 3) for s in range(total))
+    for wrong in (lambda: multistep(["ab"]), lambda: multistep([0.5], gamma=-1), lambda: multistep([1], of=0), lambda: cosine("long"),
+                  lambda: one_cycle(div_factor=0), lambda: one_cycle(div_factor=-25), lambda: one_cycle(final_div_factor=0)):
+        assert "expected" in refused(wrong)
     for wrong in (lambda: multistep([30, 60]), lambda: cosine(warmup=5), lambda: one_cycle(pct_start=-0.1)):
         with pytest.raises(ValueError, match="give a fraction of the training"):
             wrong()
+
+
+def test_what_makes_no_training_is_refused_in_a_line():
+    pairs = DataLoader(TensorDataset(torch.rand(12, 64), torch.arange(12) % 10), 4)
+    plain = lambda model, batch: {"loss": F.cross_entropy(model(batch[0]), batch[1])}
+
+    def call(model=None, batches=pairs, step=plain, optimizer=sgd, **options):
+        model = nn.Linear(64, 10) if model is None else model
+        made = optimizer(model) if optimizer is sgd else optimizer
+        return fit(model, batches, step, optimizer=made, fabric=FABRIC, **{"epochs": 1} | options)
+
+    assert len(call().rows) == 1
+    for wrong, words in (({"batches": (batch for batch in pairs)}, "DataLoader, Batches or a list"), ({"batches": 3}, "a int without a length"),
+                         ({"optimizer": torch.optim.SGD}, "expected one that was made"), ({"optimizer": "adam"}, "'adam'"), ({"step": "loss"}, "step is a str"),
+                         ({"schedule": "cosine"}, "such as cosine()"), ({"epochs": 1.5}, "epochs is a float"), ({"clip": "a"}, "clip is a str"),
+                         ({"step": lambda model, batch: {"loss": torch.tensor(1.0)}}, "depends on no weight that is trained")):
+        assert words in refused(call, **wrong), wrong
 
 
 def test_history():

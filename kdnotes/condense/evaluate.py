@@ -19,7 +19,15 @@ from .matching import Network, Statistics, called, fresh, shares, standardised, 
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.siamese import cutmix, parse, siamese
-from ..inputs import as_labels, require_number, require_whole
+from kdnotes.inputs import (
+    as_images,
+    as_labels,
+    require_kind,
+    require_number,
+    require_positive,
+    require_share,
+    require_whole,
+)
 from ..parallel import parallel_map
 from ..runtime import derive_seed, make_fabric, make_generator
 from ..train import History, fit, multistep
@@ -46,12 +54,10 @@ class Protocol:
 
     def __post_init__(self):
         parse(self.strategy)
-        require_number("Protocol", at_least=0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
-                       gamma=self.gamma)
-        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or not 0 <= self.cutmix <= 1 or self.looks < 1:
-            raise ValueError(
-                f"{self}; expected at least 1 epoch, image per batch and look, lr > 0 and cutmix in [0, 1]"
-            )
+        require_number("Protocol", at_least=0, momentum=self.momentum, weight_decay=self.weight_decay, gamma=self.gamma)
+        require_whole("Protocol", epochs=self.epochs, batch_size=self.batch_size, looks=self.looks)
+        require_positive("Protocol", lr=self.lr)
+        require_share("Protocol", cutmix=self.cutmix)
 
 
 DM_PROTOCOL = Protocol(
@@ -312,8 +318,10 @@ def evaluate(
     processes on a CPU. `network`: a name (with `options`), a module of one's own, whose layers are drawn anew, or a
     function that makes one. ValueError for sets that do not fit.
     """
-    if repeats < 1 or not len(images):
-        raise ValueError(f"{repeats} repeats on {len(images)} images; expected at least one of both")
+    require_whole("evaluate", repeats=repeats)
+    images = as_images("evaluate", images, least=1)
+    require_kind("evaluate", ImageSet, "an ImageSet of test images; load(name, 'test') makes one", test=test)
+    labels = as_labels("evaluate", labels, at_least=None)
     if (
         tuple(images.shape[1:]) != test.shape
         or len(labels) != len(images)

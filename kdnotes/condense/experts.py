@@ -4,6 +4,7 @@
 __all__ = ['EXPERT_PROTOCOL', 'Pool', 'train_pair', 'train_experts', 'cached_pair', 'set_middle', 'PairNetworks', 'dance_passes']
 
 # %% ../../nbs/condense/experts.ipynb #7467df1b
+import numbers
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from .evaluate import Protocol, Rounds, protocol_for, train_networks
 from .matching import Network, Pass, calibration, fresh, mean_gap, statistics
+from .synthetic import REAL
 from ..data.imageset import ImageSet
 from ..files import cached
+from ..inputs import require_kind
 from ..parallel import parallel_map
 from ..runtime import derive_seed, fingerprint, make_fabric, make_generator
 
@@ -84,6 +87,8 @@ def train_experts(
     cache in `root`. `network`: a name (with `options`), a module or a function of one's own; the latter two are trained
     in every call, since nobody knows whether their code has changed.
     """
+    require_kind("train_experts", ImageSet, REAL, real=real)
+    require_kind("train_experts", numbers.Integral, "a whole number", count=count)
     if count < 1:
         raise ValueError(f"{count} experts; give at least 1")
     protocol, options = protocol or protocol_for(real.name, EXPERT_PROTOCOL), options or {}
@@ -130,6 +135,7 @@ def cached_pair(
 @torch.no_grad()
 def set_middle(net: nn.Module, pool: Pool, k: int, lam: float) -> nn.Module:
     """Give `net`, in place, the weights `lam start + (1 - lam) end` of pair `k`; exact at both ends."""
+    require_kind("set_middle", numbers.Real, "a number in [0, 1]", lam=lam)
     if not 0 <= lam <= 1:
         raise ValueError(f"lambda is {lam}; expected a number in [0, 1]: 1 is the random beginning, 0 the expert")
     for name, p in net.named_parameters():

@@ -18,7 +18,7 @@ from .matching import Matching, Settings, decoded_classes, redraw, standardised
 from .synthetic import SyntheticSet
 from ..data.imageset import ImageSet
 from ..data.siamese import siamese
-from ..inputs import as_labels, require_whole
+from ..inputs import as_labels, require_number, require_positive, require_whole
 from ..runtime import derive_seed, make_generator
 from ..train import Loop, Terms
 
@@ -69,6 +69,7 @@ def learn_from(run: Matching, net: nn.Module, epochs: int, lr: float, turn: int,
     """
     require_whole("learn_from", at_least=0, epochs=epochs)
     require_whole("learn_from", batch_size=batch_size)
+    require_number("learn_from", at_least=0, lr=lr)
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     images, labels = run.synthetic.decoded()
     for epoch in range(epochs):
@@ -92,8 +93,9 @@ class Inner:
     lr: float = 0.01
 
     def __post_init__(self):
-        if self.rounds < 1 or self.epochs < 0 or not 0 < self.lr < float("inf"):
-            raise ValueError(f"{self}; expected at least 1 round, 0 epochs and lr > 0")
+        require_whole("Inner", rounds=self.rounds)
+        require_whole("Inner", at_least=0, epochs=self.epochs)
+        require_positive("Inner", lr=self.lr)
 
 
 def inner_for(ipc: int) -> Inner:

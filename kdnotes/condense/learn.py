@@ -6,7 +6,7 @@ __all__ = ['Rate', 'OLD_RULE', 'OLD', 'RECIPES', 'CHOSEN', 'Recipe', 'settings_f
 
 # %% ../../nbs/condense/learn.ipynb #2acb3638
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from kdnotes.condense.matching import (
 )
 from .model_queue import command_for, idm_passes
 from .selection import choose_images
-from .synthetic import SyntheticSet, from_real
+from .synthetic import REAL, SyntheticSet, from_real
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
+from ..inputs import require_kind, require_whole
 from ..config import unknown_name
 from ..runtime import derive_seed
 from ..train import predict
@@ -75,12 +76,16 @@ def settings_for(method: str, ipc: int, side: int, name: str = "", **changes: ob
     """
     if method not in RECIPES:
         raise unknown_name("method", method, [*RECIPES, *CHOSEN])
+    require_whole("settings_for", ipc=ipc)
     recipe = RECIPES[method]
     strategy, rule = recipe.augmentation
     if name in DIGITS:
         strategy = strategy.replace("_flip", "")
     real_batch = command_for(name, ipc).real_batch if method == "idm" else recipe.real_batch
     own = {"strategy": strategy, "rule": rule, "real_batch": real_batch, "space": recipe.space}
+    known = [each.name for each in fields(Settings)]
+    if unknown := [each for each in changes if each not in known]:
+        raise unknown_name("option", unknown[0], known)
     return replace(Settings(recipe.iterations, recipe.lr(ipc, side), **own), **changes)
 
 # %% ../../nbs/condense/learn.ipynb #e6347ae4
@@ -143,6 +148,7 @@ def condense(
     killed run goes on. `changes` are those of `Settings`: iterations, lr, real_batch ... ValueError for what does not
     fit, in one line.
     """
+    require_kind("condense", ImageSet, REAL, real=real)
     if method not in (*RECIPES, *CHOSEN):
         raise unknown_name("method", method, [*RECIPES, *CHOSEN])
     options, factor = (

@@ -9,6 +9,7 @@ __all__ = ['Loss', 'Network', 'PUBLISHED', 'Statistics', 'PIXELS_AT_ONCE', 'Watc
 
 # %% ../../nbs/condense/matching.ipynb #5e56472e
 import copy
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from ..data.augment import as_channels, channel_statistics, normalise
 from ..data.sets.imagenet import SUBSETS
 from ..data.imageset import ImageSet
 from ..data.siamese import siamese
-from ..inputs import as_labels, require_whole
+from ..inputs import as_labels, require_kind, require_number, require_positive, require_whole
 from ..losses.mmd import mmd2
 from ..models import convnets  # noqa: F401  makes its names known to build
 from ..models.classifiers import Prediction, build
@@ -103,6 +104,7 @@ def fresh(network: Network, classes: int, shape: Sequence[int], seed: int, **opt
     function without arguments, or a class, that makes one. ValueError for a module with weights that no layer of it can
     draw, and for one that does not answer such images with logits `(N, classes)`.
     """
+    require_kind("fresh", numbers.Integral, "a whole number", seed=seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if isinstance(network, str):
@@ -143,6 +145,7 @@ def redraw(net: nn.Module, seed: int) -> None:
     """Draw all weights of `net` anew, in place: by the function that made it, else by each layer's own default
     initialisation.
     """
+    require_kind("redraw", numbers.Integral, "a whole number", seed=seed)
     with torch.random.fork_rng(devices=[p.device for p in net.parameters() if p.is_cuda][:1]):
         torch.manual_seed(seed)
         for layer in () if isinstance(net, Remade) else net.modules():
@@ -229,14 +232,13 @@ class Settings:
     space: str = "unit"
 
     def __post_init__(self):
-        for name in ("iterations", "real_batch", "most", "lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
-        if not 0 <= self.momentum < 1 or self.classes_at_once < 0 or self.compile not in ("auto", "yes", "no"):
-            raise ValueError(
-                f"momentum {self.momentum}, classes_at_once {self.classes_at_once}, compile {self.compile!r}; "
-                "expected a momentum in [0, 1), at least 0 classes, and 'auto', 'yes' or 'no'"
-            )
+        require_whole("Settings", iterations=self.iterations, real_batch=self.real_batch, most=self.most)
+        require_positive("Settings", lr=self.lr)
+        require_number("Settings", momentum=self.momentum)
+        require_whole("Settings", at_least=0, classes_at_once=self.classes_at_once)
+        if not 0 <= self.momentum < 1 or self.compile not in ("auto", "yes", "no"):
+            raise ValueError(f"momentum {self.momentum}, compile {self.compile!r}; expected a momentum in [0, 1), and "
+                             "'auto', 'yes' or 'no'")
         if self.space not in ("unit", "normalised"):
             raise ValueError(f"space is {self.space!r}; expected 'unit' (pixels in [0, 1]) or 'normalised'")
 

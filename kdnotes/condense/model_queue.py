@@ -17,7 +17,7 @@ from .matching import Pass, calibration, mean_gap, redraw, statistics
 from ..data.augment import normalise
 from ..data.imageset import ImageSet
 from ..data.sets.imagenet import SUBSETS
-from ..inputs import as_labels, require_finite, require_number, require_whole
+from ..inputs import as_labels, require_finite, require_number, require_positive, require_whole
 from ..models.classifiers import Prediction
 from ..runtime import derive_seed, make_generator
 
@@ -42,9 +42,10 @@ class Queueing:
     recount: int = 100
 
     def __post_init__(self):
-        counts = (self.most, self.every, self.trained, self.steps, self.batch, self.recount)
-        if min(counts) < 1 or not 0 <= self.begun <= self.most or not 0 < self.lr < float("inf"):
-            raise ValueError(f"{self}; expected at least 1 of everything, begun from 0 to most, and lr > 0")
+        require_whole("Queueing", most=self.most, every=self.every, trained=self.trained, steps=self.steps,
+                      batch=self.batch, recount=self.recount)
+        require_whole("Queueing", at_least=0, at_most=self.most, begun=self.begun)
+        require_positive("Queueing", lr=self.lr)
         require_number("Queueing", at_least=0, momentum=self.momentum, weight_decay=self.weight_decay)
 
 # %% ../../nbs/condense/model_queue.ipynb #c9b7eb68

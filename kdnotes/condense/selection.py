@@ -4,12 +4,14 @@
 __all__ = ['METHODS', 'herding', 'k_center', 'choose_images']
 
 # %% ../../nbs/condense/selection.ipynb #924e1d87
+import numbers
+
 import torch
 from torch import Tensor
 
-from .synthetic import SyntheticSet, from_real
+from .synthetic import REAL, SyntheticSet, from_real
 from ..data.imageset import ImageSet, to_float
-from ..inputs import require_finite
+from ..inputs import require_finite, require_kind
 
 # %% ../../nbs/condense/selection.ipynb #804a5da4
 def herding(features: Tensor, count: int) -> Tensor:
@@ -28,6 +30,7 @@ def herding(features: Tensor, count: int) -> Tensor:
 
 def _check(features: Tensor, count: int) -> None:
     require_finite("selection", features=features)
+    require_kind("selection", numbers.Integral, "a whole number of images", count=count)
     if features.ndim != 2 or not 1 <= count <= len(features):
         raise ValueError(f"{count} images of features {tuple(features.shape)}; expected (N, d) and from 1 to N images")
 
@@ -52,6 +55,8 @@ def choose_images(real: ImageSet, ipc: int, method: str, features: Tensor | None
     """`ipc` images of each class by `method`: "random", "herding" or "k_center", the latter two on `features` `(N,
     d)` of all images of `real`.
     """
+    require_kind("choose_images", ImageSet, REAL, real=real)
+    require_kind("choose_images", numbers.Integral, "a whole number of images a class", ipc=ipc)
     if method == "random":
         return from_real(real, ipc, seed=seed)
     if method not in METHODS:

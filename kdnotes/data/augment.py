@@ -5,6 +5,7 @@ __all__ = ['Statistics', 'draw_crop', 'windows', 'crop', 'random_crop', 'draw_fl
            'as_channels', 'check_scale', 'normalise', 'denormalise', 'Augment']
 
 # %% ../../nbs/data/augment.ipynb #75f10017
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inputs import as_images, as_pixels, require_choice, require_whole
+from ..inputs import as_images, as_pixels, require_choice, require_kind, require_share, require_whole
 
 # %% ../../nbs/data/augment.ipynb #aea1bd49
 def draw_crop(x: Tensor, padding: int, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
@@ -21,6 +22,7 @@ def draw_crop(x: Tensor, padding: int, generator: torch.Generator | None = None,
     `size` None keeps H x W.
     """
     as_images("draw_crop", x)
+    require_kind("draw_crop", numbers.Integral, "a whole number of pixels", padding=padding)
     spare = [side + 2 * padding - (size or side) for side in x.shape[2:]]
     if padding < 0 or min(spare) < 0:
         raise ValueError(
@@ -62,6 +64,7 @@ def crop(x: Tensor, padding: int, offsets: Tensor, size: int | None = None, mode
     None. `mode`: "constant" (0) or "reflect".
     """
     as_images("crop", x)
+    require_whole("crop", at_least=0, padding=padding)
     require_choice("crop", ("constant", "reflect"), mode=mode)
     h, w = (size, size) if size else x.shape[2:]
     padded = F.pad(x, (padding,) * 4, mode=mode) if padding else x
@@ -78,8 +81,7 @@ def random_crop(
 # %% ../../nbs/data/augment.ipynb #1503eddd
 def draw_flip(x: Tensor, generator: torch.Generator | None = None, p: float = 0.5) -> Tensor:
     """Which images of `x` to mirror: bool `(N,)`, each with probability `p`."""
-    if not 0 <= p <= 1:
-        raise ValueError(f"p is {p}; expected a probability in [0, 1]")
+    require_share("draw_flip", p=p)
     return torch.rand(len(x), device=x.device, generator=generator) < p
 
 

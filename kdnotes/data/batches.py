@@ -5,6 +5,7 @@ __all__ = ['check_order', 'class_batches', 'Order', 'as_tensors', 'check_share',
            'PictureBatches']
 
 # %% ../../nbs/data/batches.ipynb #94906d70
+import numbers
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from torch.utils.data import DataLoader
 from .imageset import LabelledImages, rank_in_class
 from .pictures import Pictures
 from .source import note_read
-from ..inputs import as_labels, require_whole
+from ..inputs import as_labels, require_kind, require_whole
 from ..runtime import make_generator
 
 # %% ../../nbs/data/batches.ipynb #5e4a3f53
 def check_order(count: int, batch_size: int, drop_last: bool, labels: Tensor | None, per_class: int | None) -> None:
     """Raise where no epoch can be made of these numbers."""
+    require_kind("batches", numbers.Integral, "a whole number of at least 1", batch_size=batch_size, count=count)
     if batch_size < 1 or count < 1:
         raise ValueError(f"batch_size is {batch_size} for {count} images; expected at least 1 of both")
     if drop_last and batch_size > count:
@@ -98,6 +100,7 @@ def as_tensors(given: dict[str, Tensor] | LabelledImages) -> dict[str, Tensor]:
 
 def check_share(batch_size: int, rest: int, rank: int, world: int) -> None:
     """Raise unless `world` processes can share every batch evenly, and a last one of `rest` images."""
+    require_kind("batches", numbers.Integral, "a whole number", batch_size=batch_size, rank=rank, world=world)
     if not 0 <= rank < world or batch_size % world:
         expected = "expected 0 <= rank < world and a batch_size that world divides"
         raise ValueError(f"rank {rank} of {world} processes cannot share batches of {batch_size}; {expected}")

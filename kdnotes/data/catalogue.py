@@ -24,6 +24,7 @@ from .sets.folders import folder_source
 from .sets.videos import own_videos, video_source
 from .source import Source, check_split, check_there, data_root, reading
 from ..config import unknown_name
+from ..inputs import require_kind, require_whole
 
 # %% ../../nbs/data/catalogue.ipynb #254166dd
 FAMILIES = [import_module(f"{sets.__name__}.{found.name}") for found in pkgutil.iter_modules(sets.__path__)]
@@ -138,6 +139,7 @@ def check_sets(
     ValueError for an unknown name, FileNotFoundError for a `dataset` that is not below `data_root(root)`; both say what
     to do.
     """
+    require_kind("a run", str, "the name of a data set, or several joined by '+'", dataset=dataset)
     sources = known(root, *rooms)
     if own not in sources:
         return
@@ -194,6 +196,7 @@ def face_sets(
     `part`: where the set prescribes who is judged, "train" decodes the pictures to learn from alone, "test" those that
     are judged; "" both.
     """
+    require_whole("face_sets", at_least=0, least=least)
     if part:
         check_split(part)
     source = RUNS[dataset] if dataset in RUNS and dataset not in SOURCES else find_source(dataset, root)

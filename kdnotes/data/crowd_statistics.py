@@ -10,23 +10,26 @@ import torch
 from torch import Tensor
 
 from ..config import shorten
-from .crowds import Crowd, Triples
-from ..inputs import require_table
+from .crowds import CROWD, Crowd, Triples
+from ..inputs import require_kind, require_table
 
 # %% ../../nbs/data/crowd_statistics.ipynb #66b65b28
 def votes(crowd: Triples) -> Tensor:
     """How many annotators chose each class: `(N, C)` int64."""
+    require_kind("votes", Triples, CROWD, crowd=crowd)
     cell = crowd.item * len(crowd.classes) + crowd.label
     return torch.bincount(cell, minlength=crowd.items * len(crowd.classes)).view(crowd.items, -1)
 
 
 def labels_per_item(crowd: Triples) -> Tensor:
     """`(N,)` int64."""
+    require_kind("labels_per_item", Triples, CROWD, crowd=crowd)
     return crowd.start.diff()
 
 
 def labels_per_annotator(crowd: Triples) -> Tensor:
     """`(R,)` int64."""
+    require_kind("labels_per_annotator", Triples, CROWD, crowd=crowd)
     return torch.bincount(crowd.annotator, minlength=crowd.annotators)
 
 # %% ../../nbs/data/crowd_statistics.ipynb #11cb4081
@@ -35,6 +38,7 @@ def known_truth(crowd: Crowd) -> tuple[Tensor, Tensor]:
 
     ValueError where it is known of no item.
     """
+    require_kind("known_truth", Crowd, CROWD, crowd=crowd)
     rows, classes = crowd.truth.known() if crowd.truth is not None else (torch.zeros(0), torch.zeros(0))
     if not len(rows):
         raise ValueError(f"the true class of none of the {crowd.items} items is known, so that nothing can be judged "

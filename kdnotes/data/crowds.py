@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +19,11 @@ from .imageset import rows_of
 from .named import as_features, features_by_name, numbered_names, truth_by_name
 from .tables import read_table, write_table
 from .truth import Truth
-from ..inputs import require_table
+from ..inputs import require_kind, require_table
 
 # %% auto #0
-__all__ = ['LIFTED', 'Annotations', 'Triples', 'Crowd', 'take', 'hold_out', 'to', 'from_dense', 'dense', 'Labelled', 'CrowdData',
-           'standardise', 'Named', 'read_annotations', 'write_annotations']
+__all__ = ['LIFTED', 'CROWD', 'Annotations', 'Triples', 'Crowd', 'take', 'hold_out', 'to', 'from_dense', 'dense', 'Labelled',
+           'CrowdData', 'standardise', 'Named', 'read_annotations', 'write_annotations']
 
 # %% ../../nbs/data/crowds.ipynb #22eaee41
 class Annotations(NamedTuple):
@@ -143,6 +144,9 @@ def _check_triples(t: Triples) -> None:
         _check_pairs(t.item, t.annotator)
 
 # %% ../../nbs/data/crowds.ipynb #1f405e96
+CROWD = "a Crowd; Crowd.from_table(table) makes one of a file, a DataFrame or columns"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Crowd(Triples):
     """A crowd's annotations with the names of items and annotators, the items' `features` `(N, ...)` and `truth`.
@@ -210,6 +214,7 @@ def take(crowd: Crowd, index: Tensor | Sequence | slice) -> Crowd:
 
     Annotators keep their numbers, silent ones too. ValueError for items that are not there, and for none.
     """
+    require_kind("take", Crowd, CROWD, crowd=crowd)
     index = rows_of(index, crowd.items, "items", twice=True).to(crowd.item.device)
     if not len(index):
         raise ValueError(f"none of the {crowd.items} items is chosen; expected at least one")
@@ -230,6 +235,9 @@ def take(crowd: Crowd, index: Tensor | Sequence | slice) -> Crowd:
 
 def hold_out(crowd: Crowd, fraction: float, seed: int = 0) -> tuple[Crowd, Crowd]:
     """`(rest, held out)`: a random `fraction` of the items, drawn by `seed`, without looking at the truth."""
+    require_kind("hold_out", Crowd, CROWD, crowd=crowd)
+    require_kind("hold_out", numbers.Real, "a share between 0 and 1", fraction=fraction)
+    require_kind("hold_out", numbers.Integral, "a whole number", seed=seed)
     held = round(fraction * crowd.items) if math.isfinite(fraction) else 0
     if not 0 < held < crowd.items:
         raise ValueError(
@@ -242,6 +250,7 @@ def hold_out(crowd: Crowd, fraction: float, seed: int = 0) -> tuple[Crowd, Crowd
 # %% ../../nbs/data/crowds.ipynb #bbda95f4
 def to(crowd: Crowd, device: torch.device | str) -> Crowd:
     """The crowd with its triples and features on `device`."""
+    require_kind("to", Crowd, CROWD, crowd=crowd)
     names = ("item", "annotator", "label", "features")
     return replace(
         crowd, **{name: getattr(crowd, name).to(device) for name in names if getattr(crowd, name) is not None}
@@ -263,6 +272,7 @@ def from_dense(answers: Tensor | np.ndarray | Sequence, classes: Sequence[str], 
 
 def dense(crowd: Triples) -> Tensor:
     """The `(N, R)` int64 matrix of labels, -1 where missing (the last label where there are repeats)."""
+    require_kind("dense", Triples, CROWD, crowd=crowd)
     require_table("dense", items=crowd.items, annotators=crowd.annotators)
     answers = torch.full((crowd.items, crowd.annotators), -1)
     answers[crowd.item.cpu(), crowd.annotator.cpu()] = crowd.label.cpu()
@@ -288,6 +298,7 @@ def standardise(data: CrowdData) -> CrowdData:
     """All parts with zero mean and unit deviation per feature, measured on the training crowd (constant features stay
     0).
     """
+    require_kind("standardise", CrowdData, "CrowdData(crowd, test)", data=data)
     x = data.crowd.features
     if x is None or not x.is_floating_point():
         kind = "no features" if x is None else f"features of type {x.dtype}"
@@ -339,6 +350,7 @@ def write_annotations(crowd: Crowd, path: str | Path) -> Path:
 
     The truth is not written.
     """
+    require_kind("write_annotations", Crowd, CROWD, crowd=crowd)
     items, annotators = (np.asarray(names, object) for names in (crowd.item_names, crowd.annotator_names))
     classes = np.asarray(crowd.classes, object)
     return write_table(path, {"item": items[crowd.item.cpu()].tolist(),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import augment
-from ..inputs import as_pixels, require_choice, require_finite
+from ..inputs import as_pixels, require_choice, require_finite, require_whole
 
 # %% ../../nbs/data/degrade.ipynb #790d4362
 MODES = ("bicubic", "bilinear", "area", "nearest")
@@ -27,7 +27,11 @@ def target_size(height: int, width: int, factor: float | None, size: int | tuple
         if not isinstance(factor, Real) or not factor >= 1:
             raise ValueError(f"factor is {factor!r}; expected a number >= 1, by which the image shrinks")
         return max(1, round(height / factor)), max(1, round(width / factor))
-    h, w = (size, size) if isinstance(size, Integral) else size
+    sides = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, (tuple, list)) else ()
+    if len(sides) != 2 or not all(isinstance(side, Integral) for side in sides):
+        raise TypeError(f"size is {size!r}; expected a whole number of pixels, or two: (height, width)")
+    require_whole("target_size", height=height, width=width)
+    h, w = sides
     if not (1 <= h <= height and 1 <= w <= width):
         raise ValueError(
             f"size is {size} for images of {height} x {width}; expected at least 1 and at most the image's own size"

@@ -10,6 +10,7 @@ __all__ = ['IDENTITY', 'NUISANCE', 'DEPTH', 'PARTS', 'REACH', 'HAIR', 'IRIS', 'S
 
 # %% ../../nbs/data/faces.ipynb #5336d6c7
 import functools
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .imageset import ImageSet
-from ..inputs import require_whole
+from ..inputs import require_kind, require_whole
 from ..runtime import make_generator
 
 # %% ../../nbs/data/faces.ipynb #8f645df1
@@ -61,6 +62,7 @@ def draw_identities(count: int, generator: torch.Generator | None = None) -> Ten
 def draw_nuisances(count: int, strength: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """Codes of `count` pictures, uniform within `strength` / 2 of the neutral 1/2: `(count, len(NUISANCE))`."""
     require_whole("draw_nuisances", at_least=0, count=count)
+    require_kind("faces", numbers.Real, "a number from 0 (portraits) to 1 (in the wild)", strength=strength)
     if not 0 <= strength <= 1:
         raise ValueError(f"nuisance strength is {strength}; expected a number from 0 (portraits) to 1 (in the wild)")
     return 0.5 + strength * (torch.rand(count, len(NUISANCE), generator=generator) - 0.5)

@@ -6,6 +6,7 @@ __all__ = ['check_images', 'check_labels', 'LabelledImages', 'rank_in_class', 's
            'as_image_set', 'numbered', 'resize']
 
 # %% ../../nbs/data/imageset.ipynb #d4f137cc
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from operator import index
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config import listed, unknown_name
+from ..inputs import require_kind
 from ..runtime import encode, fingerprint, make_generator
 
 # %% ../../nbs/data/imageset.ipynb #2285f7ca
@@ -89,6 +91,7 @@ def rank_in_class(labels: Tensor) -> Tensor:
 # %% ../../nbs/data/imageset.ipynb #eccf2afa
 def stratified_mask(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
     """Mark `fraction` of every class at random: bool `(N,)`. Drawn on the CPU, so it is the same on every device."""
+    require_kind("split", numbers.Real, "a number between 0 and 1, both excluded", fraction=fraction)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}; expected a number between 0 and 1, both excluded")
     y = labels.cpu()
@@ -211,6 +214,7 @@ def to_float(images: Tensor) -> Tensor:
 # %% ../../nbs/data/imageset.ipynb #202d0ad4
 def first_of_each(images: ImageSet, count: int) -> ImageSet:
     """The first `count` >= 1 images of each class, class after class."""
+    require_kind("first_of_each", numbers.Integral, "a whole number", count=count)
     if index(count) < 1:
         raise ValueError(f"count is {count}; expected at least one image of each class")
     return images.take(torch.cat([torch.where(images.labels == c)[0][:count] for c in images.labels.unique()]))

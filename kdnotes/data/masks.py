@@ -19,7 +19,14 @@ from torch.nn import functional as F
 
 from .faces import LANDMARKS
 from kdnotes.inputs import (
-    as_images, as_labels, as_pixels, require_choice, require_finite, require_number, require_whole, wide_dtype,
+    as_images,
+    as_labels,
+    as_pixels,
+    require_choice,
+    require_finite,
+    require_number,
+    require_whole,
+    wide_dtype,
 )
 
 # %% ../../nbs/data/masks.ipynb #f0d2ca16
@@ -246,6 +253,7 @@ def homography(source: Tensor, target: Tensor, steps: int = 3) -> Tensor:
     if source.shape != target.shape or source.ndim != 3 or source.shape[1] < 4 or source.shape[2] != 2:
         raise ValueError(f"homography: points of shapes {tuple(source.shape)} and {tuple(target.shape)}; expected "
                          "(N, K, 2) each, K >= 4")
+    require_whole("homography", at_least=0, steps=steps)
     p, q = source.detach().double(), target.detach().double().to(source.device)
     require_finite("homography", source=p.cpu(), target=q.cpu())
     S, T = _normaliser(p), _normaliser(q)

@@ -200,7 +200,10 @@ def as_features(features: object) -> Tensor:
     """Features `(N, ...)` as a tensor: numbers as float32; bytes and tensors as they are; ValueError for all else."""
     if isinstance(features, Tensor):
         return features
-    array = np.asarray(features)
+    try:
+        array = np.asarray(features)
+    except ValueError:                                            # rows of different lengths
+        array = np.empty((), object)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"features are {shorten(features)}; expected numbers, one row an item")
     return torch.from_numpy(np.ascontiguousarray(array if array.dtype == np.uint8 else array.astype(np.float32)))

@@ -7,6 +7,7 @@ __all__ = ['MEMORY_LIMIT', 'HELD_OUT', 'physical_memory', 'listed', 'pictures_in
 
 # %% ../../nbs/data/pictures.ipynb #7cd13e90
 import hashlib
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from ..config import unknown_name
 from .decode import PICTURES, decoded, is_picture
 from .imageset import ImageSet, check_labels, rows_of, stratified_mask
 from .source import Source, check_split, check_there, composed, files_of, is_litter, reading
+from ..inputs import require_kind
 from ..runtime import encode, make_generator
 
 # %% ../../nbs/data/pictures.ipynb #2872ed60
@@ -226,6 +228,7 @@ class ClassFolder(Pictures):
 # %% ../../nbs/data/pictures.ipynb #313ffda7
 def at_least(faces: Pictures, minimum: int) -> Pictures:
     """The people with at least `minimum` pictures, numbered from 0 in their old order."""
+    require_kind("at_least", numbers.Integral, "a whole number of pictures", minimum=minimum)
     counts = faces.labels.bincount(minlength=len(faces.classes))
     kept = (counts >= max(1, minimum)).nonzero().flatten()
     if not len(kept):
@@ -247,6 +250,7 @@ def identity_folders(folder: str | os.PathLike, size: int | None = None, minimum
 
 def first_people(faces: Pictures, people: int | None) -> Pictures:
     """The faces of the first `people` of all; 0 or None: everybody's."""
+    require_kind("first_people", (numbers.Integral, type(None)), "a whole number, or None for all", people=people)
     return at_least(faces.take(faces.labels < people), 1) if people and people < len(faces.classes) else faces
 
 # %% ../../nbs/data/pictures.ipynb #064c8f71

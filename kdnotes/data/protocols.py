@@ -7,6 +7,7 @@ __all__ = ['identity_groups', 'split_identities', 'Pairs', 'triangle', 'distinct
 
 # %% ../../nbs/data/protocols.ipynb #d096e6d4
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from .imageset import ImageSet
 from .pictures import Pictures
 from .source import below, reading, verified
-from ..inputs import as_labels, require_whole
+from ..inputs import as_labels, require_kind, require_whole
 from ..runtime import log, make_generator
 
 # %% ../../nbs/data/protocols.ipynb #29831d16
@@ -29,6 +30,7 @@ def identity_groups(people: int, parts: Sequence[int | float], seed: int = 0) ->
     `parts` are counts (whole numbers) or fractions of all people (floats below 1). ValueError for a mixture or too
     many.
     """
+    require_whole("identity_groups", people=people)
     fractions = all(isinstance(part, float) for part in parts)
     if not parts or not (fractions or all(isinstance(part, int) and not isinstance(part, bool) for part in parts)):
         expected = "counts of people (whole numbers) or fractions of them (floats), not a mixture"
@@ -87,6 +89,7 @@ def distinct(total: int, count: int, generator: torch.Generator) -> Tensor:
 def genuine_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Generator) -> Tensor | None:
     """`count` different pairs `(2, count)` of `rows` with one label, all equally likely; None where there are too few.
     """
+    require_whole("genuine_pairs", at_least=0, count=count)
     labels = as_labels("genuine_pairs", labels, at_least=None)
     rows = as_labels("genuine_pairs", rows, classes=len(labels), name="rows")
     if not len(rows):
@@ -107,6 +110,7 @@ def impostor_pairs(labels: Tensor, rows: Tensor, count: int, generator: torch.Ge
     """`count` different pairs `(2, count)` of `rows` with two labels, all equally likely; None where there are too
     few.
     """
+    require_whole("impostor_pairs", at_least=0, count=count)
     labels = as_labels("impostor_pairs", labels, at_least=None)
     rows = as_labels("impostor_pairs", rows, classes=len(labels), name="rows")
     n = labels[rows].unique(return_counts=True)[1]
@@ -150,6 +154,7 @@ def verification_pairs(labels: Tensor, pairs: int = 6000, folds: int = 10, seed:
     `labels` integers `(N,)`. People do not appear in two folds where each fold's people suffice; else pairs are drawn
     from all people, and a warning says so. ValueError where there are too few pictures for so many pairs.
     """
+    require_kind("verification_pairs", numbers.Integral, "a whole number", pairs=pairs, folds=folds)
     if folds < 2 or pairs < 2 * folds or pairs % (2 * folds):
         expected = "at least 2 folds, and as many genuine as impostor pairs in each"
         raise ValueError(f"{pairs} pairs in {folds} folds; expected {expected}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import unknown_name
-from ..inputs import as_pixels, wide_dtype
+from ..inputs import as_pixels, require_kind, require_number, wide_dtype
 
 # %% ../../nbs/data/shifts.ipynb #71917c0a
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Shift:
     noise: float = 0.0
 
     def __post_init__(self):
+        require_number("Shift", gain=self.gain, offset=self.offset, noise=self.noise)
         if not (self.gain >= 0 and self.offset >= 0 and self.gain + self.offset <= 1 and 0 <= self.noise < torch.inf):
             raise ValueError(f"{self} leaves [0, 1]; expected gain and offset of at least 0 that sum to at most 1, "
                              "and a finite noise of at least 0")
@@ -61,6 +62,7 @@ def shifted(x: Tensor, shift: str | Shift, generator: torch.Generator | None = N
     if isinstance(shift, str) and shift not in SHIFTS:
         raise unknown_name("shift", shift, SHIFTS)
     s = SHIFTS[shift] if isinstance(shift, str) else shift
+    require_kind("shifted", Shift, f"a Shift, or one of {', '.join(SHIFTS)}", shift=s)
     if s.noise and generator is None:
         raise ValueError(f"{s} draws noise, but there is no generator; pass kdnotes.runtime.make_generator(seed)")
     y = s.gain * (x.float() / 255 if x.dtype == torch.uint8 else x.to(wide_dtype(x))) + s.offset

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inputs import as_images, as_labels, require_number, require_whole, wide_dtype
+from ..inputs import as_images, as_labels, require_kind, require_number, require_share, require_whole, wide_dtype
 
 # %% ../../nbs/data/siamese.ipynb #e600736a
 def tint(x: Tensor, u: Tensor) -> Tensor:
@@ -127,6 +127,7 @@ def parse(strategy: str) -> tuple[str, ...]:
 
     ValueError for an unknown or repeated one.
     """
+    require_kind("siamese", str, f"some of {', '.join(OPERATIONS)} joined by '_'", strategy=strategy)
     names = tuple(strategy.split("_")) if strategy not in ("", "none") else ()
     for name in names:
         if name not in OPERATIONS or names.count(name) > 1:
@@ -251,6 +252,7 @@ def cutmix(
     if x.ndim != 5 or x.shape[3] != x.shape[4] or labels.shape != x.shape[:2]:
         given = f"batches are {tuple(x.shape)}, labels {tuple(labels.shape)}"
         raise ValueError(f"cutmix: {given}; expected (E, B, C, H, H) and (E, B)")
+    require_share("cutmix", p=p)
     E, B, side = x.shape[0], x.shape[1], x.shape[-1]
     place = {"generator": generator, "device": generator.device if generator else None}
     chosen, lam = torch.rand(E, **place) < p, torch.rand(E, **place)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..config import shorten
 from .crowds import Crowd
 from .truth import Truth
-from ..inputs import as_labels, require_share, require_whole
+from ..inputs import as_labels, require_kind, require_share, require_whole
 
 # %% auto #0
 __all__ = ['MIXTURES', 'CASES', 'draw_rates', 'draw_assignment', 'symmetric', 'pair_flip', 'asymmetric', 'spammer', 'confusion',
@@ -23,6 +24,7 @@ __all__ = ['MIXTURES', 'CASES', 'draw_rates', 'draw_assignment', 'symmetric', 'p
 def draw_rates(annotators: int, labels_per_item: float, alpha: float, rng: np.random.Generator) -> np.ndarray:
     """Each annotator's probability `(R,)` of labelling an item; `alpha = inf` makes all equal."""
     require_whole("draw_rates", annotators=annotators)
+    require_kind("draw_rates", numbers.Real, "a number", labels_per_item=labels_per_item, alpha=alpha)
     m = labels_per_item / annotators
     if not 0 < m < 1 or not alpha > 0:
         raise ValueError(
@@ -204,6 +206,7 @@ def synthetic(
     """
     if case not in CASES:
         raise ValueError(f"unknown case {case!r}: choose from {', '.join(CASES)}")
+    require_whole("synthetic", at_least=0, seed=seed)
     family, name = case.split("-")
     rng = np.random.default_rng([seed, 0])
     theta = mixture(name, annotators, len(classes), rng)
@@ -252,6 +255,7 @@ def max_mig_crowd(
             f"unknown crowd {expertise!r}, {case!r} with {len(classes)} classes: high or low; "
             "independent, naive or correlated; 10 classes"
         )
+    require_whole("max_mig_crowd", at_least=0, seed=seed)
     seniors = list(_SENIORS) if expertise == "high" else [symmetric(10, 0.8)] * 10
     juniors = [spammer(10, 0)] * (5 if case == "naive" else 0)
     copied = ([0, 0, 2, 2, 2] if expertise == "high" else [0, 2]) if case == "correlated" else []

@@ -19,13 +19,14 @@ from kdnotes.data.sets.videos import (
 from .source import is_litter, one_line
 from .survey import SHOWN
 from .videos import VideoFacts, is_video, video_facts
-from ..inputs import require_whole
+from ..inputs import require_kind, require_whole
 
 # %% ../../nbs/data/videosurvey.ipynb #0d477a4b
 def holds_videos(folder: str | os.PathLike) -> bool:
     """Whether a folder holds more videos than pictures, among the first thousand of them, or what only a benchmark of
     forged videos has; no file is opened.
     """
+    require_kind("holds_videos", (str, os.PathLike), "the path of a folder", folder=folder)
     place, videos, pictures = Path(folder).expanduser(), 0, 0
     signs = ("List_of_testing_videos.txt", "original_sequences", "manipulated_sequences", "manipulated_videos")
     if any((place / name).exists() for name in signs):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -16,10 +17,20 @@ from torch import Tensor
 from ..config import unknown_name
 from ..data.crowd_statistics import labels_per_annotator, labels_per_item
 from ..data.crowd_statistics import votes as count_votes
-from ..data.crowds import Crowd
+from ..data.crowds import CROWD, Crowd
 from ..data.named import truth_by_name
 from ..data.truth import Truth
-from ..inputs import as_labels, as_rows, require_table, require_width
+from kdnotes.inputs import (
+    as_labels,
+    as_rows,
+    as_tensor,
+    require_choice,
+    require_kind,
+    require_number,
+    require_table,
+    require_whole,
+    require_width,
+)
 
 # %% auto #0
 __all__ = ['WAYS', 'majority_vote', 'DawidSkene', 'dawid_skene', 'Confusions', 'Aggregated', 'answers_by_item', 'aggregate']
@@ -31,10 +42,11 @@ def majority_vote(votes: Tensor, ties: str = "random", generator: torch.Generato
 
     An item without votes is a tie of all classes. ValueError for anything but a table of counts.
     """
-    votes = torch.as_tensor(votes).detach()
-    if votes.ndim != 2 or not votes.shape[1] or ties not in ("random", "lowest"):
-        raise ValueError(f"need an N x C table of votes and ties 'random' or 'lowest', not shape "
-                         f"{tuple(votes.shape)} and {ties!r}")
+    votes = as_tensor("majority_vote", votes, "votes").detach()
+    require_choice("majority_vote", ("random", "lowest"), ties=ties)
+    if votes.ndim != 2 or not votes.shape[1]:
+        raise ValueError(f"votes have shape {tuple(votes.shape)}; expected a table (N, C) of how often each class was "
+                         "chosen")
     if not (votes >= 0).all() or votes.is_floating_point() and votes.isinf().any():
         raise ValueError("votes hold NaN, infinity or numbers below zero; expected how often each class was chosen")
     if ties == "lowest":
@@ -63,6 +75,7 @@ class DawidSkene:
     def confusion(self, annotator: int) -> Tensor:
         """The confusion matrix `(C, C)` of an annotator (rows: true class). ValueError for one that is not there."""
         r, c = self.other.shape
+        require_kind("confusion", numbers.Integral, f"the number of an annotator, 0..{r - 1}", annotator=annotator)
         if not 0 <= annotator < r:
             raise ValueError(f"annotator {annotator} is not there; expected 0..{r - 1}")
         first, last = torch.searchsorted(self.pairs, torch.tensor([annotator * c, (annotator + 1) * c])).tolist()
@@ -92,6 +105,7 @@ def _vectors(*given: object) -> list[np.ndarray]:
 def _size(vectors: list[np.ndarray], given: tuple[int | None, ...]) -> tuple[int, int, int]:
     """How many items, annotators and classes there are; ValueError for numbers outside, or with gaps nobody told of."""
     kinds, shape = ("items", "annotators", "classes"), []
+    require_kind("dawid_skene", (numbers.Integral, type(None)), "how many there are", **dict(zip(kinds, given)))
     for kind, v, count in zip(kinds, vectors, given):
         largest = int(v.max())
         if count is None and largest >= max(len(v), 2):
@@ -164,9 +178,8 @@ def dawid_skene(item: Tensor, annotator: Tensor, label: Tensor, items: int | Non
     but whole numbers within these.
     """
     vectors = _vectors(item, annotator, label)
-    if not iterations >= 1 or not tolerance >= 0 or not 0 <= smoothing < float("inf"):
-        raise ValueError(f"iterations={iterations}, tolerance={tolerance}, smoothing={smoothing}; expected at least 1, "
-                         "0 and 0, finite")
+    require_whole("dawid_skene", iterations=iterations)
+    require_number("dawid_skene", at_least=0, tolerance=tolerance, smoothing=smoothing)
     shape, floor, history = _size(vectors, (items, annotators, classes)), 1e-300, []
     mu = _vote_shares(vectors[0], vectors[2], shape)
     pairs, counts = _counts(*vectors, shape)
@@ -293,6 +306,7 @@ def aggregate(crowd: Crowd, method: str = "dawid-skene", truth: object = None, *
     (`smoothing`, `iterations`, `tolerance`, as of `dawid_skene`). `truth`, by default the crowd's own, judges the
     result and is not learnt from; forms as of `truth_by_name`. ValueError for an unknown method or option.
     """
+    require_kind("aggregate", Crowd, CROWD, crowd=crowd)
     if method not in WAYS:
         raise unknown_name("method", method, WAYS)
     known = list(inspect.signature(WAYS[method]).parameters)[1:]

@@ -247,6 +247,7 @@ def histogram_intersection(scores: Tensor, same: Tensor, bins: int = 40) -> floa
     Source: Zhang et al., Cross-Resolution Relational Contrastive Distillation, TCSVT 2023, Figure 5.
     """
     scores, same = _checked(scores, same)
+    require_whole("histogram_intersection", bins=bins)
     if bins < 1 or scores.abs().max() > 1 + 1e-6:
         raise ValueError(f"scores from {scores.min():g} to {scores.max():g} in {bins} bins; "
                          "expected cosines, from -1 to 1, and at least one bin")

@@ -5,6 +5,7 @@ __all__ = ['BATCHWISE', 'MODES', 'values_of', 'channel_moments', 'mix', 'weight_
            'Adaptation', 'check_values', 'running_order', 'FaceBN', 'check_pass', 'entropy', 'Tent']
 
 # %% ../../nbs/models/adapt.ipynb #c25abb63
+import numbers
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.imageset import to_float
-from ..inputs import require_share
+from ..inputs import require_finite, require_kind, require_positive, require_share, require_whole
 from .classifiers import in_type_of
 from kdnotes.models.predictor import (
     InputBatches,
@@ -25,6 +26,7 @@ from kdnotes.models.predictor import (
     device_of,
     evaluating,
     hearing,
+    inputs_of,
     is_compiled,
     linear_layers,
     logits_of,
@@ -69,9 +71,8 @@ def weight_of(mode: str, a: float, prior: float, rho: float) -> Callable[[int], 
     """
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; expected one of {', '.join(MODES)}")
-    for name, value in {"a": a, "rho": rho}.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; expected a number in [0, 1]")
+    require_share("FaceBN", a=a, rho=rho)
+    require_kind("FaceBN", numbers.Real, "a number of images", prior=prior)
     if not prior >= 0:
         raise ValueError(f"prior is {prior}; expected a number of images of at least 0")
     if mode == "pseudo_count":
@@ -110,7 +111,7 @@ def normalisation_layers(model: nn.Module,
     """
     kinds = {"all": lambda n, m: True, "conv": lambda n, m: not isinstance(m, nn.BatchNorm1d),
              "vector": lambda n, m: isinstance(m, nn.BatchNorm1d)}
-    if not callable(layers) and layers not in kinds:
+    if not callable(layers) and not (isinstance(layers, str) and layers in kinds):
         raise ValueError(f"layers is {layers!r}; expected one of {', '.join(kinds)} or a function of name and layer")
     wanted = layers if callable(layers) else kinds[layers]
     found = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and wanted(name, m)}
@@ -161,6 +162,18 @@ class Adaptation:
             return self.model(in_type_of(self.model, x).to(device_of(self.model)))
 
 # %% ../../nbs/models/adapt.ipynb #f37817f0
+def _check_input(name: str, layer: _BatchNorm, u: Tensor) -> None:
+    """ValueError where `u` is no batch for the layer `name`: one image without the axis of the batch, for instance."""
+    try:
+        layer._check_input_dim(u)
+        fits = u.shape[1] == layer.num_features
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"layer {name or 'BatchNorm'} is given {tuple(u.shape)}; expected (N, {layer.num_features}, "
+                         "...): pass images as a batch")
+
+
 def check_values(name: str, values: int) -> None:
     """ValueError where the layer `name` would be adapted to the variance of one value."""
     if values < 2:
@@ -174,11 +187,12 @@ class _Reached(Exception):
     """The layer that a pass was for has seen its input."""
 
 
-def _pool(adaptation: Adaptation, layer: _BatchNorm, batches: Iterable[Tensor]) -> Pooled:
-    """The moments of the inputs of `layer` over all `batches`, with the layers below as they are now."""
-    pooled = Pooled()
+def _pool(adaptation: Adaptation, name: str, batches: Iterable[Tensor]) -> Pooled:
+    """The moments of the inputs of the layer `name` over all `batches`, with the layers below as they are now."""
+    pooled, layer = Pooled(), adaptation.layers[name]
 
     def look(layer: nn.Module, inputs: tuple) -> None:
+        _check_input(name, layer, inputs[0])
         pooled.add(inputs[0])
         raise _Reached
 
@@ -199,8 +213,12 @@ def running_order(adaptation: Adaptation, x: Tensor) -> list[str]:
     ValueError for one that runs more than once, and where none runs.
     """
     order: list[str] = []
-    hooks = [layer.register_forward_pre_hook(lambda *_, name=name: order.append(name))
-             for name, layer in adaptation.layers.items()]
+
+    def note(name: str, layer: _BatchNorm, inputs: tuple) -> None:
+        _check_input(name, layer, inputs[0])
+        order.append(name)
+
+    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in adaptation.layers.items()]
     try:
         adaptation.run(x)
     finally:
@@ -277,9 +295,9 @@ class FaceBN(Adaptation):
             self.freeze()
             return
         order = running_order(self, first[0])
-        pools = {} if layerwise else {name: _pool(self, self.layers[name], batches) for name in order}
+        pools = {} if layerwise else {name: _pool(self, name, batches) for name in order}
         for name in order:
-            pooled = pools.get(name) or _pool(self, self.layers[name], batches)
+            pooled = pools.get(name) or _pool(self, name, batches)
             self._set(name, (pooled.mean, pooled.var), self.weight(pooled.images), pooled.n)
 
     def _look(self, name: str, layer: _BatchNorm, inputs: tuple) -> None:
@@ -289,6 +307,7 @@ class FaceBN(Adaptation):
                              "call model.eval()")
         with torch.inference_mode(False), torch.no_grad():
             u = inputs[0]
+            _check_input(name, layer, u)
             self._set(name, channel_moments(u), self.weight(len(u)), values_of(u))
 
     def _set(self, name: str, seen: tuple[Tensor, Tensor], a: float, values: int) -> None:
@@ -346,13 +365,19 @@ class Tent(Adaptation):
         if not self.learns:
             raise ValueError(f"the BatchNorm layers of {type(model).__name__} have no scale and shift; "
                              f"build them with affine=True")
-        if not 0 < lr < float("inf") or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"lr is {lr}, steps is {steps}; expected a rate above 0 and at least one step")
+        require_positive("Tent", lr=lr)
+        require_whole("Tent", steps=steps)
 
     def begin(self) -> None:
         self.before = [p.detach().clone() for p in self.learns]
         self._flags = [(p, p.requires_grad) for p in self.model.parameters()]
-        look = lambda name: lambda layer, inputs: check_values(name, values_of(inputs[0]))
+        def look(name: str) -> Callable:
+            def check(layer: _BatchNorm, inputs: tuple) -> None:
+                _check_input(name, layer, inputs[0])
+                check_values(name, values_of(inputs[0]))
+
+            return check
+
         self._hooks = [layer.register_forward_pre_hook(look(name)) for name, layer in self.layers.items()]
         self._start()
 
@@ -362,15 +387,18 @@ class Tent(Adaptation):
             output = self.run(x)
         return logits_of(output, passages, (x,)) if self.logits is None else self.logits(output)
 
-    def step(self, images: Tensor) -> Tensor:
-        """Logits of a batch as they are before the scales and shifts take their step (the published order)."""
+    def step(self, images: Any) -> Tensor:
+        """Logits of a batch, a tensor or a pair `(x, y)`, as they are before the scales and shifts take their step (the
+        published order). ValueError where they are NaN, before anything is learnt from them.
+        """
         if not self.source or not self._hooks:
             raise ValueError("step was called outside of its context or after freeze; write `with Tent(model) as "
                              "tent: tent.step(images)`")
-        answers = []
+        answers, images = [], inputs_of(images)
         with torch.inference_mode(False), torch.enable_grad():
             for _ in range(self.steps):
                 logits = self.answer(images.clone())
+                require_finite("Tent", logits=logits)
                 answers.append(logits.detach())
                 for p, gradient in zip(self.learns, torch.autograd.grad(entropy(logits), self.learns)):
                     p.grad = gradient

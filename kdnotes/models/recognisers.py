@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..files import cache_folder, make_folder, recall, store
-from ..inputs import as_images, as_pixels, as_rows, require_finite, require_whole, require_width
+from ..inputs import as_images, as_pixels, as_rows, require_finite, require_kind, require_whole, require_width
 from ..parallel import parallel_map
 from ..runtime import fingerprint
 
@@ -145,6 +145,7 @@ def keep_answers(images: Tensor, known: Answer, root: Path | str | None = None, 
 
     ValueError where the numbers differ, and for answers that are not finite or of another shape.
     """
+    require_kind("keep_answers", str, "the name of a recogniser", recipe=recipe)
     x = _bytes("keep_answers", images)
     embeddings, landmarks = (torch.as_tensor(part).detach().cpu().float() for part in known)
     if embeddings.ndim != 2 or landmarks.shape[1:] != (68, 2) or not len(x) == len(embeddings) == len(landmarks):
@@ -167,6 +168,7 @@ def kept_answers(images: Tensor, root: Path | str | None = None, workers: int | 
     `answer`, a function of a module, and `recipe`: another recogniser and the name under which its answers are kept.
     """
     require_whole("kept_answers", block=block)
+    require_kind("kept_answers", str, "the name of a recogniser", recipe=recipe)
     x = _bytes("kept_answers", images)
     folder = make_folder(Path(root or cache_folder()) / "recognisers" / recipe)
     prints, known = pixel_prints(x), _kept(folder)

@@ -33,6 +33,7 @@ class Unit(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
+        require_whole("Unit", inputs=inputs, outputs=outputs, stride=stride)
         self.stride, self.new = stride, outputs - inputs
         self.branch = nn.Sequential(*_normed(inputs, outputs, stride), conv3x3(outputs, outputs),
                                     nn.BatchNorm2d(outputs))

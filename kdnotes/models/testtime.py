@@ -4,6 +4,7 @@
 __all__ = ['ADAPTATIONS', 'WHOLE', 'ORDERS', 'AT_ONCE', 'PART', 'Adapting', 'arrival', 'batch_of', 'adapted']
 
 # %% ../../nbs/models/testtime.ipynb #2bfaf2ff
+import numbers
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import unknown_name
-from ..inputs import as_labels, require_number, require_share
+from ..inputs import as_labels, require_kind, require_number, require_share
 from .adapt import FaceBN, Tent
 from .classifiers import Prediction
 from ..runtime import make_generator
@@ -45,6 +46,7 @@ class Adapting:
             raise unknown_name("order", self.order, ORDERS)
         require_share("Adapting", rho=self.rho)
         require_number("Adapting", at_least=0, tent_lr=self.tent_lr)
+        require_kind("Adapting", numbers.Integral, "a number of images, or 0 for all at once", batch=self.batch)
         if self.batch < 0:
             raise ValueError(f"batch={self.batch}; expected a number of images, or 0 for all at once")
 

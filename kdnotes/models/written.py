@@ -6,6 +6,7 @@ __all__ = ['FORM', 'OUTSIDER', 'ITS_SIDE', 'FAMILIES', 'ONE_BY_ONE', 'words_of',
 
 # %% ../../nbs/models/written.ipynb #fe8d9310
 import inspect
+import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -13,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..inputs import require_whole
+from ..inputs import require_kind, require_whole
 from . import convnets, embedders  # noqa: F401  the first adds its names to those of the classifiers
 from .classifiers import ARCHITECTURES, Classifier, build, look_up, options_of
 from .embedders import Recogniser
@@ -40,6 +41,7 @@ def parse(
     `known`: the registry in which the name must be, by default all classifiers; `further`: options that every one of
     them has. ValueError for another form, an unknown name, and an option that the network does not have.
     """
+    require_kind("a network", str, "its name with options, such as 'smallconv:4-8-16'", text=text)
     name, *fields = text.split(":")
     family, options = look_up("network", name, {}, known, further), {}
     takes, words = options_of(family, further), words_of(family)
@@ -76,6 +78,7 @@ def network(text: str, classes: int, channels: int, size: int) -> Classifier:
 
 def fresh(text: str, classes: int, channels: int, size: int, seed: int) -> Classifier:
     """`network` with weights that depend on `seed` alone; the global generators stay as they are."""
+    require_kind("fresh", numbers.Integral, "a whole number", seed=seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return network(text, classes, channels, size)

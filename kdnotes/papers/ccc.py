@@ -43,6 +43,7 @@ from ..data.sets.crowds import PUBLISHED
 from ..data.synthetic_crowds import CASES
 from ..data.truth import sealed
 from ..experiment import Experiment, Here, Row, Study
+from ..inputs import require_kind
 from ..losses.crowd import CrowdLayer, crowd_nll
 from ..models.classifiers import Prediction
 from ..models.predictor import as_predictor
@@ -314,6 +315,8 @@ def fit_ccc(crowd: Crowd, network: nn.Module | Callable[[], nn.Module], *, epoch
     ValueError for a crowd without features, for a single class, and for a network with another number of scores.
     """
     check_features(crowd)
+    require_kind("fit_ccc", (Correction, type(None)), "a Correction, or None", correction=correction)
+    require_kind("fit_ccc", Callable, "a function of parameters and lr=, such as torch.optim.SGD", optimizer=optimizer)
     if len(crowd.classes) < 2:
         raise ValueError(f"the crowd knows the class {crowd.classes[0]!r} only; expected at least two to tell apart")
     c, lesson = len(crowd.classes), take(crowd, labels_per_item(crowd) > 0)

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from scipy import optimize, special
 
+from ..config import shorten
 from ..inputs import require_choice, require_number, require_whole
 
 # %% ../../nbs/privacy/accounting.ipynb #beefdada
@@ -51,7 +52,11 @@ class Spent(NamedTuple):
 
 def check_orders(where: str, orders: Sequence[float]) -> np.ndarray:
     """`orders` as float64 `(L,)`; ValueError for none, or for one that is not a finite number above 1."""
-    grid = np.asarray(orders, dtype=np.float64)
+    try:
+        grid = np.asarray(orders, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{where}: orders are {shorten(orders)}; expected numbers above 1, such as OPACUS_ORDERS"
+                        ) from None
     if grid.ndim != 1 or not grid.size or not (np.isfinite(grid) & (grid > 1)).all():
         raise ValueError(f"{where}: orders are {np.array2string(grid, threshold=4, edgeitems=2)}; expected finite "
                          f"numbers above 1, such as OPACUS_ORDERS")

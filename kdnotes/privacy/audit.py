@@ -6,6 +6,7 @@ __all__ = ['clopper_pearson', 'classic_bound', 'one_run_probability', 'one_run_b
 
 # %% ../../nbs/privacy/audit.ipynb #21305997
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import torch
 from scipy import special
 from torch import Tensor, nn
 
-from ..inputs import as_labels, as_tensor, require_number, require_whole
+from ..inputs import as_labels, as_tensor, require_kind, require_number, require_whole
 from .sanitize import Sanitizer
 
 # %% ../../nbs/privacy/audit.ipynb #e3f1f7d7
@@ -169,6 +170,9 @@ def audit_runs(with_canary: Tensor, without: Tensor, claimed: float, delta: floa
     count.
     """
     require_number("audit_runs", at_least=0, claimed=claimed)
+    require_number("audit_runs", above=0, below=1, p=p)
+    require_kind("audit_runs", (numbers.Real, list, tuple, np.ndarray, Tensor, type(None)), "one or several numbers",
+                 thresholds=thresholds)
     one, none = (as_tensor("audit_runs", x, name).detach().double().cpu()
                  for x, name in ((with_canary, "with_canary"), (without, "without")))
     for x, name in ((one, "with_canary"), (none, "without")):

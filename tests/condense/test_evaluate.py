@@ -112,11 +112,13 @@ def test_what_can_be_learned_is_learned_from_bytes_as_from_floats():
 
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: evaluate(toy(side=16).images, toy().labels, toy()), "expected images (1, 8, 8)"), (lambda: evaluate(toy().images, toy().labels + 1, toy()), "labels up to 3"),
-    (lambda: evaluate(toy().images[:5], toy().labels, toy()), "36 labels"), (lambda: Protocol(epochs=0), "at least 1 epoch"),
+    (lambda: evaluate(toy().images[:5], toy().labels, toy()), "36 labels"), (lambda: Protocol(epochs=0), "epochs is 0"), (lambda: Protocol(looks="a"), "looks is a str"), (lambda: Protocol(cutmix=2), "cutmix is 2"),
+    (lambda: evaluate(toy().images.numpy(), toy().labels, toy()), "images are a ndarray"), (lambda: evaluate(toy().images, toy().labels, (toy().images, toy().labels)), "expected an ImageSet"),
+    (lambda: evaluate(toy().images, toy().labels, toy(), repeats=1.5), "repeats is 1.5"),
     (lambda: Protocol(strategy="blur"), "unknown augmentation 'blur'"), (lambda: Rounds(toy().images / torch.zeros(1), toy().labels, SHORT, NORMAL, [1]), "finite pixels"),
 ])
 def test_bad_input_is_answered_in_one_line(call, words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert words in str(error.value) and "\n" not in str(error.value)
 

@@ -61,8 +61,11 @@ def test_learned_images_beat_chosen_ones(digits, small):
     (lambda d: condense(d, 1, "magic"), "unknown method 'magic'"), (lambda d: condense(d, 1, "mosaic", factor=8), "factor is 8"),
     (lambda d: condense(d, 9999, "random"), "9999 are asked for"), (lambda d: passes_for("dance", d, None, 0), "needs a pool of experts"),
     (lambda d: settings_for("best", 1, 32), "unknown method 'best'"), (lambda d: condense(d, 1, "dm", iterations=0), "iterations is 0"),
+    (lambda d: condense(d, 1, "dm", device="cpu"), "unknown option 'device'"), (lambda d: condense(d, 1, "dm", iteration=5), "did you mean 'iterations'"),
+    (lambda d: condense(d.images, 1), "real is a Tensor; expected an ImageSet"), (lambda d: condense("digits", 1), "real is a str; expected an ImageSet"),
+    (lambda d: condense(d, 1, "dm", lr="a"), "lr is a str"),
 ])
 def test_bad_input_is_answered_in_one_line(digits, call, words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises((ValueError, TypeError)) as error:
         call(digits)
     assert words in str(error.value) and "\n" not in str(error.value)

@@ -506,6 +506,9 @@ def test_features_go_to_items_by_name(tmp_path):
 
 
 def test_from_table_says_what_is_wrong(tmp_path):
+    plain = {"item": ["a", "b"], "annotator": ["w", "w"], "label": ["x", "y"]}
+    assert "expected numbers, one row an item" in refused(C.Crowd.from_table, plain, features=[[1], [2, 3]])
+    assert "(columns= names others)" in refused(C.Crowd.from_table, {"task": ["a"], "worker": ["w"], "label": ["x"]})
     assert "expected the names of three" in refused(C.Crowd.from_table, LABELS, columns=("item", "label"))
     assert "no annotations at" in refused(C.Crowd.from_table, tmp_path / "none.csv") and "unknown label 'dog'" in refused(C.Crowd.from_table, LABELS, classes=["cat"])
     assert "1 of 4 items have no annotation" in refused(C.Crowd.from_table, LABELS, items=["img1", "img2", "img3", "img10"])

@@ -103,6 +103,20 @@ def test_whatever_is_written_comes_back(tmp_path_factory, ending, cells):
     assert read_table(write_table(path, {"gap": table["gap"]}), gaps=["gap"]) == {"gap": table["gap"]}
 
 
+def test_a_file_is_what_its_ending_says_or_is_not_written(tmp_path):
+    packed = write_table(tmp_path / "crowd.tsv.gz", PLAIN)
+    assert gzip.open(packed, "rt", encoding="utf-8").readline() == "item\tworker\tlabel\n" and read_table(packed) == PLAIN
+    assert read_table(write_table(tmp_path / "crowd", PLAIN)) == PLAIN
+    for name in ("crowd.xlsx", "crowd.json", "crowd.csv.zip"):
+        assert "expected .csv, .tsv, .tab, .txt (with .gz: packed), .parquet or .pq" in refused(write_table, tmp_path / name, PLAIN)
+        assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\xd0\xcf\x11\xe0"])
+def test_a_workbook_is_called_one(tmp_path, start):
+    assert "a workbook or an archive; save its sheet as CSV" in refused(read_table, put(tmp_path / "crowd.xlsx", start + bytes(40)))
+
+
 def test_parquet_and_frames_come_back_too(tmp_path):
     pytest.importorskip("pyarrow")
     big = pd.DataFrame({"item": [2**60 + 1, 7], "truth": pd.array([2**60 + 1, None], dtype="Int64"), "name": ["007", "NA"]})

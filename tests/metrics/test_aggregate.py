@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdnotes.checks import refused
-from kdnotes.data.crowds import Crowd
+from kdnotes.data.crowd_statistics import known_truth, labels_per_annotator, labels_per_item, statistics, votes
+from kdnotes.data.crowds import Crowd, dense, hold_out, take, to, write_annotations
 from kdnotes.data.sets.crowds import PUBLISHED
 from kdnotes.metrics.aggregate import WAYS, aggregate, dawid_skene, majority_vote
 
@@ -91,11 +92,21 @@ def test_what_are_no_annotations(given, words):
 def test_settings_of_em_are_checked():
     assert "1000000000000 items" in refused(dawid_skene, [0, 1], [0, 0], [0, 1], items=10**12)
     assert "1000000000000 annotators" in refused(dawid_skene, [0, 1], [0, 0], [0, 1], annotators=10**12)
-    for wrong in ({"iterations": 0}, {"tolerance": -1}, {"smoothing": -0.1}, {"smoothing": float("nan")}, {"smoothing": float("inf")}):
-        assert "expected at least 1, 0 and 0" in refused(dawid_skene, [0, 1], [0, 0], [0, 1], **wrong)
+    for name, values in {"iterations": (0, 2.5, "many"), "tolerance": (-1, "a"), "smoothing": (-0.1, float("nan"), float("inf"))}.items():
+        for wrong in values:
+            assert f"dawid_skene: {name} is" in refused(dawid_skene, [0, 1], [0, 0], [0, 1], **{name: wrong})
     for wrong in ([[1.0, float("nan")]], [[1.0, float("inf")]], [[-1, 2]]):
         assert "how often each class was chosen" in refused(majority_vote, torch.tensor(wrong))
-    assert majority_vote(torch.zeros(0, 3), "lowest").shape == (0,) and "N x C" in refused(majority_vote, torch.zeros(3, 0))
+    assert majority_vote(torch.zeros(0, 3), "lowest").shape == (0,) and "(N, C)" in refused(majority_vote, torch.zeros(3, 0))
+
+
+def test_what_is_no_crowd_is_refused_by_everything_that_takes_one(tmp_path):
+    table = {"item": ["a"], "annotator": ["w"], "label": ["x"]}
+    calls = (aggregate, statistics, votes, labels_per_item, labels_per_annotator, known_truth, dense, lambda given: take(given, [0]),
+             lambda given: hold_out(given, 0.5), lambda given: to(given, "cpu"), lambda given: write_annotations(given, tmp_path / "t.csv"))
+    for call in calls:
+        for wrong in (table, [("a", "w", "x")], None, "labels.csv"):
+            assert "Crowd.from_table(table) makes one" in refused(call, wrong)
 
 
 def test_memory_grows_with_the_annotations():

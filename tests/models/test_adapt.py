@@ -368,10 +368,15 @@ def test_tent_takes_a_head_of_its_own():
         (lambda: FaceBN(nn.BatchNorm1d(3, track_running_stats=False)), ("running statistics",)),
         (lambda: Tent(nn.BatchNorm1d(3, affine=False)), ("scale and shift",)),
         (lambda: Tent(network(), lr=0.0), ("lr is 0.0",)),
+        (lambda: Tent(network(), lr="fast"), ("lr is a str", "above 0")),
+        (lambda: Tent(network(), steps=1.5), ("steps is 1.5", "whole number")),
+        (lambda: FaceBN(network(), "mixture", a="x"), ("a is a str", "[0, 1]")),
+        (lambda: FaceBN(network(), "pseudo_count", prior="x"), ("prior is a str", "number of images")),
+        (lambda: FaceBN(network(), layers=["bn1"]), ("['bn1']", "conv")),
     ],
 )
 def test_what_cannot_be_adapted_is_refused_in_one_line(call, words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
 
@@ -390,6 +395,31 @@ def test_misuse_inside_is_refused_in_one_line():
         FaceBN(net).adapt([x])
     with FaceBN(net) as face, pytest.raises(ValueError, match="once"):
         face.adapt(iter([x[:9], x[9:]]))                        # a stream that can be read once only
+
+
+@pytest.mark.parametrize("mode", ["adabn", "prediction", "mixture"])
+def test_an_image_without_the_axis_of_the_batch_is_named(mode):
+    net = network()
+    for side in (6, 5):                                         # as many rows as the first layer has channels, or not
+        x = torch.rand(2, side, side, dtype=torch.float64)
+        with FaceBN(net, mode) as face:
+            for given_ in (x, [x, x]):
+                assert "expected (N, 6, ...): pass images as a batch" in refused(face.adapt, given_)
+        with Tent(net) as tent:
+            assert "expected (N, 6, ...): pass images as a batch" in refused(tent.step, x)
+
+
+def test_tent_reads_pairs_and_refuses_what_is_broken_before_it_learns():
+    net, x = network(), faces()
+    with Tent(net) as tent:
+        plain = tent.step(x)
+    with Tent(net) as tent:
+        assert torch.equal(tent.step([x, torch.arange(len(x))]), plain)
+        tent.reset()
+        before = state(net)
+        for wrong, words in ((None, "a batch is a NoneType"), (x.numpy(), "a batch is a ndarray"), (x * math.nan, "logits holds NaN")):
+            assert words in refused(tent.step, wrong)
+        assert all(p.isfinite().all() for p in net.parameters()) and same_state(before, state(net))
 
 
 def test_a_layer_that_runs_twice_has_no_one_statistic():

@@ -437,3 +437,9 @@ def test_a_description_of_a_network_is_checked_without_pytorchs_compiler():
             "[check_network(text, 32) for text in ('resnet10', 'convnet3', 'densenet121')]; print('torch._dynamo.symbolic_convert' in sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_all_names_are_there_whatever_is_imported_first():
+    for first in ("kdnotes.models.classifiers", "kdnotes.models"):
+        script = f"import {first}; from kdnotes.models.classifiers import build; print(type(build('convnet1', 2, size=8)).__name__)"
+        assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "Classifier\n"

@@ -5,6 +5,7 @@ import io
 import pickle
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +15,19 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdnotes.checks import refused
 from kdnotes.models import Prediction, as_predictor
 from kdnotes.models.classifiers import build
-from kdnotes.models.predictor import Predictor, as_batches, evaluating, inputs_of, logits_of
+from kdnotes.models.predictor import Predictor, as_batches, evaluating, inputs_of, layer_names, linear_layers, logits_of
 
 torch.set_num_threads(1)
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Pair = namedtuple("Pair", "logits aux_logits")
+
+
+@dataclass
+class Scored:
+    """The same, with names of its own."""
+
+    scores: torch.Tensor
+    state: tuple | None = None
 
 
 @dataclass
@@ -38,6 +47,10 @@ FORMS = {
     "dict of other names": lambda z, h: {"embedding": h, "scores": z},
     "ordered dict": lambda z, h: OrderedDict(features=h, logits=z),
     "object": lambda z, h: Output(z),
+    "object of other names": lambda z, h: Scored(z, (h,)),
+    "plain object": lambda z, h: SimpleNamespace(scores=z, loss=None),
+    "features beside a list": lambda z, h: [h, [z]],
+    "features in a list": lambda z, h: (z, [h, h]),
     "named tuple": lambda z, h: Pair(z, None),
     "prediction": lambda z, h: Prediction(z, h),
     "log softmax": lambda z, h: z.log_softmax(1),
@@ -300,6 +313,21 @@ def test_what_cannot_be_told_is_refused_in_one_line():
     assert "did not run" in refused(as_predictor(Unused(), layer="never"), X)
     assert "function" in refused(as_predictor, lambda x: x)
     assert "ScriptModule" in refused(as_predictor, torch.jit.script(nn.Sequential(nn.Linear(2, 2))))
+
+
+def test_what_lies_deep_counts_only_where_it_leaves_one_answer():
+    deep = Returning(lambda a, b: (b, [a]))                            # nothing tells which of the two; next to the surface there is one
+    assert as_predictor(deep)(X).logits.shape == (6, 4)
+    looped = SimpleNamespace()
+    looped.inside = looped
+    assert "in it" in refused(as_predictor(Returning(lambda a, b: looped)), X)
+
+
+def test_a_single_linear_layer_is_a_network():
+    layer = nn.Linear(3, 2)
+    assert layer_names(as_predictor(layer)) == "none" and list(linear_layers(as_predictor(layer))) == [""]
+    logits, features = as_predictor(layer)(X[:, :, 0, 0])
+    assert torch.equal(logits, layer(X[:, :, 0, 0])) and torch.equal(features, X[:, :, 0, 0])
 
 
 class Unused(nn.Module):

@@ -105,6 +105,11 @@ def students(paper: ModuleType, config: Settings) -> list[Row]:
     return [row for row in paper.rows(config) if row.table == paper.MAIN]
 
 
+def verifying_masked(paper: ModuleType, config: Settings) -> list[Row]:
+    """G2D's main table for a few methods."""
+    return [row for row in paper.main_rows(paper.Cast(config), config.seeds[0]) if row.table == paper.MAIN and row.method in ("teacher, direct", *config.methods)]
+
+
 def condensing(paper: ModuleType, config: Settings) -> list[Row]:
     """Rows of the main table for a few methods that condense."""
     rows = paper.main_table(config, config.seeds[0]) if paper.__name__.endswith("m3d") else paper.accuracy_rows(config)
@@ -146,7 +151,7 @@ CASES = {
         {"instance": 9.0, "angle": 3.0, "relation": "cosine", "unmasked": 0.5, "hole": 2.0, "steps": 5, "masks_steps": 5, "boxes_steps": 5, "depth": 14, "views": 3,
          "networks.encoder": (4, 4, 4), "kinds": ("band",), "pairs": 60, "methods": ("G2D",), "transformer.prior": True, "seeds": (1,)},
         {"teacher_steps": 5, "networks.teacher": "smallface:4-8:4", "each": 5, "held": 5, "lr": 1e-3, "scale": 20.0, "margin": 0.1, "nuisance": 0.1},
-        {}, PEOPLE, resumes=False),
+        {}, PEOPLE, verifying_masked, resumes=False),
     "dpsad": Case(
         {"audits": (), "once": (), "sweeps": ()}, "kdnotes.papers.dpsad.student_losses", ("DP-SAD", "DP-SAD, T1", "DP teacher"), lambda stage: type(stage).__name__ == "Teacher",
         {"losses.adversarial": 9.0, "losses.saturating": False, "private.steps": 5, "private.draws": 3, "private.site": "theta", "private.epsilons": (2.0,), "distil_steps": 5,

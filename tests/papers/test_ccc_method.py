@@ -511,7 +511,23 @@ def test_fit_ccc_refuses_in_a_line():
     assert "scale them" in refused(fit_ccc, Crowd.from_table(table, features=torch.zeros(2, 6, dtype=torch.uint8)), Own(), **QUICK)
     assert "meta_size=3 has no item for each of the 4 classes" in refused(fit_ccc, crowd, Own, correction=Correction(meta_size=3), **QUICK)
     network = Own()
-    assert "start from the same weights" in refused(fit_ccc, crowd, lambda: network, **QUICK) and "expected an nn.Module" in refused(fit_ccc, crowd, lambda: 3, **QUICK)
+    assert "start from the same weights" in refused(fit_ccc, crowd, lambda: network, **QUICK)
+    for wrong in (lambda: 3, 3, "resnet18", None):
+        assert "expected an nn.Module, or a function that makes one" in refused(fit_ccc, crowd, wrong, **QUICK)
+    for still in (nn.Identity(), Own().requires_grad_(False)):
+        assert "has no weights that are trained" in refused(fit_ccc, crowd, still, **QUICK)
+    assert "Linear cannot read features of shape (6,): mat1 and mat2" in refused(fit_ccc, crowd, nn.Linear(5, C), **QUICK)
+    assert "batch_size is 0" in refused(fit_ccc, crowd, Own(), **QUICK | {"batch_size": 0})
+    assert "Crowd.from_table(table) makes one" in refused(fit_ccc, table, Own(), **QUICK)
+    assert "correction is a int" in refused(fit_ccc, crowd, Own(), correction=3, **QUICK)
+    assert "optimizer is a str; expected a function" in refused(fit_ccc, crowd, Own(), optimizer="adam", **QUICK)
+
+
+def test_fit_ccc_takes_a_single_layer_and_the_head_of_it_is_corrected():
+    crowd = own_crowd(40)
+    found = fit_ccc(crowd, nn.Linear(6, C), **QUICK | {"epochs": 1})
+    x = crowd.features[:4]
+    assert found.committee.experts[0].ending(x, found.committee.experts[0](x)) == room.Ending(("weight", "bias"), True, True)
 
 
 def test_bad_settings():

@@ -6,7 +6,7 @@ __all__ = ['SUBSETS', 'IMAGENET', 'TINY', 'COUNTS', 'FOLDERS', 'SOURCES', 'wnids
 
 # %% ../../../nbs/data/sets/imagenet.ipynb #30bafbfb
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 
 from ..pictures import Pictures, layout_source, pictures_in
 from ..source import below, check_split, data_root, reading, text_lines
+from ...inputs import require_kind
 
 # %% ../../../nbs/data/sets/imagenet.ipynb #a37a321b
 SUBSETS = {name: tuple(f"n{number}" for number in numbers.split()) for name, numbers in {
@@ -31,6 +32,8 @@ def wnids_of(subset: str | os.PathLike | Sequence[str]) -> tuple[str, ...]:
 
     ValueError for what is none of them or repeats an id.
     """
+    expected = "the name of a subset, a text file of WordNet ids, or a list of them"
+    require_kind("imagenet", (str, os.PathLike, Iterable), expected, subset=subset)
     if isinstance(subset, str) and subset in SUBSETS:
         return SUBSETS[subset]
     if isinstance(subset, (str, os.PathLike)):
