@@ -575,10 +575,12 @@ def test_orderings_hold_in_the_mean_over_seeds(tmp_path):
     cast = Cast(Config.profile("demo", seeds="0", teacher_steps=150, classifiers=("logreg",), **{"private.steps": 100}))
     workshop, seeds = Experiment.alone("dpsad", cast.config, tmp_path), range(3)
     of = {"paper": lambda seed: cast.student(seed, 1.0, 500.0, weight=0.0), "undivided": lambda seed: cast.student(seed, 1.0, 1.0, weight=0.0), "teacher": lambda seed: cast.teacher,
-          "epsilon 10": lambda seed: cast.private(seed, 10.0, 4), "epsilon 1": lambda seed: cast.private(seed, 1.0, 4)}
+          "epsilon 10": lambda seed: cast.private(seed, 10.0, 4), "epsilon 1": lambda seed: cast.private(seed, 1.0, 4),
+          "K = 8": lambda seed: cast.private(seed, 10.0, 8), "K = 1": lambda seed: cast.private(seed, 10.0, 1)}
     made = {name: [workshop.made(cast.judged(stage(seed), seed)) for seed in seeds] for name, stage in of.items()}
     more = lambda a, b, metric="accuracy": np.mean([x[metric] - y[metric] for x, y in zip(made[a], made[b])])
     assert more("paper", "undivided") > 10                         # 36.5 ± 5.3
     assert more("epsilon 10", "epsilon 1") > 10                    # 36.1 ± 4.2
     assert more("paper", "teacher") > -10                          # -1.2 ± 1.6
     assert more("epsilon 1", "epsilon 10", "frechet_distance_pixels") > 5       # 10.2 ± 0.5
+    assert more("K = 1", "K = 8", "frechet_distance_pixels") > 0.2              # 0.62 ± 0.02; of the accuracies -0.2 ± 1.1
