@@ -27,21 +27,6 @@ from kdnotes.runtime import fingerprint, make_fabric, make_generator
 from kdnotes.train import predict
 
 
-@pytest.fixture(scope="module")
-def config() -> Config:
-    return Config.profile("smoke", seeds="0")
-
-
-@pytest.fixture(scope="module")
-def experiment(config, tmp_path_factory) -> Experiment:
-    return Experiment.alone("dgd", config, tmp_path_factory.mktemp("stages"))
-
-
-@pytest.fixture(scope="module")
-def cast(config) -> Cast:
-    return Cast(config, 0)
-
-
 def state(module: nn.Module) -> dict[str, str]:
     return {name: fingerprint(value) for name, value in module.state_dict().items()}
 

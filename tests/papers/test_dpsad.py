@@ -28,21 +28,6 @@ from kdnotes.runtime import fingerprint, make_generator
 DELTA = 1e-5
 
 
-@pytest.fixture(scope="module")
-def config() -> Config:
-    return Config.profile("smoke", seeds="0")
-
-
-@pytest.fixture(scope="module")
-def experiment(config, tmp_path_factory) -> Experiment:
-    return Experiment.alone("dpsad", config, tmp_path_factory.mktemp("stages"))
-
-
-@pytest.fixture(scope="module")
-def cast(config) -> Cast:
-    return Cast(config)
-
-
 def digits(count: int = 60, dtype: torch.dtype = torch.float32) -> Records:
     x = torch.rand(count, 1, 8, 8, generator=make_generator(0)).to(dtype) * 2 - 1
     return Records(x, torch.arange(count) % 10, 10)
@@ -583,11 +568,19 @@ def test_an_absent_class_is_seen_in_the_released_weights(workshop):
     assert min(honest["moved_without"], honest["moved_with_one"]) > 1e-5 and honest["delta_at_least"] == 0
 
 
-# 17: orderings
+# 17: orderings. One training decides little, and rounding moves it: means over seeds of what two trainings of one seed (the same start, batches and noise) differ by.
+# Trainings are short, where the differences are largest; beside each line is what five seeds give, with the standard error of three; AVX2 and plain kernels, of torch and of MKL, agree to a hundredth.
 @pytest.mark.slow
-def test_orderings_of_the_divisor_and_of_the_budget(workshop):
-    cast = demo(classifiers=("logreg",))
-    score = lambda generator: workshop.made(cast.judged(generator, 0))["accuracy"]
-    divided, undivided = (score(cast.student(0, 1.0, divisor, weight=0.0)) for divisor in (500.0, 1.0))
-    assert divided > undivided + 3
-    assert score(cast.private(0, 10.0, 4)) > score(cast.private(0, 1.0, 4)) + 5
+def test_orderings_hold_in_the_mean_over_seeds(tmp_path):
+    cast = Cast(Config.profile("demo", seeds="0", teacher_steps=150, classifiers=("logreg",), **{"private.steps": 100}))
+    workshop, seeds = Experiment.alone("dpsad", cast.config, tmp_path), range(3)
+    of = {"paper": lambda seed: cast.student(seed, 1.0, 500.0, weight=0.0), "undivided": lambda seed: cast.student(seed, 1.0, 1.0, weight=0.0), "teacher": lambda seed: cast.teacher,
+          "epsilon 10": lambda seed: cast.private(seed, 10.0, 4), "epsilon 1": lambda seed: cast.private(seed, 1.0, 4),
+          "K = 8": lambda seed: cast.private(seed, 10.0, 8), "K = 1": lambda seed: cast.private(seed, 10.0, 1)}
+    made = {name: [workshop.made(cast.judged(stage(seed), seed)) for seed in seeds] for name, stage in of.items()}
+    more = lambda a, b, metric="accuracy": np.mean([x[metric] - y[metric] for x, y in zip(made[a], made[b])])
+    assert more("paper", "undivided") > 10                         # 36.5 ± 5.3
+    assert more("epsilon 10", "epsilon 1") > 10                    # 36.1 ± 4.2
+    assert more("paper", "teacher") > -10                          # -1.2 ± 1.6
+    assert more("epsilon 1", "epsilon 10", "frechet_distance_pixels") > 5       # 10.2 ± 0.5
+    assert more("K = 1", "K = 8", "frechet_distance_pixels") > 0.2              # 0.62 ± 0.02; of the accuracies -0.2 ± 1.1
