@@ -301,9 +301,9 @@ class Walk:
     def object(self, thing: object) -> tuple:
         """Any other object: its class, what it holds, and, where the class is installed, what it says of itself."""
         kind = self.reach(type(thing))
-        self.look(_held_by, thing)
         if type(thing).__module__ == "logging" or thing is os.environ:
             return ("object", kind)
+        self.look(_held_by, thing)
         with self.within(thing) as new:
             base = next((base for base in (*_CONTAINERS, *_PLAIN) if isinstance(thing, base)), None)
             items = self.reach(base(thing)) if base and new else ()

@@ -406,7 +406,7 @@ DATA: dict[str, Callable[[World], object]] = {
     "synthetic_crowds.truth": lambda w: w.labels().numpy(),
     # sets
     "sets.path": value(Path("none.mat")), "sets.name": value("digits"), "sets.folder": value(Path("nowhere")), "sets.size": value(8), "sets.subset": value("imagenette"), "sets.wnids": value(("n01440764", "n02102040")), "sets.phase": value(None), "sets.text": value("1 2 3 4"), "sets.pattern": value(r"(\d+)_.*"), "sets.files": value([Path("none")]), "sets.distance": value(1),
-    "sets.train": value(True), "sets.cars.file": value(Path("a.jpg")), "sets.label": value(0), "sets.box": value((0, 0, 4, 4)), "sets.CarRow.train": value(True), "sets.kind": value("mnist"), "sets.faces": pictures, "sets.torchvision.name": value("mnist"), "sets.torchvision.kind": value("CIFAR10"), "sets.line": value("Ann_Lee\t1\t2"), "sets.index": value({"Ann_Lee_0001": 0, "Ann_Lee_0002": 1}), "sets.crowds.name": value("labelme"), "sets.people": value(None), "sets.lfw.train": pictures, "sets.lfw.test": pictures, "sets.lfw.pairs": pairs,
+    "sets.train": value(True), "sets.cars.file": value(Path("a.jpg")), "sets.label": value(0), "sets.box": value((0, 0, 4, 4)), "sets.CarRow.train": value(True), "sets.kind": value("mnist"), "sets.faces": pictures, "sets.torchvision.name": value("mnist"), "sets.torchvision.extra": value(False), "sets.torchvision.kind": value("CIFAR10"), "sets.line": value("Ann_Lee\t1\t2"), "sets.index": value({"Ann_Lee_0001": 0, "Ann_Lee_0002": 1}), "sets.crowds.name": value("labelme"), "sets.people": value(None), "sets.lfw.train": pictures, "sets.lfw.test": pictures, "sets.lfw.pairs": pairs,
     "sets.folders.name": value("mine"), "sets.casia.name": value("casia"), "sets.scface.path": value(Path("001_cam1_1.jpg")), "sets.imagenet.name": value("imagenette"), "sets.wanted": value(("Male",)), "sets.names": value(["000001.jpg"]), "sets.called": value("celeba"), "sets.celeba.labels": lambda w: torch.tensor([0]), "sets.celeba.classes": value(("a", "b")), "sets.task": value("gender"), "sets.least": value(1), "sets.subjects": value(2), "sets.cameras": value((1,)),
 }
 
@@ -655,7 +655,7 @@ PAINTERS: dict[str, Callable[[World], object]] = {
     "recognisers.embeddings": rows(4), "recognisers.landmarks": rows(68, 2), "recognisers.images": lambda w: w.bytes(3, 8, 8), "recognisers.side": value(6), "recognisers.mean": fixed(4), "recognisers.answer": lambda w: told_answer, "recognisers.recipe": value("told"), "recognisers.root": lambda w: Path("kept").absolute(), "recognisers.workers": value(1), "recognisers.block": value(4),
     "reformers.inputs": value(4), "reformers.outputs": value(4), "reformers.Unit.forward.x": rows(4, 4, 4), "reformers.Reformer.inputs": value(8), "reformers.Reformer.side": value(2), "reformers.Reformer.embedding": value(4), "reformers.Reformer.depth": value(10), "reformers.Reformer.widths": value((4, 4)), "reformers.units": value((1, 1)), "reformers.Reformer.self": reformer,
     "reformers.f": rows(8, 3, 3), "reformers.encoder": generative_encoder, "reformers.reformer": reformer, "reformers.x": lambda w: w.unit(3, 12, 12), "reformers.Cascade.self": lambda w: _module("models.reformers").Cascade(generative_encoder(w), reformer(w)).eval(), "reformers.Unit.self": lambda w: _module("models.reformers").Unit(4, 4).eval(),
-    **{f"diffusion.{key}": rows(1, 8, 8) for key in ("x_0", "x_r", "noise", "output", "z", "DenoisingMLP.forward.x", "UNet.forward.x", "Conditional.conditions.x", "Preconditioned.forward.x", "at.x", "guided.x")},
+    **{f"diffusion.{key}": rows(1, 8, 8) for key in ("x_0", "x_r", "noise", "output", "z", "DenoisingMLP.forward.x", "UNet.forward.x", "Conditional.conditions.x", "Preconditioned.forward.x", "VPreconditioned.forward.x", "at.x", "guided.x")},
     **{f"diffusion.{key}": lambda w: 1 + torch.arange(w.rows) for key in ("r", "timestep_embedding.r")}, "diffusion.to": lambda w: torch.arange(w.rows), "diffusion.tensors": lambda w: {"x": w.floats(1, 8, 8)},
     "diffusion.sigma": lambda w: w.unit(), "diffusion.y": labels(), "diffusion.network": lambda w: denoiser(w), "diffusion.diffusion": lambda w: _module("models.diffusion").Diffusion(),
     # judges
@@ -880,6 +880,7 @@ INFINITY_HAS_AN_ANSWER: set[str] = {
     "losses.contrastive.noise_contrast", "losses.contrastive.contrast", "losses.mmd.radial", "losses.annotators.max_mig_loss",
     "metrics.classify.accuracy", "metrics.classify.per_class_accuracy", "metrics.retrieve.average_precision", "metrics.verify.tpir_at_fpir",
     "models.lenets.LeNet5.forward", "models.lenets.PATENet.forward", "models.lenets.PATENet.seen",    # the limit of a ReLU
+    "models.diffusion.VPreconditioned.time",                                                          # the end of the schedule
 }
 
 # names and numbers that are only shown, or may be anything

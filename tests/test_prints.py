@@ -3,6 +3,7 @@ import ast
 import importlib
 import importlib.util
 import json
+import logging
 import subprocess
 import sys
 import textwrap
@@ -357,6 +358,14 @@ def test_what_code_changes_while_it_runs_does_not_count(text):
     before = code_print(train)
     train(4)
     train(5)
+    assert code_print(train) == before
+
+
+def test_a_log_that_is_made_louder_makes_nobody_look_at_the_code_again(monkeypatch):
+    train = cell("import logging\nlog = logging.getLogger('of a test')\ndef train(x): log.info(x)")["train"]
+    before = code_print(train)
+    monkeypatch.setattr(logging.getLogger("of a test"), "level", 10)
+    monkeypatch.setattr("kdnotes.prints.Walk", None)
     assert code_print(train) == before
 
 

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['MIRROR', 'EYES_APART', 'EYES_AT', 'CELLS', 'STIFFNESS', 'MODES', 'OPENING', 'DOWN', 'RAISED', 'JITTER', 'STATIC',
-           'LAG', 'BANDS', 'SLIPS', 'MARKS', 'DRAWN', 'Portraits', 'head_of', 'suitable', 'framed_portraits',
+           'LAG', 'BANDS', 'MOTIONS', 'SLIPS', 'MARKS', 'DRAWN', 'Portraits', 'head_of', 'suitable', 'framed_portraits',
            'thin_plate', 'unit_moves', 'depth_of', 'fields_of', 'Slip', 'inner_weight', 'matched', 'photoclips',
            'drawn_portraits']
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from .alignment import POINTS, mean_face, moved, warped
 from .clips import KINDS, SPLIT_SIZE, ClipSet, box_blur, fingerprinted, kinds_ordered
 from .faces import LANDMARKS, faces
-from ..inputs import as_labels, as_pixels, as_rows, as_tensor, require_number, require_whole
+from ..inputs import as_labels, as_pixels, as_rows, as_tensor, require_choice, require_number, require_whole
 from ..runtime import make_generator
 
 # %% ../../nbs/data/photoclips.ipynb #32027256
@@ -256,6 +256,8 @@ LAG = 2                                                      # frames
 BANDS: dict[str, tuple[float, float, float]] = {             # size and frequencies, cycles a frame
     "envelope": (0.5, 0.01, 0.05), "wide": (0.36, 0.02, 0.07), "brow": (0.4, 0.02, 0.07), "smile": (0.5, 0.01, 0.04),
     "yaw": (0.16, 0.02, 0.07), "pitch": (0.08, 0.02, 0.07), "azimuth": (1.0, 0.01, 0.05), "gain": (0.04, 0.01, 0.05)}
+MOTIONS: dict[str, dict[str, float]] = {                     # sizes in place of these, and how much frames are shaken
+    "turning": {"shaken": 1.0}, "steady": {"yaw": 0.05, "pitch": 0.03, "gain": 0.0, "shaken": 2.0}}
 
 
 def _drawn(numbers: list[int], draw) -> tuple[Tensor, ...]:
@@ -263,9 +265,9 @@ def _drawn(numbers: list[int], draw) -> tuple[Tensor, ...]:
     return tuple(torch.stack(part) for part in zip(*map(draw, numbers)))
 
 
-def _courses(key: tuple, numbers: list[int], frames: int, speed: Tensor) -> SimpleNamespace:
+def _courses(key: tuple, numbers: list[int], frames: int, speed: Tensor, motion: str) -> SimpleNamespace:
     """Amplitudes `modes` `(n, LAG + frames, 8)` from two frames before the clip on, and `azimuth` and `gain`
-    `(n, frames)`, of clips at `speed` `(n,)`.
+    `(n, frames)`, of clips at `speed` `(n,)` in a `motion` of `MOTIONS`.
     """
     def draw(number):
         g = make_generator(*key, "motion", number)
@@ -275,7 +277,7 @@ def _courses(key: tuple, numbers: list[int], frames: int, speed: Tensor) -> Simp
     course = {}
     for i, (name, (size, low, high)) in enumerate(BANDS.items()):
         turns = (low + (high - low) * u[:, i, 0])[:, :, None] * t[:, None] + u[:, i, 1, :, None]
-        course[name] = size / 3**0.5 * (2 * torch.pi * turns).sin().sum(1)
+        course[name] = MOTIONS[motion].get(name, size) / 3**0.5 * (2 * torch.pi * turns).sin().sum(1)
     envelope = (0.6 + course["envelope"]).clamp(0, 1)
     opened = (torch.pi * (t / (7 + 9 * v[:, :1]) + v[:, 1:2])).sin().square() * envelope
     since = (t - frames * speed[:, None] * v[:, 2:]).clamp(-2.5, 2.5)
@@ -318,8 +320,9 @@ SLIPS = {"DF": Slip(jitter=0.6, mixed=1), "FS": Slip(jitter=1), "F2F": Slip(borr
 MARKS = ("checker", "red", "smooth", "stripes")
 
 
-def _plan(key: tuple, kinds: list[str], numbers: list[int], strength: float, null: bool) -> SimpleNamespace:
-    """The numbers of each clip's forgery, `(n,)` each; amplitudes times its strength."""
+def _plan(key: tuple, kinds: list[str], numbers: list[int], strength: float, null: bool,
+          motion: str) -> SimpleNamespace:
+    """The numbers of each clip's forgery, `(n,)` each, amplitudes times its strength; and the `motion` of all."""
     rows = []
     for kind, number in zip(kinds, numbers):
         any_of, w = torch.rand(2, generator=make_generator(*key, "plan", number)).tolist()
@@ -332,7 +335,8 @@ def _plan(key: tuple, kinds: list[str], numbers: list[int], strength: float, nul
                      "borrowed": min(1.0, w) * slip.borrowed, "hold": slip.hold, "lips": min(1.0, w) * slip.lips,
                      "late": min(1.0, w) * slip.late, "hard": float(kind == "FS" and forged), **marks,
                      "b": how.domain != "A", "wild": how.domain == "B wild", "shaken": how.shaken})
-    return SimpleNamespace(**{name: torch.tensor([float(row[name]) for row in rows]) for name in rows[0]})
+    return SimpleNamespace(motion=motion,
+                           **{name: torch.tensor([float(row[name]) for row in rows]) for name in rows[0]})
 
 # %% ../../nbs/data/photoclips.ipynb #1657d700
 def _sampled(picture: Tensor, at: Tensor) -> Tensor:
@@ -504,8 +508,9 @@ def _nuisances(key: tuple, numbers: list[int], frames: int, plan: SimpleNamespac
         return torch.rand(12, generator=g), torch.randn(frames, 5, generator=g)
     u, z = _drawn(numbers, draw)
     most = (plan.shaken > 1).float()
-    size = 0.6 * (u[:, 0] + most * (1 - u[:, 0])) * plan.shaken
-    flicker = 0.03 * (u[:, 1] + most * (1 - u[:, 1])) * plan.shaken
+    shaken = plan.shaken * MOTIONS[plan.motion]["shaken"]
+    size = 0.6 * (u[:, 0] + most * (1 - u[:, 0])) * shaken
+    flicker = 0.03 * (u[:, 1] + most * (1 - u[:, 1])) * shaken
     shake = size[:, None, None] * z[..., :4] * torch.tensor([2 / 64, 2 / 64, 0.012, 0.008])
     noise = 0.004 + 0.012 * u[:, 2] + plan.b * (0.011 + 0.003 * u[:, 2])
     rough, blurred, dark = (plan.wild * (u[:, 3 + k] < 0.5) * u[:, 6 + k] for k in range(3))
@@ -513,21 +518,23 @@ def _nuisances(key: tuple, numbers: list[int], frames: int, plan: SimpleNamespac
                            noise=(noise.square() + 0.0016 * rough.square()).sqrt(), blurred=blurred, dim=1 - 0.5 * dark)
 
 
-def _placed(size: int, shake: Tensor, zoom: Tensor) -> Tensor:
-    """Where the pixels of shaken frames look, `(n, T, size, size, 2)`."""
+def _placed(size: int, shake: Tensor, zoom: Tensor, centre: Tensor) -> Tensor:
+    """Where the pixels of shaken frames look, `(n, T, size, size, 2)`: at a share `zoom` `(n,)` of the picture around
+    `centre` `(n, 2)`.
+    """
     off = _pixels(size) - 0.5
     turn, scale = shake[..., 2][:, :, None, None], 1 + shake[..., 3][:, :, None, None]
     cos, sin = turn.cos() * scale, turn.sin() * scale
     x, y = off.unbind(-1)
     turned = torch.stack([cos * x + sin * y, cos * y - sin * x], -1) * zoom.view(-1, 1, 1, 1, 1)
-    return 0.5 + turned + shake[..., :2][:, :, None, None]
+    return centre[:, None, None, None] + turned + shake[..., :2][:, :, None, None]
 
 
 def _moves(key: tuple, numbers: list[int], frames: int, plan: SimpleNamespace) -> SimpleNamespace:
     """Amplitudes of the head, of the inner face and of the mouth, `(n, T, 8)` each, and light and gain."""
     speed = 1 + 0.5 * plan.b
-    own = _courses(key, numbers, frames, speed)
-    other = _courses(key, [number + SPLIT_SIZE // 2 for number in numbers], frames, speed)
+    own = _courses(key, numbers, frames, speed, plan.motion)
+    other = _courses(key, [number + SPLIT_SIZE // 2 for number in numbers], frames, speed, plan.motion)
     hold = plan.hold.long()[:, None]
     held = torch.arange(frames) // hold * hold
     expression = torch.arange(len(MODES)) < 6
@@ -567,16 +574,17 @@ def _inner(scene: SimpleNamespace, head: SimpleNamespace, fields: Tensor, amplit
 
 
 def _draw(portraits: Portraits, casts: Tensor, fields: Tensor, key: tuple, kinds: list[str], numbers: list[int],
-          frames: int, size: int, strength: float, null: bool) -> Tensor:
+          frames: int, size: int, strength: float, null: bool, motion: str, zoom: float) -> Tensor:
     """The clips with these `casts`, `fields` of their heads and `numbers`, uint8 `(n, frames, 3, size, size)`."""
     finer = max(1, 64 // size)                                # small frames are means of larger ones
-    plan = _plan(key, kinds, numbers, strength, null)
+    plan = _plan(key, kinds, numbers, strength, null, motion)
     scene = _composite(portraits, casts, finer * size)
     head = head_of(scene.points)
     look, move = _look(scene, head), _moves(key, numbers, frames, plan)
     off, mixed = _slips(key, numbers, frames, plan)
     bad = _nuisances(key, numbers, frames, plan)
-    at = _placed(finer * size, bad.shake, 1 - 0.15 * plan.b)
+    centre = 0.5 + (1 - 1 / zoom) * (head.middle - 0.5)
+    at = _placed(finer * size, bad.shake, (1 - 0.15 * plan.b) / zoom, centre)
     cells = depth_of(scene.points.double(), _cells())
     shade = ((cells.nx + 0.4 * cells.ny) * cells.fade).float().view(-1, 1, CELLS, CELLS)
     outside = _sampled(torch.cat([scene.head, F.interpolate(shade, scene.head.shape[-2:], mode="bilinear")], 1),
@@ -610,12 +618,15 @@ def _draw(portraits: Portraits, casts: Tensor, fields: Tensor, key: tuple, kinds
 
 
 def photoclips(portraits: Portraits, counts: Mapping[str, int], split: str = "train", seed: int = 0, frames: int = 16,
-               size: int = 32, strength: float = 1.0, null: bool = False, first: int = 0, chunk: int = 4) -> ClipSet:
+               size: int = 32, strength: float = 1.0, null: bool = False, first: int = 0, chunk: int = 4,
+               motion: str = "turning", zoom: float = 1.0) -> ClipSet:
     """Animated photographs: `counts[kind]` clips of each of `data.clips.KINDS`, one after another, `size` x `size`.
 
     `portraits`: those of the split's people alone; heads and donors are drawn anew for every clip among the `suitable`
     ones. `split`: one of `SPLITS`, no two of them share motion; `strength` scales what forgeries of domain A do; `null`
-    sets it to zero: such clips equal real ones to the bit. The same clips whatever the `chunk` drawn at once.
+    sets it to zero: such clips equal real ones to the bit. `motion`: heads that are "turning", or another of the
+    `MOTIONS`; `zoom`: how much closer than the portrait a frame shows the middle of the face. The same clips whatever
+    the `chunk` drawn at once.
     `identities` are the people whose heads are seen, `donors` those of the inner faces, in real clips too.
     """
     if not isinstance(portraits, Portraits):
@@ -623,6 +634,8 @@ def photoclips(portraits: Portraits, counts: Mapping[str, int], split: str = "tr
                         f"Portraits(images, landmarks, people)")
     kinds = kinds_ordered("photoclips", counts, split, seed=seed, first=first, frames=frames, size=size, chunk=chunk,
                           strength=strength)
+    require_choice("photoclips", MOTIONS, motion=motion)
+    require_number("photoclips", at_least=1, zoom=zoom)
     numbers, key = [first + i for i in range(len(kinds))], (seed, "photoclips", split)
     with torch.no_grad():
         casts = _casts(portraits, key, numbers)
@@ -630,7 +643,7 @@ def photoclips(portraits: Portraits, counts: Mapping[str, int], split: str = "tr
         fields = torch.cat([fields_of(p) for p in portraits.points()[heads].split(16)])
         some = [slice(i, i + chunk) for i in range(0, len(kinds), chunk)]
         parts = [_draw(portraits, casts[at], fields[of[at]], key, kinds[at], numbers[at], frames, size,
-                       float(strength), null) for at in some]
+                       float(strength), null, motion, float(zoom)) for at in some]
     forged = torch.tensor([KINDS[kind].forgery is not None for kind in kinds])
     return ClipSet(torch.cat(parts), forged.long(), tuple(kinds), portraits.people[casts[:, 0]],
                    portraits.people[casts[:, 1]], f"photoclips {split}")

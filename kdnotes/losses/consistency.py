@@ -7,6 +7,7 @@ __all__ = ['SHUFFLES', 'SPM_FORMS', 'TCM_FORMS', 'draw_mask', 'hidden_count', 'd
 # %% ../../nbs/losses/consistency.ipynb #330a30a4
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ def hidden_count(share: float, tokens: int) -> int:
     return max(1, math.floor(share * tokens + 0.5))
 
 # %% ../../nbs/losses/consistency.ipynb #3f16aab7
-SHUFFLES = ("full", "mixed")
+SHUFFLES = ("full", "mixed", "near")
 
 
 def _shifted(u: Tensor, size: Tensor) -> Tensor:
@@ -60,6 +61,18 @@ def _shifted(u: Tensor, size: Tensor) -> Tensor:
     return torch.zeros_like(place).scatter(1, chosen, chosen.gather(1, follower))
 
 
+def _swapped(u: Tensor, n: int) -> Tensor:
+    """Orders `(B, n)` after one to three swaps of frames at most two apart, which the numbers `u` `(B, 7)` choose."""
+    order, count = torch.arange(n, device=u.device).repeat(len(u), 1), (3 * u[:, 0]).long()
+    for k in range(3):
+        gap = 1 + (min(2, n - 1) * u[:, 1 + 2 * k]).long()
+        i = torch.minimum((u[:, 2 + 2 * k] * (n - gap)).long(), n - gap - 1)
+        pair = torch.stack([i, i + gap], 1)
+        swapped = order.scatter(1, pair, order.gather(1, pair).flip(1))
+        order = torch.where((k <= count)[:, None], swapped, order)
+    return order
+
+
 def draw_shuffle(batch: int, frames: int, kind: str = "mixed", generator: torch.Generator | None = None,
                  device: torch.device | str = "cpu") -> Tensor:
     """Permutations of `frames` >= 2, int64 `(batch, frames)`, another for every clip and never the identity; `kind`:
@@ -68,12 +81,13 @@ def draw_shuffle(batch: int, frames: int, kind: str = "mixed", generator: torch.
     require_whole("draw_shuffle", at_least=0, batch=batch)
     require_whole("draw_shuffle", at_least=2, frames=frames)
     require_choice("draw_shuffle", SHUFFLES, kind=kind)
-    natural = torch.arange(frames, device=device)
-    order = _draws(batch, frames, generator=generator, device=device).argsort(1)
+    natural, draw = torch.arange(frames, device=device), partial(_draws, generator=generator, device=device)
+    some = lambda n: _swapped(draw(n, 7), frames) if kind == "near" else draw(n, frames).argsort(1)
+    order = some(batch)
     while (same := (order == natural).all(1)).any():
-        order[same] = _draws(int(same.sum()), frames, generator=generator, device=device).argsort(1)
+        order[same] = some(int(same.sum()))
     if kind == "mixed":
-        u = _draws(batch, frames + 2, generator=generator, device=device)
+        u = draw(batch, frames + 2)
         shifted = _shifted(u[:, 2:], 2 + (u[:, 0] * (frames - 1)).long().clamp(max=frames - 2))
         order = torch.where(u[:, 1:2] < 0.5, order, shifted)
     return order

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['PREDICTIONS', 'alpha_bars', 'as_maps', 'look_up', 'Diffusion', 'denoising_losses', 'drop_labels',
            'timestep_embedding', 'Conditional', 'DenoisingMLP', 'Attention', 'DenoisingBlock', 'UNet', 'guided',
-           'sampling_steps', 'sampled', 'Preconditioned', 'draw_sigmas', 'edm_losses', 'noise_levels', 'edm_sampled']
+           'sampling_steps', 'sampled', 'Preconditioned', 'VPreconditioned', 'draw_sigmas', 'draw_cosine_sigmas',
+           'edm_losses', 'noise_levels', 'edm_sampled']
 
 # %% ../../nbs/models/diffusion.ipynb #1ffa32ab
 import math
@@ -409,6 +410,10 @@ class Preconditioned(nn.Module):
         s = sigma.to(wide_dtype(sigma))
         return (s.square() + self.sigma_data**2) / (s * self.sigma_data).square()
 
+    def time(self, sigma: Tensor) -> Tensor:
+        """What the network is told of `sigma`: `(N,)`."""
+        return sigma.log() / 4
+
     def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
         (x,) = as_maps("Preconditioned", x=x)
         if not isinstance(sigma, Tensor) or not sigma.is_floating_point() or sigma.shape != (len(x),):
@@ -416,7 +421,21 @@ class Preconditioned(nn.Module):
             raise ValueError(f"Preconditioned: sigma is {given}; expected floats ({len(x)},)")
         s, d = sigma.to(x)[:, None, None, None], self.sigma_data
         total = (s.square() + d**2).sqrt()
-        return (d / total).square() * x + s * d / total * self.network(x / total, sigma.to(x).log() / 4, y).to(x)
+        return (d / total).square() * x + s * d / total * self.network(x / total, self.time(sigma.to(x)), y).to(x)
+
+
+class VPreconditioned(Preconditioned):
+    """DPDM's v-form around a `network`: EDM's at `sigma_data` 1, where the network predicts minus v (Salimans and Ho,
+    ICLR 2022), and is told the time of the cosine schedule, from 0 (clean) to 1.
+
+    Source: Dockhorn et al., TMLR 2023, used at epsilon 0.2, and its code.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__(network, 1.0)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return 2 / math.pi * sigma.atan()
 
 
 def draw_sigmas(count: int, generator: torch.Generator, mean: float = -1.2, std: float = 1.2) -> Tensor:
@@ -424,6 +443,21 @@ def draw_sigmas(count: int, generator: torch.Generator, mean: float = -1.2, std:
     require_whole("draw_sigmas", at_least=0, count=count), require_number("draw_sigmas", mean=mean)
     require_number("draw_sigmas", at_least=0, std=std)
     return (mean + std * torch.randn(count, generator=generator, device=generator.device)).exp()
+
+
+def draw_cosine_sigmas(count: int, generator: torch.Generator, cleanest: float = 13.0,
+                       noisiest: float = -9.0) -> Tensor:
+    """`count` levels of noise, tan(pi t / 2), whose time t is uniform between those of two logarithmic signal-to-noise
+    ratios: `(count,)` on the generator's device. The bounds are those of DPDM's code.
+    """
+    require_whole("draw_cosine_sigmas", at_least=0, count=count)
+    require_number("draw_cosine_sigmas", cleanest=cleanest, noisiest=noisiest)
+    if noisiest >= cleanest:
+        raise ValueError(f"draw_cosine_sigmas: noisiest is {noisiest:g}, cleanest {cleanest:g}; expected the former "
+                         f"below the latter")
+    first, last = (2 / math.pi * math.atan(math.exp(-ratio / 2)) for ratio in (cleanest, noisiest))
+    t = first + (last - first) * torch.rand(count, generator=generator, device=generator.device)
+    return (math.pi / 2 * t).tan()
 
 
 def edm_losses(denoiser: Preconditioned, x_0: Tensor, sigma: Tensor, noise: Tensor, y: Tensor | None = None) -> Tensor:

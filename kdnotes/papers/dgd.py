@@ -12,15 +12,16 @@ __all__ = ['STATISTICS', 'RECIPES', 'ORDERS', 'CONVERSION', 'LABELS_ONLY', 'EVER
            'network_of', 'Private', 'Teachers', 'Generative', 'Distilling', 'Config', 'Split', 'standardised',
            'Baseline', 'PrivateSteps', 'train_privately', 'PrivateBaseline', 'Voters', 'Ensemble', 'Dreamer', 'Pool',
            'Unlabelled', 'Synthetic', 'NoiseImages', 'PublicImages', 'Autoencoding', 'train_vae', 'Manifold', 'Votes',
-           'Bought', 'Labels', 'Learnt', 'Student', 'SmoothStudent', 'SoftStudent', 'MechanismAudit', 'StepsAudit',
-           'judged', 'costs', 'voting', 'drawn_well', 'as_kept', 'Cast', 'main_stage', 'audit_rows', 'sweep_rows',
-           'rows', 'sizes', 'run', 'claims']
+           'Bought', 'Labels', 'Learnt', 'Student', 'InteractiveLabels', 'SmoothStudent', 'SoftStudent',
+           'MechanismAudit', 'StepsAudit', 'judged', 'guessed_votes', 'sanitised', 'has_smooth_bound', 'costs',
+           'voting', 'drawn_well', 'as_kept', 'Cast', 'main_stage', 'audit_rows', 'sweep_rows', 'rows', 'sizes', 'run',
+           'claims']
 
 # %% ../../nbs/papers/dgd.ipynb #53e1ff73
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,15 @@ from kdnotes.models.stacked import (
     Stacked, StackedPerceptron, StackOfOne, stacked_cross_entropy, stacked_predictions,
 )
 from ..models.written import parse
-from ..privacy.accounting import PATE_ORDERS, Ledger, Release, gaussian_epsilon
+from ..privacy.accounting import PATE_ORDERS, Ledger, Release, gaussian_epsilon, to_epsilon
 from ..privacy.audit import audit_one_run, audit_runs, pad_scores
-from ..privacy.pate import ConfidentGNMax, GNMax, LNMax, Oracle, partition, vote_counts
+from kdnotes.privacy.pate import (
+    ConfidentGNMax, GNMax, InteractiveGNMax, LNMax, Oracle, partition, sanitised_epsilon, smoothness_conditions,
+    vote_counts,
+)
 from ..privacy.sanitize import Budget, Sanitizer
 from ..results import Claim, Results
-from ..runtime import fingerprint, make_generator
+from ..runtime import derive_seed, fingerprint, make_generator
 from ..train import Loop, predict
 
 # %% ../../nbs/papers/dgd.ipynb #7761bc5e
@@ -63,6 +67,7 @@ STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
 }
+STATISTICS["svhn_extra"] = STATISTICS["svhn"]
 
 
 @dataclass(frozen=True)
@@ -249,7 +254,7 @@ ORDERS = (*(1 + i / 10 for i in range(1, 10)), *PATE_ORDERS)
 CONVERSION = "classic"
 LABELS_ONLY = "the labels, and nothing else: baseline, generator, images and manifold are not in it"
 EVERYTHING = "all that was computed from private records: baseline by DP-SGD, and the labels"
-MECHANISMS = ("LNMax", "GNMax", "Confident-GNMax", "plurality")
+MECHANISMS = ("LNMax", "GNMax", "Confident-GNMax", "Interactive-GNMax", "plurality")
 
 
 @dataclass(frozen=True)
@@ -264,12 +269,21 @@ class Labelling:
     sigma: float = setting(8.0, "scale", "of GNMax; 40 for 250 teachers", above=0)
     threshold: float = setting(40.0, "scale", "T of Confident-GNMax; 200 for 250 teachers")
     sigma1: float = setting(30.0, "scale", "of its threshold; 150 for 250 teachers", above=0)
+    interactive: float = setting(25.0, "scale", "T of Interactive-GNMax, by how many votes teachers must know more "
+                                 "than the student; 175 for 250 teachers")
+    confidence: float = setting(0.9, "ours", "from which on it takes the student at its word", at_least=0, at_most=1)
     delta: float = setting(5e-4, "scale", "less than one over the private records", above=0, below=1)
+    sanitise: bool = setting(False, "component", "publish the data-dependent epsilon of GNMax and Confident-GNMax with "
+                             "noise by smooth sensitivity")
+    consensus: float = setting(0.7, "ours", "share of teachers guessed to agree, by which that noise is chosen "
+                               "beforehand", above=0, below=1)
 
-    def by(self, name: str) -> LNMax | GNMax | ConfidentGNMax:
+    def by(self, name: str) -> LNMax | GNMax | ConfidentGNMax | InteractiveGNMax:
         """The mechanism called `name`; "plurality" is LNMax without noise, whose epsilon is infinite."""
         made = {"LNMax": lambda: LNMax(self.gamma), "GNMax": lambda: GNMax(self.sigma),
                 "Confident-GNMax": lambda: ConfidentGNMax(self.threshold, self.sigma1, self.sigma),
+                "Interactive-GNMax": lambda: InteractiveGNMax(self.interactive, self.sigma1, self.sigma,
+                                                              self.confidence),
                 "plurality": lambda: LNMax(math.inf)}
         if name not in made:
             raise unknown_name("mechanism", name, made)
@@ -456,6 +470,7 @@ class Private:
 
     size: int = setting(0, "scale", "pixels a side, 0 = the data set's own; 32 for LeNet-5", at_least=0)
     records: int = setting(0, "scale", "private records, drawn, 0 = the whole training split", at_least=0)
+    extra: bool = setting(False, "component", "with SVHN's extra part among the private images, as PATE")
     network: str = setting("perceptron:128-128::norm", "scale", "the baseline; with batch norms where the generator "
                            "matches their statistics", check=check_network)
     steps: int = setting(400, "scale", "of its training", at_least=1)
@@ -583,6 +598,9 @@ class Config(Settings):
         if most > self.generative.images:
             raise ValueError(f"labels.queries={most} are more than generative.images={self.generative.images}; "
                              f"generate more images or ask less")
+        if self.private.extra and self.dataset != "svhn":
+            raise ValueError(f"private.extra=True with dataset={self.dataset!r}; expected 'svhn', the only set with an "
+                             f"extra part, or private.extra=False")
         if self.generative.kind == "dafl" and len(self.generative.widths) != 1:
             raise ValueError(f"generative.widths={self.generative.widths} for DAFL's generator; expected one width")
         if self.generative.statistics and not has_batch_norm(self.private.network):
@@ -598,7 +616,8 @@ GREY = MANY | {
     "teachers": {"count": 250, "network": "lenet5", "steps": 250, "batch": 32, "lr": 1e-3},
     "generative": {"kind": "dafl", "inputs": 100, "widths": (32,), "statistics": 1.0, "steps": 800, "batch": 128,
                    "images": 8000, "vae": "conv", "latent": 16, "vae_widths": (16, 32, 64), "vae_steps": 1500},
-    "labels": {"queries": 100, "gamma": 0.05, "sigma": 40.0, "threshold": 200.0, "sigma1": 150.0, "delta": 1e-5},
+    "labels": {"queries": 100, "gamma": 0.05, "sigma": 40.0, "threshold": 200.0, "sigma1": 150.0, "interactive": 175.0,
+               "delta": 1e-5},
     "student": {"network": "lenet5_half", "steps": 600, "pool": 4000, "epsilon_1": 2.0, "epsilon_2": 2.0},
 }
 ON_GPU = GREY | {
@@ -645,7 +664,8 @@ Config.PROFILES = {
               "teachers": {"count": 6, "steps": 5, "batch": 10},
               "generative": {"inputs": 8, "widths": (16,), "steps": 6, "batch": 32, "images": 80, "latent": 3,
                              "vae_widths": (16,), "vae_steps": 6, "vae_batch": 32},
-              "labels": {"queries": 12, "gamma": 1.0, "sigma": 1.0, "threshold": 3.0, "sigma1": 1.0, "delta": 1e-3},
+              "labels": {"queries": 12, "gamma": 1.0, "sigma": 1.0, "threshold": 3.0, "sigma1": 1.0, "interactive": 2.0,
+                         "delta": 1e-3},
               "student": {"network": "perceptron:16", "steps": 4, "labelled": 8, "unlabelled": 16}},
     "demo": {"seeds": tuple(range(8)), "sweeps": ("mechanisms", "queries"), "swept": ("labelled only",)},
     "real": {"dataset": "mnist"},
@@ -655,8 +675,9 @@ Config.DATASETS = {
     ("real", "mnist"): GREY, ("real", "fashion_mnist"): GREY, ("real", "cifar10"): COLOUR,
     ("paper", "mnist"): PUBLISHED, ("paper", "fashion_mnist"): PUBLISHED,
     ("paper", "cifar10"): PUBLISHED_COLOUR | {"teachers": PUBLISHED["teachers"] | {"count": 100}},
-    ("paper", "svhn"): PUBLISHED_COLOUR | {"labels": PUBLISHED["labels"] | {
-        "queries": 1000, "threshold": 300.0, "sigma1": 200.0, "delta": 1e-6}},
+    ("paper", "svhn"): PUBLISHED_COLOUR | {
+        "private": PUBLISHED_COLOUR["private"] | {"extra": True},
+        "labels": PUBLISHED["labels"] | {"queries": 1000, "threshold": 300.0, "sigma1": 200.0, "delta": 1e-6}},
 }
 
 # %% ../../nbs/papers/dgd.ipynb #f06bd574
@@ -1040,7 +1061,7 @@ class Labels(Stage):
     """
 
     votes: Votes
-    mechanism: LNMax | GNMax | ConfidentGNMax
+    mechanism: LNMax | GNMax | ConfidentGNMax | InteractiveGNMax
     count: int
     seed: int
     strict: PrivateBaseline | None = None
@@ -1099,12 +1120,37 @@ class Student(Learnt):
 
     def build(self, parents: Mapping, here: Here, checkpoint: Path) -> dict:
         bought = parents["labels"]
-        shape, classes, there = list(bought.images.shape[1:3]), bought.votes.shape[1], bought.answered
+        shape, classes, there = list(bought.images.shape[1:3]), bought.votes.shape[1], bought.labels >= 0
         student = self.fresh(tuple(shape), classes).to(here.device)
         if there.any():
             x, y = bought.images[there].to(here.device), bought.labels[there].to(here.device)
             train_student(student, x, y, self.regulariser(parents), self.how, self.seed, checkpoint)
         return {"weights": weights_of(student), "shape": shape, "classes": classes}
+
+
+@dataclass(frozen=True)
+class InteractiveLabels(Labels):
+    """Labels in two rounds: what the student `first` learned from stays, and its probabilities stand beside the votes
+    of all further queries. The ledger goes on from the first round's.
+    """
+
+    first: Student = field(kw_only=True)
+
+    def needs(self) -> dict[str, Stage]:
+        return {"votes": self.votes, "student": self.first, "bought": self.first.labels}
+
+    def build(self, parents: Mapping, here: Here, checkpoint: Path) -> dict:
+        asked = {name: part[:self.count] for name, part in parents["votes"].items()}
+        before, ledger = parents["bought"], Ledger(ORDERS)
+        ledger.load_state_dict(before.ledger.state_dict())
+        left, images = asked["votes"][len(before.labels):], asked["images"][len(before.labels):]
+        p = predict(parents["student"], images)[0].double().softmax(1).cpu()
+        oracle = Oracle(left, self.mechanism, derive_seed(self.seed, "second round") % 2**31, ledger)
+        labels = oracle.ask(torch.arange(len(left)), p)
+        dependent = before.dependent.rdp, oracle.dependent(p).rdp
+        return asked | {"labels": torch.cat([before.labels, labels]), "ledger": ledger.state_dict(),
+                        "answered": torch.cat([before.answered, oracle.answered]),
+                        "dependent": torch.tensor(dependent, dtype=torch.float64).sum(0)}
 
 
 @dataclass(frozen=True)
@@ -1203,15 +1249,54 @@ def judged(stage: Stage, network: nn.Module, here: Here, test: Split, halves: tu
     return found
 
 
-def costs(stage: Labels, bought: Bought, here: Here, delta: float, records: int) -> dict[str, float]:
-    """What labels cost (infinite without noise), how many there are, and how good they are."""
+def guessed_votes(teachers: int, classes: int, queries: int, share: float, draws: torch.Generator) -> Tensor:
+    """Votes `(queries, classes)` of teachers of whom a `share` finds the class and the others vote at random."""
+    right = torch.randint(classes, (queries,), generator=draws)
+    agree = torch.rand(teachers, queries, generator=draws) < share
+    return vote_counts(torch.where(agree, right, torch.randint(classes, agree.shape, generator=draws)), classes)
+
+
+def sanitised(votes: Tensor, mechanism: GNMax | ConfidentGNMax, delta: float, share: float, seed: int
+              ) -> dict[str, float]:
+    """The data-dependent epsilon of answering `votes` `(Q, K)` as it may be published, and the standard deviation of
+    the noise in it; empty where no order meets the theorem's conditions. Order and noise are chosen on `guessed_votes`.
+    """
+    draws, sigma = make_generator(seed, "sanitised"), getattr(mechanism, "sigma2", getattr(mechanism, "sigma", 0.0))
+    (Q, K), n = votes.shape, int(votes[0].sum())
+    public = guessed_votes(n, K, Q, share, draws)
+    rank = lambda order: to_epsilon([order], mechanism.rdp(public, [order]).sum(0), delta, CONVERSION).epsilon
+    for order in sorted((2, 2.5, 3, 4, 5, 6, 8, 10, 12.5, 15, 20, 25, 30, 40, 50), key=rank):
+        if has_smooth_bound(sigma, order, K):
+            plan = sanitised_epsilon(public, mechanism, delta, draws, order)
+            found = sanitised_epsilon(votes, mechanism, delta, draws, order, plan.beta, plan.sigma_ss)
+            return {"epsilon_sanitised": found.published, "epsilon_sanitised_std": found.std}
+    return {}
+
+
+def has_smooth_bound(sigma: float, order: float, classes: int) -> bool:
+    """Whether smooth sensitivity bounds the cost of GNMax at an order."""
+    try:
+        return all(smoothness_conditions(sigma, order, classes))
+    except ValueError:                                             # no agreement helps at this order
+        return False
+
+
+def costs(stage: Labels, bought: Bought, here: Here, delta: float, records: int, consensus: float = 0.0
+          ) -> dict[str, float]:
+    """What labels cost (infinite without noise), how many there are, and how good they are; `consensus` above 0: the
+    data-dependent cost sanitised, too, with this guess (see `sanitised`).
+    """
     alone = Ledger(ORDERS)
     alone.spend(bought.dependent)
-    plurality, there = bought.votes.argmax(1), bought.answered
+    plurality, there = bought.votes.argmax(1), bought.labels >= 0
     spent = bought.ledger.epsilon(delta, conversion=CONVERSION, records=records)
-    found = {"epsilon": spent, "answered": float(there.sum()), "asked": float(len(there))}
+    found = {"epsilon": spent, "answered": float(bought.answered.sum()), "asked": float(len(there))}
     if stage.strict is None:
         found["epsilon_data_dependent"] = min(alone.epsilon(delta, conversion=CONVERSION), spent)
+    if stage.strict is None and consensus and type(stage.mechanism) in (GNMax, ConfidentGNMax):
+        found |= sanitised(bought.votes, stage.mechanism, delta, consensus, stage.seed)
+    if isinstance(stage, InteractiveLabels):
+        found["own_labels"] = float((there & ~bought.answered).sum())
     if there.any():
         found["label_accuracy"] = 100 * accuracy(bought.labels[there], plurality[there])
         found["consensus_rate"] = 100 * float((bought.votes.amax(1) / bought.votes.sum(1))[there].mean())
@@ -1254,8 +1339,8 @@ class Cast:
     def __init__(self, config: Config, seed: int):
         p, t = config.private, config.teachers
         self.config, self.seed = config, seed
-        self.private, self.test = (Split(config.dataset, part, p.size, p.records if part == "private" else 0)
-                                   for part in ("private", "test"))
+        self.private = Split(f"{config.dataset}_extra" if p.extra else config.dataset, "private", p.size, p.records)
+        self.test = Split(config.dataset, "test", p.size)
         self.dp = PrivateSteps(p.dp_epsilon, config.labels.delta, p.dp_steps, p.dp_batch, p.dp_clip, p.dp_lr)
         self.how = Learning(config.student.steps, config.student.labelled, config.student.unlabelled,
                             config.student.lr, config.student.ramp, config.student.fall)
@@ -1294,7 +1379,7 @@ class Cast:
 
     def labels(self, images: Unlabelled, queries: int = 0, teachers: int = 0, mechanism: str = "",
                available: int = 0) -> Labels:
-        """Labels of a part of them."""
+        """Labels of a part of them; Interactive-GNMax's in two rounds, the first one by Confident-GNMax."""
         given, strict = self.config.labels, None
         q = min(queries or given.queries, available or self.config.generative.images)
         most = max(q, *self.config.queries_sweep) if "queries" in self.config.sweeps and not available else q
@@ -1302,7 +1387,12 @@ class Cast:
             found = images.dreamer.baseline
             strict = found if isinstance(found, PrivateBaseline) else None
         votes = Votes(images, self.ensemble(teachers), most, given.choose == "balanced", self.seed)
-        return Labels(votes, given.by(mechanism or given.mechanism), q, self.seed, strict)
+        name, bought = mechanism or given.mechanism, partial(Labels, votes, seed=self.seed, strict=strict)
+        if name != "Interactive-GNMax":
+            return bought(given.by(name), q)
+        first = bought(given.by("Confident-GNMax"), (q + 1) // 2)
+        taught = Student(first, self.seed, self.config.student.network, self.how)
+        return InteractiveLabels(votes, given.by(name), q, self.seed, strict, first=taught) if q > 1 else first
 
     def smoothness(self, method: str, base: str = "") -> Smoothness:
         """What the student of a method is asked."""
@@ -1395,7 +1485,8 @@ def rows(config: Config, records: int = 0, public: int = 0, shape: tuple[int, in
     for seed in config.seeds:
         cast = Cast(config, seed)
         measure = partial(judged, test=cast.test)
-        cost = partial(costs, delta=config.labels.delta, records=records or 10**9)
+        guess = config.labels.consensus if config.labels.sanitise else 0.0
+        cost = partial(costs, delta=config.labels.delta, records=records or 10**9, consensus=guess)
         for method in config.methods:
             stage = main_stage(method, cast, public or 10**9, shape)
             halves = ("rest",) if method == PATE_REAL else ("test", "rest")

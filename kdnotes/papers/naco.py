@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NETS', 'BY_HAND', 'OURS', 'RANDOM', 'NO_LABELS', 'TUNED', 'ONE_MODULE', 'SUPERVISED', 'METHODS', 'PROTOCOLS', 'LOO',
-           'CROSS', 'BARE', 'CORRUPTED', 'ABLATED', 'FEW', 'STAGE_1', 'GATES', 'BY_FRAME', 'MADE', 'REALS',
-           'EVERYTHING', 'Clips', 'Photographs', 'RealVideos', 'renamed', 'joined', 'Look', 'Networks', 'Losses',
-           'Learner', 'drawn', 'collapse', 'Backbone', 'Untrained', 'Learned', 'Pretrained', 'Published', 'Kept',
-           'as_json', 'cut', 'read_off', 'Features', 'corrupted', 'fold_rows', 'HeadBank', 'HeadTraining', 'Key',
-           'Heads', 'Detector', 'EndToEnd', 'surprises', 'ByHeads', 'ByDetectors', 'ByPrediction', 'ByHand', 'Case',
-           'auc_of', 'detected', 'fallen', 'natural', 'Videos', 'Pretraining', 'Rivals', 'Config', 'Cast', 'key_of',
-           'held_out', 'across', 'robust', 'ablated', 'few_labels', 'rows', 'run', 'publish_backbone', 'claims']
+           'CROSS', 'BARE', 'CORRUPTED', 'ABLATED', 'FEW', 'STAGE_1', 'GATES', 'BY_FRAME', 'ORDERS', 'MADE', 'REALS',
+           'EVERYTHING', 'BASELINES', 'Clips', 'Photographs', 'RealVideos', 'renamed', 'joined', 'Look', 'Networks',
+           'Losses', 'Learner', 'drawn', 'collapse', 'Backbone', 'Untrained', 'Learned', 'Pretrained', 'Published',
+           'Kept', 'as_json', 'cut', 'read_off', 'Features', 'corrupted', 'fold_rows', 'HeadBank', 'HeadTraining',
+           'Key', 'Heads', 'Detector', 'EndToEnd', 'surprises', 'ByHeads', 'ByDetectors', 'ByPrediction', 'ByHand',
+           'Case', 'auc_of', 'detected', 'fallen', 'natural', 'Videos', 'Pretraining', 'Rivals', 'Config', 'Cast',
+           'key_of', 'held_out', 'across', 'robust', 'ablated', 'few_labels', 'rows', 'run', 'publish_backbone',
+           'claims']
 
 # %% ../../nbs/papers/naco.ipynb #d18c4e42
 import json
@@ -34,7 +35,7 @@ from ..data.source import data_root
 from ..data.clips import HELD_OUT, TRAINED, ClipSet, temporal_energy, toytalk
 from ..data.facecrops import clip_starts
 from ..data.perturb import LEVELS, perturb
-from ..data.photoclips import Portraits, photoclips, suitable
+from ..data.photoclips import MOTIONS, Portraits, photoclips, suitable
 from ..data.sets.videos import video_clips
 from ..experiment import Data, Experiment, Here, Row, Stage, Study, place_of, shown
 from kdnotes.losses.consistency import (
@@ -74,8 +75,12 @@ class Clips(Data):
 @dataclass(frozen=True)
 class Photographs(Clips):
     """Animated photographs of the faces of `dataset`: appearance is real, motion is made. Of the people to learn from
-    four in eight are seen in pretraining, three in training, one in validation; the test has its own.
+    four in eight are seen in pretraining, three in training, one in validation; the test has its own. `motion` and
+    `zoom` as `photoclips` takes them.
     """
+
+    motion: str = "turning"
+    zoom: float = 1.0
 
     def load(self) -> ClipSet:
         found = face_sets(self.dataset, 112, part="test" if self.part == "test" else "train")
@@ -85,7 +90,7 @@ class Photographs(Clips):
         own = {"pretrain": eighth < 4, "train": (eighth > 3) & (eighth < 7), "val": eighth == 7, "test": eighth < 8}
         portraits = portraits.take(own[self.part])
         return photoclips(portraits.take(suitable(portraits)), dict(self.counts), self.part, self.seed, self.frames,
-                          self.size, self.strength)
+                          self.size, self.strength, motion=self.motion, zoom=self.zoom)
 
 
 @dataclass(frozen=True)
@@ -769,6 +774,9 @@ class Videos:
     test_frames: int = setting(12, "scale", "of a judged video, cut into clips of n", at_least=3)
     size: int = setting(32, "scale", "pixels a side", at_least=16)
     strength: float = setting(1.2, "scale", "of the tremor of forgeries", at_least=0)
+    motion: str = setting("turning", "ours", "of photographs: heads that turn, or are steady and shaken",
+                          choices=tuple(MOTIONS))
+    zoom: float = setting(1.0, "ours", "of photographs: how much closer a frame is than the portrait", at_least=1)
     flip: float = setting(0.5, "reconstructed", "share of mirrored clips", at_least=0, at_most=1)
     gain: float = setting(0.1, "reconstructed", "contrast of a clip changes by up to this", at_least=0, below=1)
     offset: float = setting(0.15, "reconstructed", "brightness, in quarters of the range", at_least=0)
@@ -816,6 +824,7 @@ METHODS = (OURS, *ONE_MODULE, RANDOM, *SUPERVISED, TUNED, *BY_HAND, NO_LABELS)
 PROTOCOLS = ("A leave-one-out", "B cross-set", "C fingerprints", "D robustness", "E ablations", "F labels")
 LOO, CROSS, BARE, CORRUPTED, ABLATED, FEW = PROTOCOLS
 STAGE_1, GATES, BY_FRAME = "pretraining", "data gates", "single frames, no fingerprints"
+ORDERS = {"full": "uniform shuffles only", "near": "near shuffles only"}
 MADE = {"toytalk": Clips, "lfw": Photographs}
 REALS = {"CDF": "real B", "DFDC": "real B wild"}             # drawn kinds that have real videos of their own
 
@@ -836,6 +845,8 @@ class Config(Settings):
     labels: tuple[int, ...] = setting((16, 32, 64, 128), "scale", "protocol F: forged clips of each kind", at_least=2)
     shares: tuple[float, ...] = setting((0.15, 0.3, 0.75), "reconstructed", "protocol E: rho", above=0, below=1)
     corpora: tuple[int, ...] = setting((), "scale", "protocol E: real videos to learn from", at_least=2)
+    shuffles: tuple[str, ...] = setting(("full",), "reconstructed", "protocol E: wrong orders of one sort only",
+                                        choices=tuple(ORDERS))
     videos: Videos = section(Videos)
     networks: Networks = section(Networks)
     losses: Losses = section(Losses)
@@ -858,6 +869,9 @@ class Config(Settings):
             raise ValueError(f"videos.val={v.val} must hold real and forged clips, or neither")
         if strange := sorted({*self.rivals.folds} - {"none", *self.kinds}):
             raise unknown_name("fold", strange[0], ("none", *self.kinds))
+        if self.dataset != "lfw" and (v.motion != "turning" or v.zoom != 1):
+            raise ValueError(f"videos.motion={v.motion!r} and zoom={v.zoom} are for photographs, dataset='lfw'; the "
+                             f"clips of {self.dataset!r} move as they are")
         if self.drawn and (strange := sorted({*self.kinds} - {*TRAINED})):
             raise unknown_name("kind to train on", strange[0], TRAINED)
         if not self.drawn and (BARE in self.protocols or self.corpora):
@@ -903,7 +917,7 @@ Config.PROFILES = {
     "demo": {"rivals": {"epochs": 20, "folds": ("NT",)}},
     "real": EVERYTHING | {"videos": {"val": (64, 16), "test": (200, 100), "test_frames": 24}, "levels": (1, 3, 5),
                           "training": {"kept": False, "live_steps": 0}, "labels": (16, 32, 64), "shares": (),
-                          "rivals": {"gate_epochs": 20}},
+                          "shuffles": (), "rivals": {"epochs": 30, "tuned_epochs": 15, "gate_epochs": 20}},
     "paper": {
         "dataset": "faceforensics+celeb_df+dfdc+faceshifter+deeper_forensics", "methods": METHODS,
         "protocols": tuple(name for name in PROTOCOLS if name != BARE),
@@ -913,8 +927,10 @@ Config.PROFILES = {
         "training": {"kept": False, "live_steps": 0, "steps": 20000, "batch_size": 64, "lr": 3e-4},
         "heads": {"hidden": 256, "steps": 2000, "batch_size": 256}, "seeds": (0, 1, 2, 3, 4)},
 }
-Config.DATASETS = {("real", "lfw"): {"strength": 1.0}, ("paper", "toytalk"): {
-    "protocols": PROTOCOLS, "corpora": (1000, 5000),
+BASELINES = (OURS, RANDOM, "supervised video", "supervised frame", *BY_HAND, NO_LABELS)
+Config.DATASETS = {("real", "lfw"): {"strength": 1.0, "methods": BASELINES, "protocols": (LOO, CROSS, BARE)},
+                   ("paper", "toytalk"): {
+    "protocols": PROTOCOLS, "corpora": (1000, 5000), "shuffles": ("full", "near"),
     "videos": {"pretrain": 20000, "pretrain_frames": 24, "frames": 16, "train": (2000, 500), "val": (400, 100),
                "test": (1000, 500), "test_frames": 48, "size": 64, "padding": 4},
     "training": {"steps": 5000, "batch_size": 256, "lr": 1e-3}}}
@@ -950,7 +966,7 @@ class Cast:
             most = 0 if part == "test" else v.per_video
             return RealVideos(c.dataset, part, ("real", *c.kinds), v.frames, v.size, most, v.landmarks)
         of_kind = {"real": counts[0]} | dict.fromkeys(kinds or c.kinds, counts[1]) | more
-        return MADE[c.dataset](c.dataset, part, tuple(of_kind.items()), frames or v.frames, v.size, v.strength)
+        return self.made(part, of_kind, frames or v.frames)
 
     def real(self, count: int) -> Data:
         """The videos of stage 1, where they are drawn so many."""
@@ -958,7 +974,13 @@ class Cast:
         if not c.drawn:
             return RealVideos(c.dataset.split("+")[0], "pretrain", ("real",), v.pretrain_frames, v.size,
                               v.per_video, v.landmarks)
-        return MADE[c.dataset](c.dataset, "pretrain", (("real", count),), v.pretrain_frames, v.size, v.strength)
+        return self.made("pretrain", {"real": count}, v.pretrain_frames)
+
+    def made(self, part: str, counts: Mapping[str, int], frames: int) -> Clips:
+        """Clips whose motion is made: so many of each kind."""
+        c, v = self.config, self.config.videos
+        more = {"motion": v.motion, "zoom": v.zoom} if MADE[c.dataset] is Photographs else {}
+        return MADE[c.dataset](c.dataset, part, tuple(counts.items()), frames, v.size, v.strength, **more)
 
     def pretrained(self, seed: int, modules: tuple[str, ...] = ("spm", "tcm"), corpus: int = 0,
                    **losses: Any) -> Pretrained:
@@ -1099,7 +1121,7 @@ def ablated(cast: Cast, seed: int) -> list[Row]:
     changed |= {name: (cast.pretrained(seed, modules), "time") for name, modules in ONE_MODULE.items()}
     changed |= {f"rho {share:g}": (cast.pretrained(seed, share=share), "time") for share in c.shares}
     changed |= {f"{n} real videos": (cast.pretrained(seed, corpus=n), "time") for n in c.corpora}
-    changed |= {"uniform shuffles only": (cast.pretrained(seed, shuffle="full"), "time")}
+    changed |= {ORDERS[kind]: (cast.pretrained(seed, shuffle=kind), "time") for kind in c.shuffles}
     measures = {kind: partial(detected, cases=cast.cases(OURS, seed, kinds, True))
                 for kind, kinds in {"mean": c.kinds, "nf mean": c.twins}.items() if kinds}
     return [Row(ABLATED, name, cast.by_heads(backbone, seed, part), measure, {"type": kind}, seed=seed)

@@ -19,7 +19,7 @@ from kdnotes.data import pictures as module
 from kdnotes.data.catalogue import add, fetch, known, load, status
 from kdnotes.data.imageset import ImageSet, to_float
 from kdnotes.data.source import data_root
-from kdnotes.data.sets.torchvision import TORCHVISION
+from kdnotes.data.sets.torchvision import TORCHVISION, torchvision_files
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 rng = np.random.default_rng(0)
@@ -180,6 +180,30 @@ def test_svhn(tmp_path, monkeypatch):
     (tmp_path / "train_32x32.mat").write_bytes(b"short")
     with pytest.raises(ValueError, match="train_32x32.mat is corrupt"):
         load("svhn", "train", root=tmp_path)
+
+
+def test_svhn_with_its_extra_part(tmp_path, monkeypatch, served):
+    """Three files as they lie on the server: the extra pictures stand behind the training pictures, and the test split is the same."""
+    there, listed, server = {}, {}, served(tmp_path / "server")
+    (tmp_path / "server").mkdir()
+    for seed, (split, count) in enumerate({"train": 5, "extra": 7, "test": 3}.items()):
+        there[split] = np.roll(picture_bytes(32, 32, 3, count), seed, axis=0), (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]
+        file = tmp_path / "server" / f"{split}_32x32.mat"
+        savemat(file, {"X": there[split][0], "y": there[split][1]})
+        listed[split] = [server + file.name, file.name, md5(file)]
+    monkeypatch.setattr(datasets.SVHN, "split_list", listed)
+    root = tmp_path / "data"
+    pictures, plain = load("svhn_extra", "train", root=root, download=True), load("svhn", "train", root=root)
+    theirs = [datasets.SVHN(root, split) for split in ("train", "extra")]
+    assert np.array_equal(pictures.images.numpy(), np.concatenate([part.data for part in theirs])) and len(pictures) == 12
+    assert pictures.labels.tolist() == [*theirs[0].labels, *theirs[1].labels] and pictures.images[:5].equal(plain.images) and pictures.classes == plain.classes
+    assert load("svhn_extra", "test", root=root).fingerprint() == load("svhn", "test", root=root).fingerprint()
+    (root / "extra_32x32.mat").unlink()
+    with pytest.raises(FileNotFoundError, match="extra_32x32.mat is missing; get it with `kdnotes data get svhn_extra`"):
+        load("svhn_extra", "train", root=root)
+    assert len(load("svhn", "train", root=root)) == 5
+    with pytest.raises(ValueError, match="MNIST has no split 'extra'"):
+        torchvision_files("MNIST", "train", extra=True)
 
 
 def test_stl10_reads_without_the_unlabelled_part(tmp_path, monkeypatch):

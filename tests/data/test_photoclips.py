@@ -148,6 +148,28 @@ def test_a_null_forgery_is_the_real_clip_bit_for_bit(portraits, kind):
     assert not torch.equal(photoclips(portraits, {kind: 2}, frames=5, size=24).clips, real.clips)
 
 
+@pytest.mark.parametrize("how", [{"motion": "steady"}, {"zoom": 1.4}])
+def test_other_motion_and_another_crop_keep_null_forgeries_real_and_change_every_clip(portraits, how):
+    real, plain = (photoclips(portraits, {"real": 3}, frames=6, size=32, **more).clips for more in (how, {}))
+    for kind in ("FS", "NT", "FSh"):
+        assert torch.equal(photoclips(portraits, {kind: 3}, frames=6, size=32, null=True, **how).clips, real)
+    assert (real != plain).any(-1).any(-1).any(-1).all()
+
+
+def test_a_closer_crop_is_the_middle_of_the_wider_one(portraits):
+    """Twice as close, the shake is half as wide in the scene: where it is small, the crop is the enlarged middle of the face, but for noise."""
+    wide, close = (photoclips(portraits, {"real": 12}, frames=2, size=64, zoom=zoom).clips.float() for zoom in (1.0, 2.0))
+    middles = [slice(16 + at, 48 + at) for at in range(-4, 8)]
+    crops = torch.stack([torch.nn.functional.interpolate(wide[..., at, 16:48].flatten(0, 1), (64, 64), mode="bilinear").view_as(close) for at in middles])
+    apart = (crops - close).abs().mean((2, 3, 4, 5)).min(0).values
+    assert apart.median() < 0.5 * (wide - close).abs().mean((1, 2, 3, 4)).median()
+
+
+def test_steady_heads_are_shaken_more(portraits):
+    edge = lambda x: x[..., :6].float().diff(dim=1).abs().mean()                       # beside the head
+    assert edge(photoclips(portraits, {"real": 16}, frames=6, size=32, motion="steady").clips) > 1.2 * edge(photoclips(portraits, {"real": 16}, frames=6, size=32).clips)
+
+
 def test_more_clips_begin_with_the_same_ones_and_seeds_and_splits_differ(portraits):
     few, more = (photoclips(portraits, {"FS": n}, frames=3, size=24) for n in (2, 4))
     assert torch.equal(few.clips, more.clips[:2])
@@ -205,7 +227,7 @@ def test_the_gates_on_photographs(lfw):
 
 
 @pytest.mark.parametrize("bad, word", [({"counts": {"Deepfake": 1}}, "kind"), ({"counts": {"real": -1}}, "real"), ({"counts": {}}, "how many"), ({"counts": {"real": 0}}, "0 clips"),
-                                       ({"split": "dev"}, "split"), ({"size": 4}, "size"), ({"strength": -1.0}, "strength"), ({"portraits": None}, "Portraits(")])
+                                       ({"split": "dev"}, "split"), ({"size": 4}, "size"), ({"strength": -1.0}, "strength"), ({"motion": "calm"}, "'steady'"), ({"zoom": 0.5}, "zoom"), ({"portraits": None}, "Portraits(")])
 def test_bad_numbers_are_refused(portraits, bad, word):
     assert word in refused(photoclips, **{"portraits": portraits, "counts": {"real": 1}} | bad)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from kdnotes.checks import refused
 from kdnotes.losses.consistency import (
+    SHUFFLES,
     SPM_FORMS,
     TCM_FORMS,
     NaturalConsistency,
@@ -47,7 +48,7 @@ def test_every_place_is_hidden_as_often(N, m):
 # ---- shuffles
 
 
-@pytest.mark.parametrize("kind", ["full", "mixed"])
+@pytest.mark.parametrize("kind", SHUFFLES)
 @pytest.mark.parametrize("n", [2, 3, 12])
 def test_a_shuffle_is_a_permutation_and_never_the_identity(kind, n):
     order = draw_shuffle(10_000, n, kind, torch.Generator().manual_seed(0))
@@ -74,6 +75,17 @@ def test_half_of_mixed_shuffles_move_a_subset_along_by_one():
             shifts += 1
             sizes.add(len(moved))
     assert 0.45 < shifts / 4000 < 0.56 and sizes == set(range(2, n + 1))
+
+
+def test_near_shuffles_are_all_that_one_to_three_swaps_can_do():
+    n, near = 5, {(i, j) for i in range(5) for j in (i + 1, i + 2) if j < 5}
+    reached, found = {tuple(range(n))}, set()
+    for _ in range(3):
+        reached = {tuple({i: order[j], j: order[i]}.get(k, order[k]) for k in range(n)) for order in reached for i, j in near}
+        found |= reached
+    order = draw_shuffle(30_000, n, "near", torch.Generator().manual_seed(0))        # the rarest order is expected 30 times or more
+    assert set(map(tuple, order.tolist())) == found - {tuple(range(n))}
+    assert ((order != torch.arange(n)).sum(1) == 2).float().mean() > 1 / 3
 
 
 def test_tokens_of_a_frame_move_together():
@@ -239,6 +251,8 @@ def test_monitors_see_a_collapse():
     assert spread(torch.ones(4, 3, 5)) == 0 and abs(spread(normal(4000, 1, 5)) - 1) < 0.05
     encode, _ = over_time()
     step = NaturalConsistency(8, 6, tcm="triplet")
+    for p in step.projector.parameters():                         # every vector is zero, in any arithmetic
+        nn.init.zeros_(p)
     made = step(torch.ones(5, 6, 8), lambda f: (torch.zeros(len(f), 8), f))
     assert made.spread_f == 0 and made.tcm.item() == pytest.approx(0.5) and made.order == 0
 

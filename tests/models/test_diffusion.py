@@ -12,8 +12,10 @@ from kdnotes.models.diffusion import (
     Diffusion,
     Preconditioned,
     UNet,
+    VPreconditioned,
     alpha_bars,
     denoising_losses,
+    draw_cosine_sigmas,
     draw_sigmas,
     drop_labels,
     edm_losses,
@@ -220,6 +222,33 @@ def test_the_target_of_edm_has_variance_1_and_its_loss_is_weighted():
         assert torch.allclose(losses, slow, rtol=1e-10)
 
 
+def test_the_v_form_predicts_minus_v_and_its_weight_makes_the_loss_that_of_v():
+    x_0, noise, sigma = normal(3, 1, 2, 2), normal(3, 1, 2, 2), torch.tensor([0.01, 0.5, 80.0], dtype=torch.float64)
+    s = sigma.view(-1, 1, 1, 1)
+    alpha = 1 / (1 + s.square()).sqrt()
+    v, wrong, told = alpha * noise - alpha * s * x_0, normal(3, 1, 2, 2), []
+
+    class Says(nn.Module):
+        def forward(self, x, t, y):
+            assert torch.allclose(x, alpha * (x_0 + s * noise), atol=1e-12)
+            told.append(t)
+            return -v + wrong
+
+    d = VPreconditioned(Says())
+    assert torch.allclose(edm_losses(d, x_0, sigma, noise), wrong.square().mean((1, 2, 3)), rtol=1e-8)
+    assert torch.allclose((math.pi / 2 * told[0]).tan(), sigma, rtol=1e-9) and torch.allclose(1 / (math.pi / 2 * told[0]).cos().square() - 1, sigma.square(), rtol=1e-9)
+    assert torch.allclose(VPreconditioned(lambda x, t, y: -v)(x_0 + s * noise, sigma), x_0, atol=1e-9)
+
+
+def test_levels_of_the_v_form_are_uniform_in_the_time_of_the_cosine_schedule():
+    sigma = draw_cosine_sigmas(40000, torch.Generator().manual_seed(0)).double()
+    ratio, t = -2 * sigma.log(), 2 / math.pi * sigma.atan()
+    assert ratio.max() <= 13 + 1e-3 and ratio.min() >= -9 - 1e-3
+    first, last = (2 / math.pi * math.atan(math.exp(-x / 2)) for x in (13, -9))
+    uniform = (t - first) / (last - first)
+    assert float((uniform.sort().values - torch.linspace(0, 1, 40000)).abs().max()) < 0.01        # Kolmogorov's distance; 0.0082 is exceeded once in a hundred
+
+
 def test_levels_of_noise():
     levels, drawn = noise_levels(), draw_sigmas(40000, torch.Generator().manual_seed(0)).log()
     assert len(levels) == 50 and float(levels[0]) == pytest.approx(80) and float(levels[-1]) == pytest.approx(0.002)
@@ -257,6 +286,7 @@ X = torch.zeros(2, 1, 8, 8)
     (lambda: UNet(30), "expected a side that halves"), (lambda: UNet(8, 1, factors=(1,))(X[:, :, :4, :4], full(2, 1), full(2, 1)), "expected (N, 1, 8, 8)"),
     (lambda: denoising_losses(Diffusion(), DenoisingMLP(), X, full(2, 1), X, full(2, 1), "total"), "expected 'mean' or 'sum'"),
     (lambda: edm_sampled(Preconditioned(DenoisingMLP()), X, full(2, 1), churn=1.0), "churn needs"), (lambda: noise_levels(5, 1.0, 2.0), "expected low below high"),
+    (lambda: draw_cosine_sigmas(5, G, -9.0, 13.0), "expected the former below the latter"),
     (lambda: timestep_embedding(torch.zeros(2), 5), "expected numbers (N,) and an even dim"), (lambda: drop_labels(torch.tensor([11]), 10), "labels run from 11"),
 ])
 def test_bad_input_is_refused_in_one_line(call, words):

@@ -105,6 +105,11 @@ def students(paper: ModuleType, config: Settings) -> list[Row]:
     return [row for row in paper.rows(config) if row.table == paper.MAIN]
 
 
+def verifying_masked(paper: ModuleType, config: Settings) -> list[Row]:
+    """G2D's main table for a few methods."""
+    return [row for row in paper.main_rows(paper.Cast(config), config.seeds[0]) if row.table == paper.MAIN and row.method in ("teacher, direct", *config.methods)]
+
+
 def condensing(paper: ModuleType, config: Settings) -> list[Row]:
     """Rows of the main table for a few methods that condense."""
     rows = paper.main_table(config, config.seeds[0]) if paper.__name__.endswith("m3d") else paper.accuracy_rows(config)
@@ -137,7 +142,7 @@ CASES = {
         lambda stage: type(stage).__name__ == "Ensemble",
         {"student.steps": 5, "student.network": "perceptron:8", "alpha_1": 0.5, "epsilon_1": 1.0, "base": "input", "solver": "cg", "gamma": 2.0, "queries": 11,
          "mechanism": "GNMax", "choose": "random", "latent": 4, "vae_steps": 7, "generative.steps": 7, "one_hot": 0.5, "images": 90, "private.steps": 7, "dp_steps": 3,
-         "delta": 1e-4, "baseline": "dpsgd", "methods": ("DGD",)},
+         "delta": 1e-4, "baseline": "dpsgd", "methods": ("DGD",), "sanitise": True, "interactive": 1.0, "sweeps": ("mechanisms",)},
         {"teachers.count": 5, "teachers.steps": 6, "teachers.lr": 1e-3, "teachers.batch": 8, "teachers.network": "perceptron:8", "teachers.recipe": "pate", "records": 100,
          "seeds": (1,)},
         {"methods": ("private classifier", "labelled only", "DGD"), "sweeps": (), "audits": 0}, put_images, students, resumes=False),
@@ -146,12 +151,13 @@ CASES = {
         {"instance": 9.0, "angle": 3.0, "relation": "cosine", "unmasked": 0.5, "hole": 2.0, "steps": 5, "masks_steps": 5, "boxes_steps": 5, "depth": 14, "views": 3,
          "networks.encoder": (4, 4, 4), "kinds": ("band",), "pairs": 60, "methods": ("G2D",), "transformer.prior": True, "seeds": (1,)},
         {"teacher_steps": 5, "networks.teacher": "smallface:4-8:4", "each": 5, "held": 5, "lr": 1e-3, "scale": 20.0, "margin": 0.1, "nuisance": 0.1},
-        {}, PEOPLE, resumes=False),
+        {}, PEOPLE, verifying_masked, resumes=False),
     "dpsad": Case(
         {"audits": (), "once": (), "sweeps": ()}, "kdnotes.papers.dpsad.student_losses", ("DP-SAD", "DP-SAD, T1", "DP teacher"), lambda stage: type(stage).__name__ == "Teacher",
         {"losses.adversarial": 9.0, "losses.saturating": False, "private.steps": 5, "private.draws": 3, "private.site": "theta", "private.epsilons": (2.0,), "distil_steps": 5,
-         "discriminator": (4, 4), "target": "eps", "judging.samples": 50, "conditioning": "student", "methods": ("DP-SAD",), "seeds": (1,), "once": ("pads",)},
-        {"teacher_steps": 5, "teacher_batch": 16, "networks.width": 8, "T": 400, "training.ema": 0.4, "training.lr": 1e-3, "chain.sampling": 3},
+         "discriminator": (4, 4), "target": "eps", "judging.samples": 50, "conditioning": "student", "methods": ("DP-SAD",), "seeds": (1,), "once": ("pads",), "sweeps": ("guidance",)},
+        {"teacher_steps": 5, "teacher_batch": 16, "networks.width": 8, "T": 400, "training.ema": 0.4, "training.lr": 1e-3, "chain.sampling": 3, "chain.prediction": "v",
+         "label_drop": 0.1},
         {}, put_images, resumes=False),
     "naco": Case(
         {"methods": ("NACO", "random backbone", "supervised video"), "protocols": ("A leave-one-out",), "folds": ("NT",)}, "kdnotes.losses.consistency.tcm_loss",

@@ -20,10 +20,11 @@ from kdnotes.papers.dgd import (
     PrivateSteps, Regulariser, Smoothness, Space, Student, Teaching, choose_queries, costs, generator_terms, network_of, rows, sizes, smoothness_loss, train_generator, train_privately,
     train_student, train_teachers, triple,
 )
-from kdnotes.privacy.accounting import Ledger
-from kdnotes.privacy.pate import LNMax, Oracle, partition, vote_counts
+from kdnotes.privacy.accounting import Ledger, to_epsilon
+from kdnotes.privacy.pate import ConfidentGNMax, LNMax, Oracle, partition, vote_counts
 from kdnotes.results import reported
 from kdnotes.runtime import fingerprint, make_fabric, make_generator
+from kdnotes.train import predict
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +282,78 @@ def test_data_dependent_costs_are_smaller_and_marked(experiment, cast, config):
     assert found["epsilon_data_dependent"] <= found["epsilon"] and found["asked"] == found["answered"] == 12
 
 
+# Interactive-GNMax, in two rounds
+def test_interactive_labels_cost_what_both_rounds_cost_and_take_a_sure_student_at_its_word(experiment, cast, config):
+    stage = cast.labels(cast.synthetic(False), mechanism="Interactive-GNMax")
+    stage = replace(stage, mechanism=replace(stage.mechanism, threshold=2.5, confidence=0.11))
+    bought, first = experiment.made(stage), experiment.made(stage.first.labels)
+    q, done = len(bought.labels), len(first.labels)
+    assert (q, done) == (12, 6) and bought.labels[:done].equal(first.labels) and bought.answered[:done].equal(first.answered)
+    asked, answered = bought.ledger.entries[0].release, int(bought.answered.sum())
+    free = ConfidentGNMax(3.0, 1.0, 1.0).rdp_independent(ORDERS, q, answered)               # a threshold a query, an answer where one was given
+    spent = sum(entry.times * torch.tensor(entry.release.rdp, dtype=torch.float64) for entry in bought.ledger.entries)
+    assert asked.mechanism == "threshold" and torch.allclose(spent, torch.from_numpy(free), rtol=1e-12) and bought.ledger.covers == LABELS_ONLY
+    p = predict(experiment.made(stage.first), bought.images[done:])[0].softmax(1)
+    own = ~bought.answered[done:]
+    assert own.any() and bought.labels[done:][own].equal(p.argmax(1)[own]), "where the teachers were not asked, it is the student's own label"
+    found = costs(stage, bought, experiment.here, config.labels.delta, 120)
+    assert found["own_labels"] == int(own.sum()) and found["asked"] == 12 and found["answered"] == answered and found["epsilon_data_dependent"] <= found["epsilon"]
+    learned = experiment.made(replace(cast.student("labelled only"), labels=stage))
+    assert state(learned) != state(experiment.made(stage.first))
+    assert type(cast.labels(cast.synthetic(False), 1, mechanism="Interactive-GNMax").mechanism) is ConfidentGNMax, "one query leaves none for a second round"
+
+
+def test_noise_of_the_second_round_is_not_that_of_the_first(experiment, cast, monkeypatch):
+    stage, oracles = cast.labels(cast.synthetic(False), mechanism="Interactive-GNMax"), []
+    rounds = {each: {name: experiment.made(parent) for name, parent in each.needs().items()} for each in (stage.first.labels, stage)}
+    monkeypatch.setattr(dgd, "Oracle", lambda *given: oracles.append(Oracle(*given)) or oracles[-1])
+    for each, parents in rounds.items():
+        each.build(parents, experiment.here, None)
+    first, second = (oracle.noise[1] for oracle in oracles)
+    assert first.shape == second.shape == (6, 10) and not torch.isin(first, second).any()
+
+
+# F: what may be published of a data-dependent epsilon
+def test_a_sanitised_epsilon_has_noise_that_was_chosen_without_the_votes(monkeypatch):
+    mechanism, draws, seen, whole = dgd.GNMax(40.0), make_generator(0), [], dgd.sanitised_epsilon
+    monkeypatch.setattr(dgd, "sanitised_epsilon", lambda *given: seen.append(whole(*given)) or seen[-1])
+    sure, unsure = (dgd.guessed_votes(250, 10, 30, share, draws) for share in (0.95, 0.3))
+    found = [dgd.sanitised(votes, mechanism, 1e-5, 0.7, 3) for votes in (sure, unsure)]
+    assert [f.keys() for f in found] == [{"epsilon_sanitised", "epsilon_sanitised_std"}] * 2 and min(f["epsilon_sanitised_std"] for f in found) > 0
+    plans = [(s.order, s.beta, s.sigma_ss) for s in seen]
+    assert len(set(plans)) == 1 and seen[1].public_parameters and seen[3].public_parameters, "order, beta and sigma do not look at the votes"
+    truth = [to_epsilon(ORDERS, mechanism.rdp(votes, ORDERS).sum(0), 1e-5, "classic").epsilon for votes in (sure, unsure)]
+    assert truth[0] < truth[1] and all(s.epsilon > real + s.cost > real for s, real in zip(seen[1::2], truth)), "publishing costs something itself"
+    assert [abs(f["epsilon_sanitised"] - s.epsilon) < 5 * s.std for f, s in zip(found, seen[1::2])] == [True, True]
+    monkeypatch.setattr(dgd, "has_smooth_bound", lambda sigma, order, classes: False)
+    assert dgd.sanitised(sure, mechanism, 1e-5, 0.7, 3) == {}
+
+
+def test_guessed_votes_agree_as_often_as_guessed():
+    votes = dgd.guessed_votes(250, 10, 400, 0.7, make_generator(0))
+    assert votes.shape == (400, 10) and votes.sum(1).eq(250).all()
+    assert float(votes.amax(1).double().mean() / 250) == pytest.approx(0.7 + 0.03, abs=4 * math.sqrt(0.2 / 250 / 400))
+
+
+@pytest.mark.parametrize("name, there", [("LNMax", False), ("GNMax", True), ("Confident-GNMax", True), ("Interactive-GNMax", False), ("plurality", False)])
+def test_an_epsilon_is_sanitised_where_that_is_asked_and_possible(experiment, cast, config, name, there):
+    stage = cast.labels(cast.synthetic(False), mechanism=name)
+    if there:                                                                        # the noise of smoke is too small for the theorem
+        kind = dgd.GNMax(30.0) if name == "GNMax" else ConfidentGNMax(3.0, 30.0, 30.0)
+        stage = replace(stage, mechanism=kind)
+    bought = experiment.made(stage)
+    asked, plain = (costs(stage, bought, experiment.here, config.labels.delta, 120, share) for share in (0.7, 0.0))
+    assert ("epsilon_sanitised" in asked) == there and "epsilon_sanitised" not in plain
+    assert {k: v for k, v in asked.items() if "sanitised" not in k} == plain
+
+
+def test_the_private_images_of_svhn_have_its_extra_part_where_that_is_asked():
+    config = Config.profile("paper", "svhn", seeds="0")
+    cast = Cast(config, 0)
+    assert cast.private.dataset == "svhn_extra" and cast.test.dataset == "svhn" and Space.of("svhn_extra") == Space.of("svhn") != Space()
+    assert Cast(Config.profile("paper", "svhn", seeds="0", extra=False), 0).private.dataset == "svhn"
+
+
 def test_a_threshold_that_nobody_reaches_leaves_a_student_as_it_began(tmp_path):
     config = Config.profile("smoke", seeds="0", mechanism="Confident-GNMax", threshold=1000.0)
     experiment, stage = Experiment.alone("dgd", config, tmp_path), Cast(config, 0).student("labelled only")
@@ -296,6 +369,7 @@ def test_a_threshold_that_nobody_reaches_leaves_a_student_as_it_began(tmp_path):
     ({"private.network": "lenet5", "statistics": 1.0}, "needs batch norms"),
     ({"generative.kind": "dafl", "generative.widths": (8, 8)}, "expected one width"),
     ({"mechanism": "LNmax"}, "did you mean 'LNMax'"), ({"gamma": 0.0}, "above 0"), ({"delta": 1.0}, "below 1"), ({"student.network": "lenet"}, "lenet"),
+    ({"private.extra": True}, "expected 'svhn'"), ({"confidence": 1.5}, "at most 1"), ({"consensus": 1.0}, "below 1"),
     ({"methods": ("DGD", "PATE")}, "PATE"), ({"baseline": "dp"}, "dpsgd"),
 ])
 def test_what_cannot_be_is_refused_in_a_line(overrides, said):

@@ -4,6 +4,7 @@ The numbers in front are those of the checklist of the sheet.
 """
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from kdnotes.experiment import Data, Experiment, Stage
 from kdnotes.metrics.generate import frechet_distance, frechet_of_moments, inception_score
-from kdnotes.models.diffusion import Diffusion, UNet, alpha_bars
+from kdnotes.models.diffusion import Diffusion, UNet, alpha_bars, edm_sampled, sampled
 from kdnotes.papers import dpsad
 from kdnotes.papers.dpsad import (
     AUDITS, CLAIMED, MAIN, METHODS, Adversary, Cast, Coins, Config, Form, How, Records,
@@ -307,10 +308,10 @@ def test_the_schedule(T, one, half, end):
 
 
 # 12, 13: many draws, one clip; three ways to one gradient
-@pytest.mark.parametrize("edm", [False, True])
+@pytest.mark.parametrize("preconditioning", ["", *dpsad.PRECONDITIONED])
 @pytest.mark.parametrize("draws", [1, 3])
-def test_draws_are_averaged_before_the_one_clip_and_all_methods_agree(experiment, cast, edm, draws):
-    stage = cast.private(0, 1.0, draws, edm)
+def test_draws_are_averaged_before_the_one_clip_and_all_methods_agree(experiment, cast, preconditioning, draws):
+    stage = cast.private(0, 1.0, draws, preconditioning)
     mine = learner(cast, experiment, replace(stage, how=replace(stage.how, batch=20.0)))
     mine.network.double()
     batch = tuple(part.double() if part.is_floating_point() else part for part in mine.rows(torch.arange(5)))
@@ -336,6 +337,44 @@ def test_gradients_of_the_student_agree_with_its_adversary_in_them(experiment, c
     assert all(torch.allclose(by_vmap[name], by_loop[name], rtol=1e-9, atol=1e-9) for name in by_loop)
     norms = torch.cat([g.flatten(1) for g in by_loop.values()], 1).norm(dim=1)
     assert torch.allclose(clipped_sum(mine.network, mine.losses, batch, 1.0, "ghost").norms, norms, rtol=1e-9)
+
+
+# guidance
+def test_a_class_is_withheld_once_a_record_and_the_network_knows_a_label_for_none(experiment, cast):
+    stage = cast.private(0, 1.0, 4)
+    some = replace(stage, style=replace(cast.style, dropped=0.3), how=replace(stage.how, batch=20.0))
+    mine, every = learner(cast, experiment, some), learner(cast, experiment, replace(some, style=cast.style))
+    assert mine.network.null == 10 and every.network.null is None and mine.sanitizer.release == every.sanitizer.release
+    numbers = torch.arange(60).repeat(20)
+    y = mine.rows(numbers)[-1].view(-1, 4)
+    assert (y == y[:, :1]).all() and float((y == 10).float().mean()) == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 1200))
+    assert (y[:, 0] == 10).logical_or(y[:, 0] == numbers % 10).all() and not (every.rows(numbers)[-1] == 10).any()
+    for other in (cast.student(0, 1.0, 500.0), cast.sharded(0, 1.0), cast.distilled(0, 1.0)):
+        parents = {name: replace(p, style=some.style) for name, p in other.needs().items()}
+        assert experiment.made(replace(other, style=some.style, **parents)).network.null == 10
+
+
+@pytest.mark.parametrize("preconditioning", ["", *dpsad.PRECONDITIONED])
+def test_guidance_pushes_a_sample_away_from_that_without_a_class_and_costs_nothing(experiment, cast, preconditioning):
+    stage = replace(cast.private(0, 1.0, 1, preconditioning), style=replace(cast.style, dropped=0.3))
+    plain, guided = (cast.judged(stage, 0, guidance=w) for w in (0.0, 2.0))
+    assert plain.samples.generator == guided.samples.generator, "one network, whatever its guidance"
+    assert all(experiment.made(plain)[name] == experiment.made(guided)[name] for name in ("nominal_epsilon", "valid", "epsilon"))
+    released = experiment.made(stage)
+    draw = lambda w: released.draw(5, make_generator(3), w)[0]
+    y = released.draw(5, make_generator(3))[1]
+    g = make_generator(3)
+    torch.randint(10, (5,), generator=g)
+    z = torch.randn(5, 1, 8, 8, generator=g)
+    sampler = partial(edm_sampled, released.network, z, y, stage.sampling) if preconditioning else partial(sampled, released.network, stage.chain, z, y, stage.sampling)
+    assert draw(0.0).equal(released.draw(5, make_generator(3))[0]) and not draw(2.0).equal(draw(0.0))
+    assert torch.allclose(draw(2.0), sampler(guidance=2.0).clamp(-1, 1))
+
+
+def test_rows_on_guidance_are_of_two_networks(config, cast):
+    part = [row for row in dpsad.sweep_rows(Cast(replace(config, sweeps=("guidance",))), 0) if row.table == "ablation: guidance"]
+    assert len({row.stage.samples.generator for row in part}) == 2 and [row.stage.samples.guidance for row in part] == [0.0, *dpsad.WEIGHTS]
+    assert part[0].stage.samples.generator == cast.private(0, config.private.epsilons[-1], config.private.draws)
 
 
 def test_the_variance_of_a_gradient_falls_as_one_over_k():
@@ -490,7 +529,8 @@ def test_budgets_that_cannot_be_are_refused(change, words, experiment):
     (lambda: Config.profile("smoke", sampling=600, T=500), "expected at most"),
     (lambda: Config.profile("smoke", denoiser="unet"), "row space"),
     (lambda: Config.profile("smoke", conditioning="none"), "without a class"),
-    (lambda: Config.profile("smoke", mechanism="dp-sgd"), "did you mean 'dpsgd'"),
+    (lambda: Config.profile("smoke", guidance=1.0), "give training.label_drop a share"), (lambda: Config.profile("smoke", conditioning="discriminator", methods=("DP-SAD",), label_drop=0.1), "no class to guide to"),
+    (lambda: Config.profile("smoke", prediction="eps"), "known: v, x0"), (lambda: Config.profile("smoke", mechanism="dp-sgd"), "did you mean 'dpsgd'"),
     (lambda: Coins(400, 100, 0).room(150), "canaries, half of them among 150 records"),
 ])
 def test_bad_input_is_refused_in_one_line(call, words):
