@@ -4,6 +4,7 @@
 __all__ = ['SHIFTS', 'Shift', 'shifted']
 
 # %% ../../nbs/data/shifts.ipynb #63976c98
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import unknown_name
-from ..inputs import as_pixels, require_kind, require_number, wide_dtype
+from ..inputs import as_pixels, require_kind, wide_dtype
 
 # %% ../../nbs/data/shifts.ipynb #71917c0a
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Shift:
     noise: float = 0.0
 
     def __post_init__(self):
-        require_number("Shift", gain=self.gain, offset=self.offset, noise=self.noise)
+        require_kind("Shift", numbers.Real, "a number", gain=self.gain, offset=self.offset, noise=self.noise)
         if not (self.gain >= 0 and self.offset >= 0 and self.gain + self.offset <= 1 and 0 <= self.noise < torch.inf):
             raise ValueError(f"{self} leaves [0, 1]; expected gain and offset of at least 0 that sum to at most 1, "
                              "and a finite noise of at least 0")

@@ -138,5 +138,5 @@ def test_published_numbers_and_bad_input(digits):
     assert look.networks.plan.every == 5 and look.loss.weight == 0.5 and passes_for("idm", digits, net(), 0, ipc=50)[0].loss.weight == 0.1
     with pytest.raises(ValueError, match="running statistics"):
         NetworkQueue(net(norm_kind="batch"), digits, 0)
-    with pytest.raises(ValueError, match="at least 1 of everything"):
+    with pytest.raises(ValueError, match="most is 0"):
         Queueing(most=0)

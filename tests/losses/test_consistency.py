@@ -244,7 +244,7 @@ def test_a_static_clip_in_any_order_is_the_same_clip():
     encode, _ = over_time()
     step = NaturalConsistency(8, 6, light=0).eval()
     made = step(normal(5, 1, 8, dtype=torch.float32).expand(-1, 6, -1), encode)
-    assert made.far < 1e-10 and made.near < 1e-10
+    assert made.far < 1e-10 and made.near < 1e-10              # which of the two is the smaller is a matter of rounding
 
 
 def test_monitors_see_a_collapse():

@@ -303,7 +303,7 @@ def test_distractors_only_hurt():
     (lambda s, y: equal_error_rate(s, y & False), ["all 80 pairs are impostors"]),
     (lambda s, y: tar_at_far(s, y, (0.1, 1.5)), ["1.5", "[0, 1]"]),
     (lambda s, y: histogram_intersection(2 * s / s.abs().max(), y), ["in 40 bins", "expected cosines, from -1 to 1"]),
-    (lambda s, y: histogram_intersection(s / s.abs().max(), y, bins=0), ["in 0 bins", "at least one bin"]),
+    (lambda s, y: histogram_intersection(s / s.abs().max(), y, bins=0), ["bins is 0", "of at least 1"]),
     (lambda s, y: similarity_margin(s[:0], y[:0]), ["expected"]),
     (lambda s, y: tar_at_far(s, y, ()), ["[]"]),
     (lambda s, y: judge_folds(s, y, 1), ["1 folds"]),
