@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STATISTICS', 'RECIPES', 'ORDERS', 'CONVERSION', 'LABELS_ONLY', 'EVERYTHING', 'MECHANISMS', 'NETWORKS', 'PRIVATE',
            'PATE_REAL', 'SOFT', 'DP', 'STRICT', 'NOISE', 'PARTS', 'METHODS', 'SWEEPS', 'DROPPED', 'MANY', 'GREY',
-           'ON_GPU', 'COLOUR', 'PUBLISHED', 'PUBLISHED_COLOUR', 'MAIN', 'ENSEMBLES', 'BOUGHT', 'IMAGES', 'AUDITS',
-           'TABLES', 'Space', 'OnPixels', 'Teaching', 'train_teachers', 'Dreaming', 'generator_terms',
+           'ON_GPU', 'OF_100', 'COLOUR', 'PUBLISHED', 'PUBLISHED_COLOUR', 'MAIN', 'ENSEMBLES', 'BOUGHT', 'IMAGES',
+           'AUDITS', 'TABLES', 'Space', 'OnPixels', 'Teaching', 'train_teachers', 'Dreaming', 'generator_terms',
            'train_generator', 'dreamt', 'choose_queries', 'Labelling', 'Smoothness', 'Chart', 'triple',
            'smoothness_loss', 'Learning', 'Regulariser', 'train_student', 'learn_by', 'check_network', 'has_batch_norm',
            'network_of', 'Private', 'Teachers', 'Generative', 'Distilling', 'Config', 'Split', 'standardised',
@@ -627,7 +627,9 @@ ON_GPU = GREY | {
                                         "vae_widths": (64, 128, 256), "vae_steps": 8000},
     "student": GREY["student"] | {"steps": 4000, "pool": 0},
 }
+OF_100 = {"threshold": 80.0, "sigma1": 60.0, "interactive": 70.0}       # the same shares as of 250 teachers
 COLOUR = ON_GPU | {
+    "labels": GREY["labels"] | OF_100,
     "teachers_sweep": (50, 100), "sweeps": ("mechanisms",),
     "private": {"size": 32, "network": "resnet34", "steps": 4000, "optimizer": "sgd", "lr": 0.1, "augment": True,
                 "dp_network": "lenet5", "dp_steps": 1000, "dp_batch": 2048},
@@ -674,7 +676,8 @@ Config.PROFILES = {
 Config.DATASETS = {
     ("real", "mnist"): GREY, ("real", "fashion_mnist"): GREY, ("real", "cifar10"): COLOUR,
     ("paper", "mnist"): PUBLISHED, ("paper", "fashion_mnist"): PUBLISHED,
-    ("paper", "cifar10"): PUBLISHED_COLOUR | {"teachers": PUBLISHED["teachers"] | {"count": 100}},
+    ("paper", "cifar10"): PUBLISHED_COLOUR | {
+        "teachers": PUBLISHED["teachers"] | {"count": 100}, "labels": PUBLISHED["labels"] | OF_100},
     ("paper", "svhn"): PUBLISHED_COLOUR | {
         "private": PUBLISHED_COLOUR["private"] | {"extra": True},
         "labels": PUBLISHED["labels"] | {"queries": 1000, "threshold": 300.0, "sigma1": 200.0, "delta": 1e-6}},
