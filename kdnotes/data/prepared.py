@@ -21,6 +21,7 @@ from .imageset import ImageSet, LabelledImages, as_image_set, numbered, resize
 from .pictures import HELD_OUT, ClassFolder, class_folders
 from .source import Source, composed, reading, verified
 from ..files import atomic_write
+from ..runtime import log
 
 # %% ../../nbs/data/prepared.ipynb #577270c6
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
@@ -195,10 +196,18 @@ def paired_splits(name: str, train: object, test: object, size: int | None = Non
 
 # %% ../../nbs/data/prepared.ipynb #202490ed
 def two_folders(folder: Path) -> tuple[Path, Path] | None:
-    """The folders of the training and the test split below `folder`; None where it holds classes."""
+    """The folders of the training and the test split below `folder`; None where it holds classes.
+
+    Which other folders are left aside is logged.
+    """
     below = {name.lower(): path for name, path in class_folders(folder).items()}
     held_out = next((below[name] for name in HELD_OUT if name in below), None)
-    return (below["train"], held_out) if "train" in below and held_out and class_folders(below["train"]) else None
+    if "train" not in below or held_out is None or not class_folders(below["train"]):
+        return None
+    if aside := sorted(path.name for path in below.values() if path not in (below["train"], held_out)):
+        taken = f"{below['train'].name} and {held_out.name} are the two splits"
+        log.warning("%s: %s; left aside: %s", folder, taken, ", ".join(aside))
+    return below["train"], held_out
 
 
 def split_here(name: str, given: object, share: float, seed: int, size: int | None = None) -> tuple[ImageSet, ImageSet]:

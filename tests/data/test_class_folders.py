@@ -201,6 +201,14 @@ def test_a_flat_folder_is_split_and_installed(tmp_path):
 four = ImageSet(torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1), torch.tensor([0, 1, 0, 1]), ("a", "b"))
 
 
+def test_what_is_left_aside_is_said(tmp_path, caplog):
+    """A folder may hold a third split, which a set of two does not take."""
+    add("pets", lay(tmp_path / "given", train="cat dog", val="cat dog", test="cat dog"), root=tmp_path / "data")
+    assert len(caplog.records) == 1 and "train and test are the two splits; left aside: val" in caplog.text
+    add("others", lay(tmp_path / "two", train="cat dog", val="cat dog"), root=tmp_path / "data")
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize("chosen, rows", [
     ([2, 0], [2, 0]), ((3, -4), [3, 0]), (range(1, 3), [1, 2]), (slice(None, None, -2), [3, 1]), ([True, False, False, True], [0, 3]), (np.array([False, True, True, False]), [1, 2]),
     (torch.tensor([1, 3], dtype=torch.uint8), [1, 3]), (torch.tensor([0, 1, 0, 0], dtype=torch.bool), [1]), (torch.tensor([3], dtype=torch.uint16), [3]), (np.array([1], np.uint64), [1])])
