@@ -9,6 +9,7 @@ import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 
@@ -39,6 +40,16 @@ def _call_alone(function: Callable, seed: int, item: object) -> object:
 # %% ../nbs/parallel.ipynb #a96add2b
 for _namespace in (torch.classes, torch.ops):
     copyreg.pickle(type(_namespace), lambda namespace: (importlib.import_module, (namespace.__name__,)))
+
+
+def _cached_property(function: Callable, name: str | None) -> cached_property:
+    found = cached_property(function)
+    if name is not None:
+        found.__set_name__(None, name)
+    return found
+
+
+copyreg.pickle(cached_property, lambda kept: (_cached_property, (kept.func, kept.attrname)))
 
 # %% ../nbs/parallel.ipynb #81f7350b
 def _noted(results: Iterable, total: int, desc: str, seconds: float = 15.0) -> Iterator:

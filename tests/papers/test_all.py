@@ -2,6 +2,7 @@
 
 All at the size of `smoke`, on a few of its stages. What needs processes of its own is done by this file as a script: see `processes`.
 """
+import contextlib
 import functools
 import importlib
 import json
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -254,6 +256,25 @@ def copied(first, tmp_path) -> Path:
 
 def test_every_paper_is_looked_at():
     assert {path.stem for path in Path(module_of("horkd").__file__).parent.glob("*.py")} - {"__init__"} == CASES.keys()
+
+
+def test_what_a_notebook_defines_travels_to_other_processes(slug):
+    """A notebook's cells are `__main__`: their classes and functions go to worker processes by value, with all that they name."""
+    paper = module_of(slug)
+    with cloudpickle_by_value(paper):
+        for name, thing in vars(paper).items():
+            if getattr(thing, "__module__", None) == paper.__name__:
+                assert len(cloudpickle.dumps(thing)) > 100, name
+
+
+@contextlib.contextmanager
+def cloudpickle_by_value(module: ModuleType):
+    """What `module` defines is written out, as if it came from a notebook."""
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 # --- fault 1: edited code, old numbers ---
