@@ -6,6 +6,7 @@ import pkgutil
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from kdnotes import papers
@@ -67,3 +68,14 @@ def test_a_place_is_kept_for_the_result_card(slug):
     place = next(i for i, cell in enumerate(cells) if cell["cell_type"] == "code" and "card_place()" in "".join(cell["source"]))
     sections = [i for i, cell in enumerate(cells) if "".join(cell["source"]).startswith("## ")]
     assert place < sections[1]                                    # after the problem, before anything else
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_the_cast_of_the_figures_is_in_the_tables(slug):
+    """The proposed method and its nearest rival have colours of their own: under the names that they have in the numbers."""
+    named = re.search(r'plots\.cast\(\\"([^"]+)\\", \\"([^"]+)\\"', (NOTEBOOKS / f"{slug}.ipynb").read_text())
+    assert named, "the notebook says plots.cast(proposed, rival)"
+    results = NOTEBOOKS.parents[1] / "results" / slug / "results.csv"
+    if not results.is_file():
+        pytest.skip(f"no demo of {slug} is published")
+    assert set(named.groups()) <= set(pd.read_csv(results).method)
