@@ -161,3 +161,10 @@ def test_each_test_process_has_its_share_of_the_cores():
     """Two processes with two threads each on two cores wait for each other: twice the time for all of it."""
     share = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
     assert int(os.environ["OMP_NUM_THREADS"]) <= share
+
+
+def test_arrows_say_their_colour():
+    """The figures' style draws edges white: an arrow without a colour of its own cannot be seen."""
+    unseen = [f"{path}: {line.strip()}" for path in (PACKAGE.parent / "nbs").rglob("*.ipynb") for line in path.read_text().splitlines()
+              if "arrowstyle" in line and "color" not in line]
+    assert not unseen
