@@ -256,8 +256,12 @@ def code_of(stage: Stage) -> tuple:
 
 
 def _methods(kind: type, but: set[str]) -> dict[str, object]:
-    """The methods and class attributes of a dataclass, but for fields (their values count) and those in `but`."""
-    return {name: value for name, value in members(kind).items() if name not in but | {f.name for f in fields(kind)}}
+    """The methods and class attributes of a dataclass, but for fields (their values count) and those in `but`.
+
+    In order of name: a class that went to a worker process holds them in another order than its author wrote.
+    """
+    without = but | {f.name for f in fields(kind)}
+    return {name: value for name, value in sorted(members(kind).items()) if name not in without}
 
 
 def _kinds_in(stage: Stage) -> tuple[tuple[type, tuple[str, ...]], ...]:

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import random
 import subprocess
 import sys
 import textwrap
@@ -517,6 +518,59 @@ def test_a_worker_process_has_the_same_print_of_what_a_notebook_defines():
     assert there == [here, here]
 
 
+def test_a_worker_process_has_the_same_print_of_the_stages_of_a_notebook():
+    """The attributes of a class arrive there in another order than they were written in."""
+    space = cell("""
+    import functools
+    from collections.abc import Mapping
+    from dataclasses import dataclass
+    from typing import ClassVar
+    from kdnotes.experiment import Stage
+
+    @dataclass(frozen=True)
+    class Recipe:
+        weight: float = 0.5
+        ORDER: ClassVar[tuple] = ("z", "a")
+        @property
+        def twice(self): return 2 * self.weight
+        @functools.cached_property
+        def half(self): return self.weight / 2
+        @staticmethod
+        def named(): return 3
+        def between(self): return self.half
+
+    class Common(Stage):
+        zeal: ClassVar[float] = 0.1
+        def open(self, kept, here): return kept
+        @property
+        def keys(self): return ("a",)
+
+    @dataclass(frozen=True)
+    class Below(Common):
+        recipe: Recipe
+        def build(self, parents, here, checkpoint): return self.recipe.twice
+        def after(self): return 3
+
+    @dataclass(frozen=True)
+    class Above(Common):
+        below: Below
+        @property
+        def seed(self): return 0
+        def build(self, parents, here, checkpoint): return self.keys
+        def needs(self): return {"below": self.below}
+        before: ClassVar[dict] = {"z": 1, "a": 2}
+    """)
+    below = space["Below"](space["Recipe"]())
+    stages = [below, space["Above"](below)]
+    assert parallel_map(_codes_of_stages, [stages, stages], workers=2) == [_codes_of_stages(stages)] * 2
+
+
+def _codes_of_stages(stages: list) -> list[dict[str, str]]:
+    from kdnotes.experiment import code_of
+
+    return [code_parts(*code_of(stage)) for stage in stages]
+
+
 def test_a_print_is_quick_and_does_not_change_by_running(tmp_path):
     import torch
 
@@ -708,6 +762,64 @@ def test_a_print_that_is_asked_for_again_is_that_of_the_code_as_it_is(change):
         assert code_print(space["train"]) != first
     finally:
         del sys.modules["mine_in_memory"]
+
+
+HANGING_TOGETHER = """
+import functools
+
+TABLE = {}
+LISTS = [TABLE, [0]]
+
+def first(x): return TABLE["second"](x) + LISTS[1][0]
+def second(x): return first(x - 1) if x else third(TABLE)
+def third(x): return len(x) and Kind.named["first"](0)
+def memory(x):
+    SEEN.append(x)
+    return second(x)
+def of_kind(x): return choose(Kind())
+
+class Kind:
+    named = TABLE
+    def __call__(self): return third(self.named)
+
+SEEN = []
+TABLE |= {"first": first, "second": second, "kind": Kind, "kept": functools.cache(third), "part": functools.partial(second, 3)}
+
+@functools.singledispatch
+def choose(x): return first(x)
+
+@choose.register
+def _(x: Kind): return memory(x)
+"""
+
+
+def alone(thing: object) -> str:
+    """The print of a thing by a walk that knows of no other."""
+    prints._walks.clear()
+    prints._visits.clear()
+    return code_print(thing)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_print_does_not_depend_on_what_was_printed_before(seed):
+    """Tables hold functions that name the tables: what a walk leaves for the next must not know from where it came."""
+    space = cell(HANGING_TOGETHER)
+    things = [space[name] for name in ("first", "second", "third", "memory", "of_kind", "Kind", "choose", "TABLE", "LISTS")]
+    expected = [alone(thing) for thing in things]
+    random.Random(seed).shuffle(order := list(range(len(things))))
+    prints._walks.clear()
+    prints._visits.clear()
+    assert [code_print(things[i]) for i in order] == [expected[i] for i in order]
+    space["LISTS"][1][0] = 1                                   # what is deep in a constant
+    assert code_print(space["first"]) != expected[0] == alone(cell(HANGING_TOGETHER)["first"])
+    assert [code_print(things[i]) for i in order] == [alone(things[i]) for i in order]
+
+
+def test_the_stages_of_a_paper_have_the_prints_that_each_has_alone():
+    paper = importlib.import_module("kdnotes.papers.horkd")
+    things = [getattr(paper, name) for name in paper.__all__ if callable(getattr(paper, name))]
+    together = [code_print(thing) for thing in things]
+    assert together == [code_print(thing) for thing in reversed(things)][::-1] == [alone(thing) for thing in things]
 
 
 def test_a_print_that_is_asked_for_again_is_quick():
