@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
 .PHONY: help install run test test-fast lab bench backbone results export hooks clean
 
 help:
-	@echo "make run        run every paper notebook (demo profile); the report grows meanwhile"
+	@echo "make run        run every paper notebook (demo profile), two at a time (JOBS=2); the report grows meanwhile"
 	@echo "make test       notebooks and package in sync, ruff, pytest, the notebooks' own cells"
-	@echo "make test-fast  what runs no notebook and starts no batch: a few minutes"
+	@echo "make test-fast  what runs no notebook, starts no batch and takes no more than some seconds a test"
 	@echo "make lab        JupyterLab on nbs/index.ipynb; what is run there leaves the clone clean"
 	@echo "make bench      benchmarks, as ratios against a plain reference"
 	@echo "make backbone   NACO's pretrained backbone, where its settings or clips are no longer those of the file (4 minutes)"
@@ -27,7 +28,7 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	@touch $(STAMP)
 
 run: install
-	$(BIN)/kdnotes run --all --profile demo --report
+	$(BIN)/kdnotes run --all --profile demo --jobs $(JOBS) --report
 
 test: install
 	$(BIN)/ruff check .
@@ -35,7 +36,7 @@ test: install
 
 test-fast: install
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow" --ignore-glob 'tests/test_batch*' \
+	$(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow and not long" --ignore-glob 'tests/test_batch*' \
 		--ignore tests/test_notebooks.py --ignore tests/test_cli.py
 
 lab: install
@@ -48,7 +49,7 @@ backbone: install
 	$(BIN)/python -c 'from kdnotes.papers.naco import publish_backbone; print(publish_backbone("kdnotes/models/kept/naco.safetensors", "runs/backbone")["built"])'
 
 results: backbone
-	$(BIN)/kdnotes run --all --profile demo --force
+	$(BIN)/kdnotes run --all --profile demo --jobs $(JOBS) --force
 	$(BIN)/kdnotes results
 
 export: install

@@ -43,6 +43,7 @@ def test_the_linear_kernel_is_dm(digits):
     torch.testing.assert_close(*ends, atol=1e-4, rtol=0)
 
 
+@pytest.mark.long
 def test_learned_images_beat_chosen_ones(digits, small):
     test = load("digits", "test")
     protocol = Protocol(epochs=50, batch_size=16, lr=0.05, looks=1, strategy="none", cutmix=0.0)

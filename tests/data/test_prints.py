@@ -82,6 +82,7 @@ print(fingerprint(digits, made, hold_out(made.crowd, 0.2)))
 """
 
 
+@pytest.mark.long
 def test_a_print_is_the_same_in_every_process():
     said = {subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed, "PATH": "", "PYTHONPATH": ":".join(sys.path)}).stdout
             for seed in ("1", "2")}

@@ -32,6 +32,7 @@ def test_names_stay_as_written(tmp_path, delimiter, end, encoding):
     assert read_table(str(path), ["label", "worker"]) == {"label": PLAIN["label"], "worker": PLAIN["worker"]}
 
 
+@pytest.mark.long
 def test_no_name_is_guessed_at_any_length(tmp_path):
     """pandas reads long files in pieces and guesses each piece by itself: 007 and 7 in one, names in the next."""
     workers = ["007", "7"] * 150_000 + ["NA", "x"] * 10_000

@@ -137,6 +137,7 @@ def top_direction(net, x, Q):
     return Q @ torch.linalg.eigh(Q.T @ H @ Q).eigenvectors[:, -1]
 
 
+@pytest.mark.long
 def test_both_ways_find_the_top_generalised_eigenvector_in_any_coordinates():
     net, draw, z = student(), decoder(), normal(4, 3)
     x, basis = draw(z).detach(), tangent_basis(draw, z)

@@ -431,6 +431,7 @@ def test_torchvision_is_imported_by_the_nets_that_need_it_only():
     assert not any(str(owner).startswith("torchvision") for owner in owners)
 
 
+@pytest.mark.long
 def test_a_description_of_a_network_is_checked_without_pytorchs_compiler():
     """It would take four seconds to load, in every run."""
     code = ("import sys, torch; from kdnotes.condense.study import check_network; import kdnotes.models.convnets; "
@@ -439,6 +440,7 @@ def test_a_description_of_a_network_is_checked_without_pytorchs_compiler():
     assert done.stdout == "False\n"
 
 
+@pytest.mark.long
 def test_all_names_are_there_whatever_is_imported_first():
     for first in ("kdnotes.models.classifiers", "kdnotes.models"):
         script = f"import {first}; from kdnotes.models.classifiers import build; print(type(build('convnet1', 2, size=8)).__name__)"

@@ -413,6 +413,7 @@ def natives(tmp_path, face_layouts, monkeypatch):
     return root
 
 
+@pytest.mark.long
 def test_students_of_casia_meet_native_faces_from_data_to_claims(natives, run_from_parameters, monkeypatch, tmp_path):
     """The whole notebook from its parameters on, on miniature sets in their true layouts; LFW is not asked for where it is not in the data set's name."""
     monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="": [function(item) for item in items])

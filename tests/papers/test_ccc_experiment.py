@@ -273,6 +273,7 @@ def whole(tmp_path_factory):
     return config, root, results
 
 
+@pytest.mark.long
 def test_a_whole_run(whole):
     config, root, results = whole
     frame = results.frame()
@@ -286,6 +287,7 @@ def test_a_whole_run(whole):
     assert (judged.n == 2).all() and set(judged.verdict) == {"inconclusive"}  # all find rows; two seeds decide nothing
 
 
+@pytest.mark.long
 def test_a_second_run_trains_nothing_and_equals_the_first(whole, monkeypatch):
     config, root, results = whole
     experiment = alone(config, root)
@@ -303,12 +305,14 @@ def kept(config, root):
     return found
 
 
+@pytest.mark.long
 def test_a_change_of_the_correction_trains_only_what_is_corrected(whole, monkeypatch):
     config, root, _ = whole
     monkeypatch.setattr(ccc, "normalise_correction", lambda D, T, gamma: 0 * D)
     assert kept(config, root) == {"CCC": {False}} | {method: {True} for method in METHODS if method != "CCC"}
 
 
+@pytest.mark.long
 def test_a_change_of_one_baseline_trains_only_that_one(whole, monkeypatch):
     config, root, _ = whole
     monkeypatch.setattr(annotators.UnionNet, "forward", lambda self, *given: self.W.sum())

@@ -97,6 +97,7 @@ def test_both_ends_of_the_curve_are_the_trained_and_the_random_network(real, hel
             assert found.item() == pytest.approx(100 * (net(x).logits.argmax(1) == few.labels).float().mean().item(), abs=1e-3)
 
 
+@pytest.mark.long
 def test_the_experts_accuracy_is_the_mean_over_experts(real, pool, sets):
     begun, normal = sets[0]["mosaic"], statistics(real)
     images, labels = begun.decoded()
@@ -105,6 +106,7 @@ def test_the_experts_accuracy_is_the_mean_over_experts(real, pool, sets):
     assert dance.expert_accuracy(pool, begun, normal) == pytest.approx(sum(each) / 2, abs=1e-4)
 
 
+@pytest.mark.long
 def test_the_feature_gap_by_loops(real, sets):
     net, normal = fresh("convnet2", 10, real.shape, 0, width=16).eval(), statistics(real)
     few = real.take(draw_per_class(real.labels, 10, 6, 1).flatten())
@@ -153,6 +155,7 @@ def test_evaluation_sees_the_decoded_set_and_nothing_else(tmp_path, monkeypatch)
 
 
 # 18: the orderings that hold far outside the noise at this size: mosaics beat single images, DM beats mosaics; DANCE is not behind DM
+@pytest.mark.long
 def test_learned_mosaics_beat_mosaics_beat_single_images(real, held_out, sets):
     protocol = Protocol(epochs=80, batch_size=40, lr=0.05, looks=1, strategy="color_crop_scale_rotate")
 
@@ -165,12 +168,14 @@ def test_learned_mosaics_beat_mosaics_beat_single_images(real, held_out, sets):
 
 
 # 18: with calibration the experts recognise nearly everything, without it much less than that
+@pytest.mark.long
 def test_calibration_keeps_images_in_their_class(real, pool, sets):
     shares = {name: sum(dance.expert_accuracy(pool, sets[seed][name], statistics(real)) for seed in range(3)) / 3 for name in ("mosaic", "DM", "DANCE")}
     assert shares["DANCE"] > 97 and shares["DANCE"] > shares["DM"] + 3, shares
 
 
 # 19: the direction of Figure 3a: DM begins with the smaller gap and ends with the larger one (several times larger in the paper, after far longer runs)
+@pytest.mark.long
 def test_training_widens_the_gap_of_dm_against_that_of_dance(real, sets):
     protocol = Protocol(epochs=3, batch_size=64, lr=0.05, strategy="color_crop", looks=1)
     few = real.take(draw_per_class(real.labels, 10, 150, 0).flatten())
@@ -247,6 +252,7 @@ def test_a_set_is_monitored_where_the_figures_look_and_costs_what_it_costs_unsee
     assert all(row.stage.condensed.monitor is None for row in dance.cost_rows(config))
 
 
+@pytest.mark.long
 def test_the_run_goes_on_where_it_stopped_and_gives_the_same_numbers(tmp_path, tiny):
     frames, hows = [], []
     for _ in range(2):

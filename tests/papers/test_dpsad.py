@@ -346,7 +346,7 @@ def test_guidance_pushes_a_sample_away_from_that_without_a_class_and_costs_nothi
     assert plain.samples.generator == guided.samples.generator, "one network, whatever its guidance"
     assert all(experiment.made(plain)[name] == experiment.made(guided)[name] for name in ("nominal_epsilon", "valid", "epsilon"))
     released = experiment.made(stage)
-    draw = lambda w: released.draw(5, make_generator(3), w)[0]
+    draw = lambda w: released.draw(5, make_generator(3), dpsad.Sampler(w))[0]
     y = released.draw(5, make_generator(3))[1]
     g = make_generator(3)
     torch.randint(10, (5,), generator=g)
@@ -356,9 +356,23 @@ def test_guidance_pushes_a_sample_away_from_that_without_a_class_and_costs_nothi
     assert torch.allclose(draw(2.0), sampler(guidance=2.0).clamp(-1, 1))
 
 
+@pytest.mark.parametrize("churn", [0.0, 100.0])
+def test_dpdm_is_drawn_by_heun_with_churn_where_asked_and_the_others_as_ever(experiment, config, churn):
+    cast = Cast(replace(config, chain=replace(config.chain, heun=True, churn=churn)))
+    plain, theirs = cast.judged(cast.private(0, 1.0, 1), 0), cast.judged(cast.private(0, 1.0, 1, "EDM"), 0)
+    assert plain.samples.sampler == dpsad.PLAIN and theirs.samples.sampler == dpsad.Sampler(0.0, True, churn)
+    released, g = experiment.made(theirs.samples.generator), make_generator(3)
+    drawn, y = released.draw(5, make_generator(3), theirs.samples.sampler)
+    torch.randint(10, (5,), generator=g)
+    z = torch.randn(5, 1, 8, 8, generator=g)
+    by_heun = edm_sampled(released.network, z, y, config.chain.sampling, heun=True, churn=churn, churned=(0.05, 50.0), generator=g)
+    assert torch.allclose(drawn, by_heun.clamp(-1, 1))
+    assert not drawn.equal(released.draw(5, make_generator(3))[0]), "Heun's second guess changes the picture"
+
+
 def test_rows_on_guidance_are_of_two_networks(config, cast):
     part = [row for row in dpsad.sweep_rows(Cast(replace(config, sweeps=("guidance",))), 0) if row.table == "ablation: guidance"]
-    assert len({row.stage.samples.generator for row in part}) == 2 and [row.stage.samples.guidance for row in part] == [0.0, *dpsad.WEIGHTS]
+    assert len({row.stage.samples.generator for row in part}) == 2 and [row.stage.samples.sampler.guidance for row in part] == [0.0, *dpsad.WEIGHTS]
     assert part[0].stage.samples.generator == cast.private(0, config.private.epsilons[-1], config.private.draws)
 
 
@@ -515,6 +529,7 @@ def test_budgets_that_cannot_be_are_refused(change, words, experiment):
     (lambda: Config.profile("smoke", denoiser="unet"), "row space"),
     (lambda: Config.profile("smoke", conditioning="none"), "without a class"),
     (lambda: Config.profile("smoke", guidance=1.0), "give training.label_drop a share"), (lambda: Config.profile("smoke", conditioning="discriminator", methods=("DP-SAD",), label_drop=0.1), "no class to guide to"),
+    (lambda: Config.profile("smoke", churn=1.0), "expected chain.heun=True"), (lambda: Config.profile("smoke", heun=True, churned=(9.0, 1.0)), "lower level first"),
     (lambda: Config.profile("smoke", prediction="eps"), "known: v, x0"), (lambda: Config.profile("smoke", mechanism="dp-sgd"), "did you mean 'dpsgd'"),
     (lambda: Coins(400, 100, 0).room(150), "canaries, half of them among 150 records"),
 ])

@@ -231,6 +231,7 @@ def test_students_of_one_frozen_encoder_share_its_descriptors_and_learn_as_from_
     assert set(anew.needs()) == {"painter", "targets"} and state(experiment.made(anew).encoder) == state(cascade.encoder)
 
 
+@pytest.mark.long
 def test_the_transformer_is_shown_nothing_that_is_hidden(tmp_path):
     config = Config.profile("smoke", seeds="0", methods=("G2D",), **{"transformer.prior": True, "transformer.side": 8, "colours": 8, "transformer.width": 8,
                                                                      "layers": 1, "prior_steps": 2})
@@ -366,6 +367,7 @@ def photographs(tmp_path, monkeypatch):
     return Config.profile("smoke", "people", seeds=(0,), methods=("end to end, CE", "G2D", *FROM_DLIB), **changes)
 
 
+@pytest.mark.long
 def test_photographed_masks_are_worn_and_dlib_teaches_and_is_judged(photographs, tmp_path):
     experiment, cast = Experiment.alone("g2d", photographs, tmp_path / "stages"), Cast(photographs)
     small, large = (experiment.made(cast.worn("N95", 0, size)) for size in (16, 112))

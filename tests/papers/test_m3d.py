@@ -245,6 +245,7 @@ def test_every_table_and_claim_is_planned():
     assert [row.method for row in parts] == ["DM", "DM + factor", "DM + factor + IPM", "M3D"]
 
 
+@pytest.mark.long
 def test_a_run_gives_every_number_once_and_a_second_run_computes_nothing(config, tmp_path, monkeypatch, here):
     config = config.change(seeds=(0, 1, 2), cross=("convnet1:4",), kernels=("gaussian", "linear"), intervals=(5,), factors=(2,),
                            rates_gaussian=(1.0,), gradient_ipcs=(), rate_sets=3, cost_draws=3, others=())
@@ -297,6 +298,7 @@ def test_no_claim_names_a_number_of_the_paper_that_was_not_read():
     assert {claim.name: claim.source for claim in found}["IPC 10: M3D > DM at equal f"] == "sheet"
 
 
+@pytest.mark.long
 def test_a_verdict_on_cost_does_not_know_the_clock(config, tmp_path, monkeypatch, here):
     frames = []
     for attempt in ("first", "second"):
