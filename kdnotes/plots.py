@@ -35,7 +35,8 @@ def style() -> None:
         "figure.dpi": 100, "savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True,
         "svg.fonttype": "none", "svg.hashsalt": "kdnotes", "axes.titlesize": "medium", "axes.titleweight": "bold",
         "axes.titlelocation": "left",
-        "axes.edgecolor": "#666666", "grid.color": "#dddddd", "grid.linewidth": 0.7, "legend.frameon": False,
+        "axes.edgecolor": "#666666", "grid.color": "#dddddd", "grid.linewidth": 0.7,
+        "legend.framealpha": 0.8, "legend.edgecolor": "none",
         "image.cmap": "viridis", "axes.spines.top": False, "axes.spines.right": False,
     })
 
