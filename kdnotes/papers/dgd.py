@@ -610,18 +610,19 @@ class Config(Settings):
 # %% ../../nbs/papers/dgd.ipynb #850864b1
 MANY = {"methods": METHODS, "sweeps": SWEEPS}
 GREY = MANY | {
-    "seeds": (0, 1, 2), "sweeps": ("mechanisms",),
+    "seeds": (0, 1, 2), "sweeps": ("mechanisms",), "swept": ("labelled only",),
     "private": {"size": 32, "network": "lenet5::norm", "steps": 1500, "dp_network": "lenet5", "dp_steps": 400,
                 "dp_batch": 1024},
-    "teachers": {"count": 250, "network": "lenet5", "steps": 250, "batch": 32, "lr": 1e-3},
-    "generative": {"kind": "dafl", "inputs": 100, "widths": (32,), "statistics": 1.0, "steps": 800, "batch": 128,
+    "teachers": {"count": 250, "network": "lenet5", "steps": 120, "batch": 48, "lr": 2e-3},
+    "generative": {"kind": "dafl", "inputs": 100, "widths": (32,), "statistics": 1.0, "steps": 600, "batch": 128,
                    "images": 8000, "vae": "conv", "latent": 16, "vae_widths": (16, 32, 64), "vae_steps": 1500},
     "labels": {"queries": 100, "gamma": 0.05, "sigma": 40.0, "threshold": 200.0, "sigma1": 150.0, "interactive": 175.0,
                "delta": 1e-5},
-    "student": {"network": "lenet5_half", "steps": 600, "pool": 4000, "epsilon_1": 2.0, "epsilon_2": 2.0},
+    "student": {"network": "lenet5_half", "steps": 500, "pool": 4000, "epsilon_1": 2.0, "epsilon_2": 2.0},
 }
 ON_GPU = GREY | {
-    "sweeps": SWEEPS, "queries_sweep": (50, 100, 300, 1000), "teachers_sweep": (50, 100, 250),
+    "sweeps": SWEEPS, "swept": ("labelled only", "DGD"), "queries_sweep": (50, 100, 300, 1000),
+    "teachers_sweep": (50, 100, 250),
     "unlabelled_sweep": (1000, 10000, 50000),
     "generative": GREY["generative"] | {"widths": (128,), "steps": 4000, "batch": 512, "images": 50000, "latent": 32,
                                         "vae_widths": (64, 128, 256), "vae_steps": 8000},
