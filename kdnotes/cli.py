@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['NAMED', 'DATA_ROOT', 'Parser', 'options', 'meant', 'refusals', 'given_parameters', 'data_environment', 'plan_runs',
-           'open_pool', 'run', 'say', 'terminable', 'show_papers', 'count_runs', 'show_paper', 'expected_times', 'why',
-           'verify', 'remove_empty', 'show_data', 'add_data', 'check_data', 'get_data', 'report', 'results', 'bench',
-           'measure_device', 'add_run', 'add_machines', 'number', 'add_folders', 'add_data_commands',
-           'add_split_options', 'share', 'add_others', 'build_parser', 'main']
+           'open_pool', 'run', 'say', 'terminable', 'show_papers', 'count_runs', 'show_paper', 'expected_times',
+           'device_of', 'why', 'verify', 'remove_empty', 'show_data', 'add_data', 'check_data', 'get_data', 'report',
+           'results', 'bench', 'measure_device', 'add_run', 'add_machines', 'number', 'add_folders',
+           'add_data_commands', 'add_split_options', 'share', 'add_others', 'build_parser', 'main']
 
 # %% ../nbs/cli.ipynb #c9eb7efe
 import argparse
@@ -181,7 +181,8 @@ def show_paper(args: argparse.Namespace) -> int:
 
 
 def expected_times(base: str, slug: str, published: Path | None = None) -> dict[str, str]:
-    """How long the newest finished run of each profile took, and where, such as "1:52 on cpu AMD EPYC with orl".
+    """How long the newest finished run of each profile took, and where, such as "1:52 on cpu AMD EPYC,
+    2 threads, with orl".
 
     Where there is none below `base`, the newest one below the folder `published`.
     """
@@ -195,8 +196,13 @@ def expected_times(base: str, slug: str, published: Path | None = None) -> dict[
     for paths in ([place.parent for place in given], own):
         found = sorted(map(read_manifest, paths), key=lambda m: m.get("finished", ""))
         newest |= {m["profile"]: m for m in found if m.get("wall_s")}
-    places = {profile: " ".join(map(str, m.get("device", {}).values())) for profile, m in newest.items()}
-    return {profile: f"{clock(m['wall_s'])} on {places[profile]} with {m['dataset']}" for profile, m in newest.items()}
+    return {profile: f"{clock(m['wall_s'])} on {device_of(m)} with {m['dataset']}" for profile, m in newest.items()}
+
+
+def device_of(manifest: dict) -> str:
+    """The device of a run, and with how many threads it computed, such as "cpu AMD EPYC, 2 threads,"."""
+    device, threads = " ".join(map(str, manifest.get("device", {}).values())), manifest.get("threads")
+    return f"{device}, {threads} thread{'s' * (threads != 1)}," if isinstance(threads, int) else device
 
 # %% ../nbs/cli.ipynb #8c26c7e5
 def why(args: argparse.Namespace) -> int:

@@ -301,10 +301,10 @@ def test_expected_times_are_those_of_published_runs_where_there_is_none_of_ones_
     for place, profile, seconds in (("good", "demo", 112.4), ("cpu/good/orl", "real", 27.0), ("good2", "demo", 5.0)):
         (published / place).mkdir(parents=True)
         manifest = {"slug": "good", "profile": profile, "dataset": place.rpartition("/")[2], "wall_s": seconds, "run": "a", "status": "finished", "parameters": {},
-                    "device": {"type": "cpu", "name": "Two cores"}, "finished": "2026-01-31T12:00:00+00:00"}
+                    "device": {"type": "cpu", "name": "Two cores"}, "finished": "2026-01-31T12:00:00+00:00"} | ({"threads": 2} if profile == "real" else {})
         (published / place / "manifest.json").write_text(json.dumps(manifest))
     times = cli.expected_times(str(tmp_path / "runs"), "good", published)
-    assert times == {"demo": "1:52 on cpu Two cores with good", "real": "0:27 on cpu Two cores with orl"}
+    assert times == {"demo": "1:52 on cpu Two cores with good", "real": "0:27 on cpu Two cores, 2 threads, with orl"}
     assert cli.expected_times(str(tmp_path / "runs"), "good") == {}
 
 
