@@ -123,3 +123,12 @@ def test_what_is_not_published_leaves_its_words(clone):
     kept = "[a](../../nbs/train.ipynb), b, c, [d](https://x.org), `[e](results.csv)`, $E[f](x)$"
     assert [cell["source"] for cell in new["cells"]] == [kept, text, [f"{kept}\n", "[f](../../nbs/train.ipynb)"]]
     assert book["cells"][0]["source"] == text
+
+
+@pytest.mark.parametrize("book", [pytest.param(p, id=p.relative_to(ROOT).as_posix()) for p in BOOKS])
+def test_no_picture_stands_twice_on_a_page(book):
+    cells = json.loads(book.read_text(encoding="utf-8"))["cells"]
+    shown = [(cell["id"], "".join(output["data"]["image/png"])) for cell in cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
+    first = {}
+    for place, (cell, picture) in enumerate(shown):
+        assert first.setdefault(picture, place) == place, f"cell {cell} shows a picture once more"
