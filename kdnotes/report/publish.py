@@ -56,16 +56,27 @@ def _tidy_output(output: dict[str, Any]) -> dict[str, Any]:
     return output
 
 # %% ../../nbs/report/publish.ipynb #05fb47a8
+def _is_shown(output: Mapping[str, Any], pictures: set[str]) -> bool:
+    """Whether an output is one of `pictures`; it is one of them from now on."""
+    picture = "".join(output.get("data", {}).get("image/png", ""))
+    again = picture in pictures
+    pictures |= {picture} - {""}
+    return again
+
+
 def tidy_notebook(book: Mapping[str, Any]) -> dict[str, Any]:
-    """An executed notebook to be published: sources and outputs without times, paths, widgets or papermill's notes."""
-    cells = []
+    """An executed notebook to be published: sources and outputs without times, paths, widgets, papermill's notes, and
+    pictures that the page has shown already.
+    """
+    cells, pictures = [], set()
     for cell in book["cells"]:
         tags = cell.get("metadata", {}).get("tags", [])
         cell = {**cell, "metadata": {"tags": [t for t in tags if not t.startswith("papermill")]} if tags else {}}
         if cell.get("cell_type") == "code":
             cell |= {"outputs": [_tidy_output(output) for output in cell.get("outputs", [])],
                      "source": _stripped(cell.get("source", ""))}
-            cell["outputs"] = _stripped([o for o in cell["outputs"] if o.get("data") != {} and o.get("text") != ""])
+            said = [o for o in cell["outputs"] if o.get("data") != {} and o.get("text") != ""]
+            cell["outputs"] = _stripped([o for o in said if not _is_shown(o, pictures)])
         cells.append(cell)
     kept = {k: v for k, v in book.get("metadata", {}).items() if k in ("kernelspec", "language_info")}
     return {"cells": cells, "metadata": kept, "nbformat": 4, "nbformat_minor": book.get("nbformat_minor", 5)}
