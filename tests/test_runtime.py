@@ -320,6 +320,7 @@ def test_a_failed_build_stores_nothing(tmp_path):
     assert cached("key", lambda: 1, tmp_path) == 1
 
 
+@pytest.mark.long
 def test_two_processes_build_one_entry(tmp_path):
     """Both start at a signal; one builds, slowly, the other waits for it; a third was killed while it built."""
     code = """
@@ -394,6 +395,7 @@ def test_fifty_bars_leave_no_thread_behind(monkeypatch):
     assert threading.active_count() == before
 
 
+@pytest.mark.long
 def test_progress_in_a_notebook_is_one_line_in_place():
     import nbclient
     import nbformat

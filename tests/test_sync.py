@@ -35,6 +35,7 @@ def copy(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.long
 def test_export_clean_and_readme_leave_no_difference(copy):
     before, after = tree(ROOT), tree(copy)
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))

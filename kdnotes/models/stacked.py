@@ -150,8 +150,13 @@ def stacked_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None
     return (losses if weights is None else losses * weights.to(losses)).mean(1).sum()
 
 
-def stacked_predictions(stack: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
-    """The class that each network of `stack` gives each of `images` `(N, ...)`: `(n, N)` int16, on the CPU."""
+def stacked_predictions(stack: nn.Module, images: Tensor, batch_size: int | None = None) -> Tensor:
+    """The class that each network of `stack` gives each of `images` `(N, ...)`: `(n, N)` int16, on the CPU.
+
+    `batch_size` images at a time; None for 32 in host memory, where the answers of all networks have to fit in the
+    cache, and 512 elsewhere.
+    """
+    batch_size = (32 if images.is_cpu else 512) if batch_size is None else batch_size
     require_whole("stacked_predictions", batch_size=batch_size)
     with torch.no_grad():
         parts = [stack(part).argmax(2).to(torch.int16).cpu() for part in images.split(batch_size)]
