@@ -615,7 +615,7 @@ GREY = MANY | {
     "private": {"size": 32, "network": "lenet5::norm", "steps": 1500, "dp_network": "lenet5", "dp_steps": 400,
                 "dp_batch": 1024},
     "teachers": {"count": 250, "network": "lenet5", "steps": 120, "batch": 48, "lr": 2e-3, "judged": 2000},
-    "generative": {"kind": "dafl", "inputs": 100, "widths": (32,), "statistics": 1.0, "steps": 500, "batch": 128,
+    "generative": {"kind": "dafl", "inputs": 100, "widths": (32,), "statistics": 10.0, "steps": 500, "batch": 128,
                    "images": 8000, "vae": "conv", "latent": 16, "vae_widths": (16, 32, 64), "vae_steps": 1000},
     "labels": {"queries": 100, "gamma": 0.05, "sigma": 40.0, "threshold": 200.0, "sigma1": 150.0, "interactive": 175.0,
                "delta": 1e-5},
