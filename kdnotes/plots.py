@@ -57,6 +57,7 @@ ROLES = {"proposed": PALETTE[0], "rival": PALETTE[3], "teacher": "#222222"}
 VARIANTS = {"proposed": ("#3d8fc4", "#024f7a", "#5a8bb0", "#1d6fb8", "#4d97a8", "#0a6a94"),
             "rival": ("#b8560f", "#dc7633"), "teacher": ("#4a4a4a", "#606060")}
 _cast: dict[str, str] = {}                                        # role: method, as the notebook of this process says
+_worn: dict[str, str] = {}                                        # method: its colour in the figures since then
 SHADES = (0.35, 0.55, -0.3, -0.5)                                 # towards white, towards black
 
 
@@ -92,9 +93,10 @@ def _shade(color: str, t: float) -> str:
 # %% ../nbs/plots.ipynb #6f511341
 def cast(proposed: str = "", rival: str = "", teacher: str = "teacher") -> None:
     """From now on, in this process, the figures have a cast: these methods have colours of their own, all others are
-    muted. Without a proposed method there is none.
+    muted, and keep the colour of the first figure that they are in. Without a proposed method there is none.
     """
     _cast.clear()
+    _worn.clear()
     if proposed:
         _cast.update({role: name for role, name in zip(ROLES, (proposed, rival, teacher)) if name})
 
@@ -106,9 +108,13 @@ def method_colors(methods: Iterable[str]) -> dict[str, str]:
     colors: dict[str, str] = {}
     methods = list(dict.fromkeys(map(str, methods)))
     known = METHOD_COLORS if not _cast else _cast.values()
-    for name in sorted(methods, key=lambda m: m not in known):
-        choices = _choices(name)
-        colors[name] = next((c for c in choices if c not in colors.values()), choices[0])
+    for name in sorted(methods, key=lambda m: (m not in known, m not in _worn)):
+        free = [c for c in _choices(name) if c not in colors.values()] or _choices(name)[:1]
+        new = [c for c in free if c not in _worn.values()] or free
+        worn = _worn.get(name, "")
+        colors[name] = worn if worn and worn not in colors.values() else new[0]
+    if _cast:
+        _worn.update({name: color for name, color in colors.items() if name not in _worn})
     return {name: colors[name] for name in methods}
 
 # %% ../nbs/plots.ipynb #3da65293
