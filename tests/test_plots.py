@@ -79,6 +79,7 @@ def test_a_cast_reserves_colours_and_mutes_all_others():
         assert (colors["HORKD"], colors["RKD-DA"], colors["teacher"]) == tuple(plots.ROLES.values())
         assert len(set(colors.values())) == len(names) and colors["HORKD, order 1"] in plots.VARIANTS["proposed"]
         assert {colors[name] for name in ("CE", "KD", "SP", "CRD")} <= set(plots.MUTED)
+        assert plots.method_colors(["SP", "CRD"])["SP"] == plots.method_colors(["SP"])["SP"]
         for part in (["SP", "CRD"], ["CRD"], names[::-1], ["HORKD", "a new one", "KD"]):        # in any company
             found = plots.method_colors(part)
             assert {m: c for m, c in found.items() if m in colors} == {m: colors[m] for m in part if m in colors}
