@@ -455,12 +455,13 @@ _same: dict[tuple, bool] = {}
 
 
 def has_code(node: Node) -> bool:
-    """Whether this process has the code that the keys of `node` and of its parents tell of."""
-    for each in (node, *node.parents.values()):
+    """Whether this process has the code that the keys of `node` and of all below it tell of."""
+    below = [each for level in generations([node]) for each in level]
+    for each in below:
         known = (type(each.stage), each.code)
         if known not in _same:
             _same[known] = code_print(*code_of(each.stage)) == each.code
-    return all(_same[type(each.stage), each.code] for each in (node, *node.parents.values()))
+    return all(_same[type(each.stage), each.code] for each in below)
 
 
 def _make(node: Node, here: Here) -> str:
@@ -610,24 +611,24 @@ class Experiment:
         """Make `stages`, and all that they build on, where they are not there yet; returns them with their keys."""
         planner = Planner(self.here)
         nodes = [planner.node(stage) for stage in stages]
-        for level, generation in enumerate(generations(nodes)):
-            wanted = [node for node in generation if node.key not in self.how]
-            missing = [node for node in wanted if kept(node, self.here) is None]
-            self.how |= {node.key: "read" for node in wanted}
-            if wanted:
-                log.info("%s, generation %d: %d stages, %d of them kept from before", desc, level, len(wanted),
-                         len(wanted) - len(missing))
-            hows = self.map(functools.partial(_make, here=self.here), missing, f"{desc}, generation {level}")
-            self.how |= {node.key: how for node, how in zip(missing, hows, strict=True)}
+        wanted = [node for level in generations(nodes) for node in level if node.key not in self.how]
+        missing = [node for node in wanted if kept(node, self.here) is None]
+        if wanted:
+            log.info("%s: %d stages, %d of them kept from before", desc, len(wanted), len(wanted) - len(missing))
+        place = {node.key: i for i, node in enumerate(missing)}
+        after = [{place[below.key] for below in node.parents.values() if below.key in place} for node in missing]
+        hows = self.map(functools.partial(_make, here=self.here), missing, desc, after)
+        self.how |= {node.key: "read" for node in wanted} | dict(zip(place, hows, strict=True))
         return nodes
 
-    def map(self, function: Callable, items: Sequence, desc: str = "") -> list:
-        """`[function(item) for item in items]`: over the cores on a CPU, one after another on an accelerator.
+    def map(self, function: Callable, items: Sequence, desc: str = "", after: Sequence | None = None) -> list:
+        """`[function(item) for item in items]`: over the cores on a CPU, one after another on an accelerator; `after`
+        says for each which it waits for, by their places.
 
         What a worker process leaves because it has stale code is done in this process.
         """
         workers = None if self.here.device.type == "cpu" else 1
-        found = parallel_map(function, items, workers, desc, patience=2.0)
+        found = parallel_map(function, items, workers, desc, patience=2.0, after=after)
         left = [i for i, value in enumerate(found) if isinstance(value, str) and value == STALE]
         if left:
             log.info("%s: %d left by worker processes with other code, done here", desc, len(left))
