@@ -7,8 +7,8 @@ __all__ = ['TARGETS', 'MECHANISMS', 'AUDITED', 'METHODS', 'SWEEPS', 'NAMES', 'MN
            'MAIN', 'SWEPT', 'AUDITS', 'MANY', 'REPORTED', 'CLAIMED', 'REAL', 'UNPROTECTED', 'WEIGHTS', 'ACCOUNT',
            'seen_as', 'squared', 'adversarial_losses', 'student_losses', 'single_participation', 'Chain', 'Networks',
            'Losses', 'Private', 'Training', 'Judging', 'Auditing', 'Features', 'Config', 'Records', 'private_records',
-           'Form', 'Style', 'Released', 'read_ledger', 'drawn_classes', 'How', 'Sampler', 'Denoiser', 'kept_as',
-           'drawn_steps', 'Teacher', 'trained', 'Adversary', 'Against', 'image_of', 'Spending', 'Learner',
+           'Form', 'Style', 'Released', 'read_ledger', 'drawn_classes', 'fusible', 'How', 'Sampler', 'Denoiser',
+           'kept_as', 'drawn_steps', 'Teacher', 'trained', 'Adversary', 'Against', 'image_of', 'Spending', 'Learner',
            'PrivateDenoiser', 'DenoisingLearner', 'Student', 'StudentLearner', 'Distilled', 'ShardTeachers',
            'shard_sigma', 'ShardStudent', 'ShardLearner', 'Merf', 'PrivateClassifier', 'account', 'Made', 'Samples',
            'RealPictures', 'Schooling', 'Ruler', 'Judged', 'looked', 'answers', 'first_layer_input', 'column_space',
@@ -146,7 +146,7 @@ class Private:
     epsilons: tuple[float, ...] = setting((1.0, 10.0), "note", "budgets, nominal ones", above=0, length=(1, None))
     delta: float = setting(1e-5, "note", "of all budgets; below 1 / records", above=0, below=1)
     batch: float = setting(128.0, "scale", "expected records of a step", above=0)
-    steps: int = setting(300, "scale", "of the private training", at_least=1)
+    steps: int = setting(150, "scale", "of the private training", at_least=1)
     draws: int = setting(4, "component", "K of dpsgd, draws of a record; DPDM's has 32", at_least=1)
     site: str = setting("output", "note", "where the paper's mechanism clips and noises", choices=("output", "theta"))
     divisors: tuple[float, ...] = setting((1.0, 16.0, 500.0), "ours", "of the noise, at the first of the epsilons",
@@ -165,11 +165,11 @@ class Private:
 class Training:
     """How long and how fast networks learn."""
 
-    teacher_steps: int = setting(1200, "scale", "of the teacher, without protection", at_least=1)
+    teacher_steps: int = setting(800, "scale", "of the teacher, without protection", at_least=1)
     teacher_batch: int = setting(128, "scale", "records", at_least=1)
-    distil_steps: int = setting(300, "scale", "of a student of a private teacher: free", at_least=1)
+    distil_steps: int = setting(150, "scale", "of a student of a private teacher: free", at_least=1)
     bank: int = setting(2000, "scale", "pictures that this teacher draws for it", at_least=2)
-    lr: float = setting(1e-3, "scale", "of Adam; DPDM's is 3e-4", above=0)
+    lr: float = setting(3e-3, "scale", "of Adam, of all networks of the chain; DPDM's is 3e-4", above=0)
     judge_lr: float = setting(2e-4, "reconstructed", "of the discriminator's Adam, beta 0.5, 0.9", above=0)
     ema: float = setting(0.99, "scale", "decay of the average that is released; DPDM's is 0.999", at_least=0, below=1)
     private_ema: float = setting(0.98, "scale", "the same of dpsgd", at_least=0, below=1)
@@ -204,12 +204,12 @@ class Auditing:
     audits: tuple[str, ...] = setting(("pad",), "ours", "made for every seed", choices=AUDITED)
     once: tuple[str, ...] = setting(("pads", "row space", "absent class"), "ours", "made for the first seed alone",
                                     choices=AUDITED)
-    steps: int = setting(300, "scale", "of the audited trainings; the row space has its own", at_least=1)
+    steps: int = setting(150, "scale", "of the audited trainings; the row space has its own", at_least=1)
     batch: float = setting(128.0, "scale", "their expected batch", above=0)
     canaries: int = setting(1000, "component", "m of the pad", at_least=4)
     coordinates: int = setting(20000, "scale", "m of the pads alone; 400,000 reach an epsilon of 10", at_least=40)
     pictures: int = setting(400, "component", "m of the canary pictures, row space and release", at_least=4)
-    picture_steps: int = setting(1123, "scale", "of the trainings with canary pictures", at_least=1)
+    picture_steps: int = setting(600, "scale", "of the trainings with canary pictures", at_least=1)
     small_batch: float = setting(32.0, "scale", "in the row space, below the rows of the first layer", above=0)
     adversarial: float = setting(0.0, "ours", "lambda in the audited trainings", at_least=0)
 
@@ -220,7 +220,7 @@ class Features:
 
     features: int = setting(2000, "scale", "random features; the paper has 10,000", at_least=2)
     scale: float = setting(8.0, "scale", "variance of the distances, pixels in [0, 1]; 105 for MNIST", above=0)
-    steps: int = setting(400, "scale", "of the generator: free", at_least=1)
+    steps: int = setting(300, "scale", "of the generator: free", at_least=1)
     batch: int = setting(100, "component", "pictures of a step", at_least=2)
     lr: float = setting(1e-2, "component", "of Adam, times 0.9 each fifth of the training", above=0)
 
@@ -282,10 +282,10 @@ class Config(Settings):
 MNIST = {                                           # half an hour on two cores
     "methods": ("DP-SAD", "DP-SAD, T1", "DPSGD", "DPSGD, K=1", "DP teacher", "DP-DM", "DP-MERF", "DP-SGD classifier"),
     "judging": {"samples": 5000, "validation": 1000, "lr": 1e-3, "epochs": 15, "features": "network"},
-    "merf": {"features": 10_000, "scale": 105.0}, "networks.discriminator": (8, 16, 32, 32),
-    "private": {"batch": 512.0, "steps": 200, "reduction": "mean"},
-    "training": {"teacher_steps": 2000, "distil_steps": 400, "bank": 4000}, "seeds": (0, 1, 2),
-    "auditing": {"audits": ("pad", "pads"), "once": ("absent class",)},
+    "merf": {"features": 10_000, "scale": 105.0, "steps": 400}, "networks.discriminator": (8, 16, 32, 32),
+    "private": {"batch": 256.0, "steps": 400, "reduction": "mean"},
+    "training": {"teacher_steps": 2000, "distil_steps": 400, "bank": 4000, "lr": 1e-3}, "seeds": (0, 1, 2, 3),
+    "auditing": {"steps": 300, "audits": ("pad", "pads"), "once": ("absent class",)},
 }
 UNET = {                                            # DPDM's sizes
     "methods": tuple(METHODS), "sweeps": SWEEPS[:-1],
@@ -427,6 +427,11 @@ def drawn_classes(count: int, classes: int, generator: torch.Generator) -> Tenso
     return torch.randint(max(classes, 1), (count,), generator=generator, device=generator.device)
 
 # %% ../../nbs/papers/dpsad.ipynb #58746858
+def fusible(device: torch.device) -> bool:
+    """Whether Adam's step is one kernel on a device."""
+    return device.type in ("cpu", "cuda")
+
+
 @dataclass(frozen=True)
 class How:
     """How long and how fast: `steps` of an expected `batch`, Adam's `lr`, the decay `ema` of the average."""
@@ -439,7 +444,7 @@ class How:
 
     def begin(self, network: nn.Module) -> tuple[torch.optim.Optimizer, Average]:
         """The optimiser of a network and the average that will be released."""
-        fused = next(network.parameters()).device.type in ("cpu", "cuda")
+        fused = fusible(next(network.parameters()).device)
         return torch.optim.Adam(network.parameters(), self.lr, fused=fused), Average(network, self.ema, self.warmup)
 
 
@@ -551,7 +556,7 @@ class Adversary:
         channels, side, _ = shape
         self.network, self.classes = Discriminator(side, channels, classes, widths).to(device), classes
         self.network.requires_grad_(False)
-        fused = device.type in ("cpu", "cuda")
+        fused = fusible(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr, (0.5, 0.9), fused=fused)
 
     def logits(self, x: Tensor, r: Tensor, y: Tensor) -> Tensor:
@@ -1169,7 +1174,7 @@ class Schooling:
     def teach(self, network: SetClassifier, x: Tensor, y: Tensor, generator: torch.Generator,
               look: Callable[[], None] = lambda: None) -> SetClassifier:
         """Train on pictures `x` in [-1, 1]; `look` after each epoch. Returned in evaluation mode."""
-        optimizer = torch.optim.Adam(network.parameters(), self.lr)
+        optimizer = torch.optim.Adam(network.parameters(), self.lr, fused=fusible(x.device))
         for _ in range(self.epochs):
             network.train()
             for rows in torch.randperm(len(x), generator=generator).split(self.batch):
