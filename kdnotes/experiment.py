@@ -312,6 +312,11 @@ class Planner:
         return self.codes[kinds]
 
 # %% ../nbs/experiment.ipynb #306c8435
+@functools.cache
+def _fabric(device_name: str, precision: str) -> Any:
+    return make_fabric(device_name, precision)
+
+
 @dataclass(frozen=True)
 class Here:
     """Device, precision, folders and data of an experiment, as its stages see them."""
@@ -330,8 +335,8 @@ class Here:
 
     @property
     def fabric(self) -> Any:
-        """A Lightning Fabric on this device in this precision."""
-        return make_fabric(self.device_name, self.precision)
+        """A Lightning Fabric on this device in this precision: of a process always the same."""
+        return _fabric(self.device_name, self.precision)
 
     def read(self, data: Data) -> Any:
         """What `data` describe. ValueError inside a stage without them among its fields: its key knows no others."""

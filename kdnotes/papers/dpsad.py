@@ -519,14 +519,14 @@ class Teacher(Denoiser):
         (x, y, _), form = records, self.style.form(records)
         network = self.fresh(form).to(here.device)
         optimizer, average = self.how.begin(network)
-        draws = make_generator(self.seed, "teacher", device=here.device)
+        draws, fabric = make_generator(self.seed, "teacher", device=here.device), here.fabric
 
         def step(n: int) -> dict[str, Tensor]:
             rows = torch.randint(len(x), (round(self.how.batch),), generator=draws, device=here.device)
             r, noise = drawn_steps(x[rows], self.chain.T, draws)
             c = form.told(self.style.heard(y[rows], form, draws))
             optimizer.zero_grad()
-            with here.fabric.autocast():
+            with fabric.autocast():
                 loss = denoising_losses(self.chain, network, x[rows], r, noise, c).mean()
             loss.backward()
             optimizer.step()
