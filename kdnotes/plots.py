@@ -232,16 +232,24 @@ def image_grid(images: Any, rows: int = 1, titles: Sequence[str] = (), size: flo
     if not len(pictures) or not columns or len(titles) not in (0, rows, len(pictures)):
         raise ValueError(f"{len(pictures)} images, {rows} rows, {len(titles)} titles: expected rows >= 1, and titles "
                          f"per row, per image or none")
-    fig, axes = plt.subplots(rows, columns, figsize=(size * columns + 0.8, size * rows + 0.2), squeeze=False)
     each = len(titles) == len(pictures) and len(titles) != rows
-    for i, ax in enumerate(axes.flat):
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-        if i < len(pictures):
-            ax.imshow(pictures[i], interpolation="nearest")
-            ax.set_title(titles[i] if each else "", fontsize="small", fontweight="normal", loc="center")
-        if titles and not each and i % columns == 0:
-            ax.set_ylabel(titles[i // columns], rotation=0, ha="right", va="center", fontsize="small")
+    (h, w), gap = pictures.shape[1:3], max(1, round(0.05 * pictures.shape[1]))
+    lines = 1 + max((title.count("\n") for title in titles), default=0)
+    head = max(gap, round((0.15 * lines + 0.1) / size * h)) if each else gap         # room above a picture: its title
+    sheet = np.zeros((rows * (h + head) - head, columns * (w + gap) - gap, 4))       # one drawing, not one a picture
+    corners = [(i // columns * (h + head), i % columns * (w + gap)) for i in range(len(pictures))]
+    for (top, left), picture in zip(corners, pictures):
+        sheet[top:top + h, left:left + w] = np.dstack([picture, np.ones((h, w))])
+    fig, ax = plt.subplots(figsize=(size * columns + 0.8, size * rows * (h + head) / h + 0.2))
+    ax.imshow(sheet, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    if each:
+        for (top, left), title in zip(corners, titles):
+            ax.text(left + w / 2 - 0.5, top - 0.5 - 0.2 * gap, title, ha="center", va="bottom", fontsize="small")
+    elif len(titles):
+        ax.set_yticks([row * (h + head) + h / 2 - 0.5 for row in range(rows)], titles, fontsize="small")
+        ax.tick_params(axis="y", length=0)
     return fig
 
 # %% ../nbs/plots.ipynb #ed30d724

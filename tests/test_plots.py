@@ -192,10 +192,17 @@ def test_lines_show_mean_and_band():
                           np.random.default_rng(0).random((6, 4, 4)), torch.rand(6, 1, 4, 4, requires_grad=True)])
 def test_image_grid_takes_what_networks_take(images):
     fig = plots.image_grid(images, rows=2, titles=["high", "low"])
-    assert len(fig.axes) == 6 and fig.axes[0].get_ylabel() == "high" and fig.axes[3].get_ylabel() == "low"
+    (ax,) = fig.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["high", "low"]
+    sheet = np.asarray(ax.images[0].get_array())
+    for place, picture in enumerate(plots.to_pictures(images)):          # 4 pixels each, one between them
+        top, left = place // 3 * 5, place % 3 * 5
+        assert np.allclose(sheet[top:top + 4, left:left + 4, :3], picture) and (sheet[top:top + 4, left:left + 4, 3] == 1).all()
+    assert sheet.shape == (9, 14, 4) and sheet[..., 3].sum() == 6 * 16, "nothing is drawn between them"
     shown = plots.to_pictures(images)
     assert shown.shape == (6, 4, 4, 3) and 0 <= shown.min() and shown.max() <= 1
-    assert [ax.get_title() for ax in plots.image_grid(images, titles=list("abcdef")).axes] == list("abcdef")
+    (ax,) = plots.image_grid(images, titles=list("abcdef")).axes
+    assert [text.get_text() for text in ax.texts] == list("abcdef")
 
 
 def test_bad_pictures_are_refused():
