@@ -113,20 +113,23 @@ def _(value: bytes) -> bytes:
 @encode.register(list)
 @encode.register(tuple)
 def _(value: Sequence) -> bytes:
-    return _block("list", *[_item(item) for item in value])
+    return b"list" + b"".join([_length(len(part)) + part for part in map(_item, value)])
 
 
 def _item(value: object) -> bytes:
-    """`encode` of an item; of plain text, of which code prints have hundreds of thousands, without looking for how."""
-    if type(value) is not str:
-        return encode(value)
-    text = value.encode()
-    return b"str" + _length(len(text)) + text
+    """`encode` of an item; of what code prints have by the hundred thousand without looking for how."""
+    kind = type(value)
+    if kind is str or kind is int:
+        text = str(value).encode()
+        return (b"str" if kind is str else b"int") + _length(len(text)) + text
+    if kind is tuple or kind is list:
+        return b"list" + b"".join([_length(len(part)) + part for part in map(_item, value)])
+    return encode(value)
 
 
 @encode.register
 def _(value: Mapping) -> bytes:
-    return _block("dict", *sorted(_block("item", encode(k), encode(v)) for k, v in value.items()))
+    return _block("dict", *sorted(_block("item", _item(k), _item(v)) for k, v in value.items()))
 
 
 @encode.register(set)
