@@ -38,7 +38,7 @@ from .models.predictor import evaluating
 from .models.recognisers import kept_answers, pixel_prints
 from .models.written import network, outsider_side, recogniser
 from .recipes import Learner, Recipe, Watched
-from .runtime import derive_seed, make_generator, seed_everything
+from .runtime import derive_seed, fusible, make_generator, seed_everything
 from .train import History, Schedule, Step, fit, multistep, one_cycle, predict
 
 # %% ../nbs/crossres.ipynb #4baee621
@@ -309,7 +309,7 @@ class Optimisation:
                 self.milestones, of=self.milestones_of
             )
         return torch.optim.AdamW(
-            weights, self.lr, weight_decay=self.weight_decay, fused=device.type in ("cpu", "cuda")
+            weights, self.lr, weight_decay=self.weight_decay, fused=fusible(device)
         ), one_cycle()
 
 # %% ../nbs/crossres.ipynb #01505c32

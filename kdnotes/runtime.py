@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['log', 'PRECISIONS', 'seed_everything', 'set_deterministic', 'generator_states', 'restore_generators', 'encode',
-           'fingerprint', 'derive_seed', 'make_generator', 'parse_seeds', 'available_devices', 'pick_device',
+           'fingerprint', 'derive_seed', 'make_generator', 'parse_seeds', 'available_devices', 'pick_device', 'fusible',
            'pick_precision', 'make_fabric', 'world_size', 'is_first', 'from_first', 'from_all', 'set_threads',
            'peak_memory']
 
@@ -220,6 +220,11 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         raise ValueError(f"device {str(name)!r} is not available; this machine has {', '.join(there)} (or give 'auto')")
     return torch.device(wanted)
 
+
+def fusible(device: torch.device) -> bool:
+    """Whether a step of Adam on `device` can be one kernel: what to give as its `fused`."""
+    return device.type in ("cpu", "cuda")
+
 # %% ../nbs/runtime.ipynb #d6f399c2
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -270,6 +275,8 @@ def make_fabric(device: str | torch.device = "auto", precision: str = "auto", de
 
     for name in ("lightning_fabric", "lightning.fabric"):  # it announces every choice; we asked for them
         logging.getLogger(name).setLevel(logging.WARNING)
+    if not torch.backends.cuda.is_built() or not torch.cuda.device_count():
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"   # not Fabric's 1: a search in every step
     fabric = Fabric(accelerator=place.type, precision=pick_precision(precision, place), **_strategy(place, devices))
     fabric.launch()
     if fabric.world_size > 1:

@@ -58,7 +58,7 @@ from kdnotes.privacy.pate import (
 )
 from ..privacy.sanitize import Budget, Sanitizer
 from ..results import Claim, Results
-from ..runtime import derive_seed, fingerprint, make_generator
+from ..runtime import derive_seed, fingerprint, fusible, make_generator
 from ..train import Loop, predict
 
 # %% ../../nbs/papers/dgd.ipynb #7761bc5e
@@ -140,7 +140,7 @@ def train_teachers(stack: nn.Module, images: Tensor, labels: Tensor, how: Teachi
     pate, records = how.recipe == "pate", labels.shape[1]
     decayed = _decayed(stack) if pate else []
     optimizer = (torch.optim.SGD(stack.parameters(), how.lr) if pate
-                 else torch.optim.Adam(stack.parameters(), how.lr, fused=images.device.type in ("cpu", "cuda")))
+                 else torch.optim.Adam(stack.parameters(), how.lr, fused=fusible(images.device)))
     average = copy.deepcopy(stack).requires_grad_(False) if pate else nn.Identity()
 
     def step(n: int) -> dict[str, Tensor]:
@@ -204,7 +204,7 @@ def generator_terms(made: Prediction, heard: list, how: Dreaming) -> dict[str, T
 def train_generator(generator: nn.Module, critic: nn.Module, seen: Callable[[Tensor], Tensor], how: Dreaming,
                     draws: torch.Generator, fabric: Any, checkpoint: Path | None = None) -> nn.Module:
     """Train `generator` in place against the fixed `critic`, which is given `seen(images)`; no data are needed."""
-    optimizer = torch.optim.Adam(generator.parameters(), how.lr)
+    optimizer = torch.optim.Adam(generator.parameters(), how.lr, fused=fusible(fabric.device))
     with fixed(critic) as heard:
 
         def step(n: int) -> dict[str, Tensor]:
@@ -421,7 +421,7 @@ def train_student(student: nn.Module, images: Tensor, labels: Tensor, regularise
 def learn_by(student: nn.Module, terms: Callable[[int], dict[str, Tensor]], how: Learning,
              draws: Mapping[str, torch.Generator], plan: dict, checkpoint: Path | None = None) -> nn.Module:
     """Train `student` in place by Adam on what `terms(n)` gives as "loss"; `draws` are the generators that it uses."""
-    optimizer = torch.optim.Adam(student.parameters(), how.lr)
+    optimizer = torch.optim.Adam(student.parameters(), how.lr, fused=fusible(next(student.parameters()).device))
     student.train()
 
     def step(n: int) -> dict[str, Tensor]:
@@ -964,7 +964,7 @@ def train_vae(vae: VAE, images: Tensor, how: Autoencoding, draws: torch.Generato
     """Train `vae` in place on `images` `(N, C, H, W)` in [0, 1], on their device; in the last third of the steps the
     rate falls, as in TNAR's code.
     """
-    optimizer = torch.optim.Adam(vae.parameters(), how.lr)
+    optimizer = torch.optim.Adam(vae.parameters(), how.lr, fused=fusible(fabric.device))
 
     def step(n: int) -> dict[str, Tensor]:
         rows = torch.randint(len(images), (how.batch,), generator=draws).to(images.device)

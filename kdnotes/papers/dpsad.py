@@ -7,8 +7,8 @@ __all__ = ['TARGETS', 'MECHANISMS', 'AUDITED', 'METHODS', 'SWEEPS', 'NAMES', 'MN
            'MAIN', 'SWEPT', 'AUDITS', 'MANY', 'REPORTED', 'CLAIMED', 'REAL', 'UNPROTECTED', 'WEIGHTS', 'ACCOUNT',
            'seen_as', 'squared', 'adversarial_losses', 'student_losses', 'single_participation', 'Chain', 'Networks',
            'Losses', 'Private', 'Training', 'Judging', 'Auditing', 'Features', 'Config', 'Records', 'private_records',
-           'Form', 'Style', 'Released', 'read_ledger', 'drawn_classes', 'fusible', 'How', 'Sampler', 'Denoiser',
-           'kept_as', 'drawn_steps', 'Teacher', 'trained', 'Adversary', 'Against', 'image_of', 'Spending', 'Learner',
+           'Form', 'Style', 'Released', 'read_ledger', 'drawn_classes', 'How', 'Sampler', 'Denoiser', 'kept_as',
+           'drawn_steps', 'Teacher', 'trained', 'Adversary', 'Against', 'image_of', 'Spending', 'Learner',
            'PrivateDenoiser', 'DenoisingLearner', 'Student', 'StudentLearner', 'Distilled', 'ShardTeachers',
            'shard_sigma', 'ShardStudent', 'ShardLearner', 'Merf', 'PrivateClassifier', 'account', 'Made', 'Samples',
            'RealPictures', 'Schooling', 'Ruler', 'Judged', 'looked', 'answers', 'first_layer_input', 'column_space',
@@ -49,7 +49,7 @@ from ..privacy.audit import Audit, Pad, audit_one_run, audit_runs, pad_scores
 from ..privacy.merf import EmbeddingGenerator, RandomFeatures, noisy_embedding
 from ..privacy.sanitize import Budget, Sanitizer, require_private_model, vmap_gradients
 from ..results import Cited, Claim, Results
-from ..runtime import derive_seed, make_generator, seed_everything
+from ..runtime import derive_seed, fusible, make_generator, seed_everything
 from ..train import Average, Loop
 
 # %% ../../nbs/papers/dpsad.ipynb #9a278b8e
@@ -427,11 +427,6 @@ def drawn_classes(count: int, classes: int, generator: torch.Generator) -> Tenso
     return torch.randint(max(classes, 1), (count,), generator=generator, device=generator.device)
 
 # %% ../../nbs/papers/dpsad.ipynb #58746858
-def fusible(device: torch.device) -> bool:
-    """Whether Adam's step is one kernel on a device."""
-    return device.type in ("cpu", "cuda")
-
-
 @dataclass(frozen=True)
 class How:
     """How long and how fast: `steps` of an expected `batch`, Adam's `lr`, the decay `ema` of the average."""
