@@ -454,6 +454,32 @@ def test_parallel_map_is_the_serial_loop_bit_for_bit(tmp_path):
     assert results["elsewhere"] == fingerprint({"a", "b"}, {"x": 0.1, "y": torch.ones(2)}), "fingerprints do not depend on the process"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("patience", [0.0, 0.3])
+def test_nothing_starts_before_what_it_waits_for(tmp_path, patience):
+    random.seed(3)
+    after = [sorted(random.sample(range(place), min(place, random.randint(0, 3)))) for place in range(40)]
+
+    def work(place: int) -> tuple[int, bool]:
+        import time
+
+        there = all((tmp_path / str(before)).exists() for before in after[place])
+        time.sleep(0.05 if place % 7 == 0 else 0.01)
+        (tmp_path / str(place)).touch()
+        return place, there
+
+    assert parallel_map(work, range(40), workers=2, patience=patience, after=after) == [(place, True) for place in range(40)]
+
+
+def test_the_longest_chain_is_begun_first():
+    begun = []
+    parallel_map(begun.append, range(6), workers=1, after=[(), (), (), (2,), (3,), (0,)])
+    assert begun == [2, 0, 3, 1, 4, 5]
+    for wrong in ([(), (), (0,)], [(1,), ()], [(), (1,)], [(-1,), ()]):
+        with pytest.raises(ValueError, match="expected for each of 2 items places before its own"):
+            parallel_map(begun.append, range(2), workers=1, after=wrong)
+
+
 def test_parallel_map_in_this_process():
     assert parallel_map(lambda n: n + random.random(), [1, 2], workers=1) == parallel_map(lambda n: n + random.random(), [1, 2], workers=1)
     with pytest.raises(ZeroDivisionError):
