@@ -243,6 +243,7 @@ def image_grid(images: Any, rows: int = 1, titles: Sequence[str] = (), size: flo
     fig, ax = plt.subplots(figsize=(size * columns + 0.8, size * rows * (h + head) / h + 0.2))
     ax.imshow(sheet, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
+    ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     if each:
         for (top, left), title in zip(corners, titles):

@@ -194,6 +194,7 @@ def test_image_grid_takes_what_networks_take(images):
     fig = plots.image_grid(images, rows=2, titles=["high", "low"])
     (ax,) = fig.axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["high", "low"]
+    assert not any(line.get_visible() for line in ax.get_ygridlines()), "no line goes through a picture"
     sheet = np.asarray(ax.images[0].get_array())
     for place, picture in enumerate(plots.to_pictures(images)):          # 4 pixels each, one between them
         top, left = place // 3 * 5, place % 3 * 5
