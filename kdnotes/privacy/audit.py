@@ -243,7 +243,13 @@ def draw_audits(ax: Any, audits: Mapping[str, Audit]) -> Any:
         ax.plot([audit.lower], [y], "o", color=color, markersize=8)
         ax.annotate("refuted" if audit.refuted else "not refuted", (max(audit.lower, audit.claimed), y), xytext=(8, 0),
                     textcoords="offset points", va="center", fontsize="small", color=color)
-    ax.set(yticks=range(len(audits)), yticklabels=list(audits), xscale="symlog",
+    top = max([0.1, *(x for audit in audits.values() for x in (audit.lower, audit.claimed) if math.isfinite(x))])
+    marks = [0, *(m * 10**k for k in range(-2, 9) for m in (1, 2, 5))]
+    marks = [x for x in marks if x == 0 or min(1, top / 2) <= x <= 1.2 * top]
+    ax.set(yticks=range(len(audits)), yticklabels=list(audits), xscale="symlog", xlim=(0, 1.2 * top),
            xlabel=r"$\varepsilon$: claimed (bar), at least (point)", title="Claims and what an attack shows")
+    ax.set_xticks(marks, [f"{x:g}" for x in marks])
+    ax.minorticks_off()
+    ax.grid(axis="y", visible=False)
     ax.invert_yaxis()
     return ax

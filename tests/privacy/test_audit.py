@@ -255,6 +255,7 @@ def test_what_an_audit_says():
     fig, ax = plt.subplots()
     draw_audits(ax, {"a": lie, "b": fine})
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "2"]
     plt.close(fig)
 
 
