@@ -110,7 +110,9 @@ def write_page(notebook: str, page: str) -> None:
     try:
         from nbconvert import HTMLExporter
 
-        write_whole(page, HTMLExporter().from_filename(notebook)[0])
+        exporter = HTMLExporter()
+        exporter.register_filter("clean_html", lambda html: html)     # code that Pygments has escaped is clean
+        write_whole(page, exporter.from_filename(notebook)[0])
     except Exception as error:                                   # templates fail in many ways
         print(f"no HTML page of {notebook}: {type(error).__name__}: {error}", file=sys.stderr)
 
