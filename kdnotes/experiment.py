@@ -7,6 +7,7 @@ __all__ = ['STALE', 'Measure', 'Data', 'pieces', 'Loaded', 'Library', 'shown', '
 
 # %% ../nbs/experiment.ipynb #75f20a43
 import base64
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -314,6 +315,7 @@ class Planner:
 # %% ../nbs/experiment.ipynb #306c8435
 @functools.cache
 def _fabric(device_name: str, precision: str) -> Any:
+    """Made once, for that takes a look at every installed package; never used itself."""
     return make_fabric(device_name, precision)
 
 
@@ -335,8 +337,8 @@ class Here:
 
     @property
     def fabric(self) -> Any:
-        """A Lightning Fabric on this device in this precision: of a process always the same."""
-        return _fabric(self.device_name, self.precision)
+        """A Lightning Fabric on this device in this precision, as if just made: it counts what is set up by it."""
+        return copy.copy(_fabric(self.device_name, self.precision))
 
     def read(self, data: Data) -> Any:
         """What `data` describe. ValueError inside a stage without them among its fields: its key knows no others."""
