@@ -21,12 +21,13 @@ help:
 
 install: $(STAMP)
 
+# The bytecode is written here, once and on all cores: where PYTHONDONTWRITEBYTECODE is set, every process would compile
+# torch anew (7 s each). Templates among the packages are no Python and may fail.
 $(STAMP): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("kdnotes needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
-	# written once, on all cores: where PYTHONDONTWRITEBYTECODE is set, every process would compile torch anew (7 s each)
-	-@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib/python3*/site-packages >/dev/null 2>&1 || true
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib/python3*/site-packages || true
 	@touch $(STAMP)
 
 run: install
