@@ -358,7 +358,7 @@ def test_no_number_is_reported_and_the_tables_cope_with_that():
 
 def test_a_second_run_trains_nothing_and_gives_the_same_numbers(tmp_path, monkeypatch):
     config = Config.profile("smoke", seeds=(0,), steps=2, teacher_steps=2, closed_steps=2, low_sweep=(), tasks=("closed",))
-    monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="", after=None: [function(item) for item in items])
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)
     first = aird.run(Experiment.alone("aird", config, tmp_path)).frame()
     again = Experiment.alone("aird", config, tmp_path)
     assert aird.run(again).frame().equals(first) and first.value.between(0, 100).all() and set(again.how.values()) == {"read"}
@@ -416,7 +416,7 @@ def natives(tmp_path, face_layouts, monkeypatch):
 @pytest.mark.long
 def test_students_of_casia_meet_native_faces_from_data_to_claims(natives, run_from_parameters, monkeypatch, tmp_path):
     """The whole notebook from its parameters on, on miniature sets in their true layouts; LFW is not asked for where it is not in the data set's name."""
-    monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="", after=None: [function(item) for item in items])
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)
     space = run_from_parameters(aird, "import math", dataset="tinyface+survface+scface+uccs", out=str(tmp_path / "run"), overrides=NATIVE)
     config, frame, judged, folder = space["config"], space["frame"], space["judged"], space["experiment"].folder
     assert config.parts == ("native",) and config.source == "casia_webface" and set(frame.table) == {"native low resolution"}

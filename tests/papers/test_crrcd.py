@@ -293,7 +293,7 @@ def native(tmp_path, face_layouts, monkeypatch):
     for write in (face_layouts.uccs, face_layouts.tinyface):
         write(root)
     monkeypatch.setenv("KDNOTES_DATA", str(root))
-    monkeypatch.setattr(Experiment, "map", lambda self, function, items, desc="", after=None: [function(item) for item in items])
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)
     return root
 
 
