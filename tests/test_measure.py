@@ -33,6 +33,7 @@ def test_every_loss_of_the_relational_and_contrastive_rooms_is_measured():
     assert {"kd", "vid", "triplet", "pair", "group", "CRD", "relation contrast", "MMD", "ArcFace", "InfoNCE"} <= names
 
 
+@pytest.mark.long
 def test_the_ratios_of_benchmarks_and_what_failed_or_was_not_reached(sheet, tmp_path):
     folder = tmp_path / "benchmarks"
     folder.mkdir()

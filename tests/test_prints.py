@@ -518,6 +518,7 @@ def test_a_worker_process_has_the_same_print_of_what_a_notebook_defines():
     assert there == [here, here]
 
 
+@pytest.mark.long
 def test_a_worker_process_has_the_same_print_of_the_stages_of_a_notebook():
     """The attributes of a class arrive there in another order than they were written in."""
     space = cell("""
@@ -815,6 +816,7 @@ def test_a_print_does_not_depend_on_what_was_printed_before(seed):
     assert [code_print(things[i]) for i in order] == [alone(things[i]) for i in order]
 
 
+@pytest.mark.long
 def test_the_stages_of_a_paper_have_the_prints_that_each_has_alone():
     paper = importlib.import_module("kdnotes.papers.horkd")
     things = [getattr(paper, name) for name in paper.__all__ if callable(getattr(paper, name))]

@@ -388,6 +388,7 @@ def test_the_closing_sentences_follow_the_numbers():
     assert "Of 1 claims attested for the paper" in said[0] and said[0] != said[1]
 
 
+@pytest.mark.long
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-20, 20), min_size=3, max_size=7), st.floats(0, 5))
 def test_verdicts_do_not_depend_on_a_common_shift_and_turn_with_the_sides(gaps, shift):
@@ -422,6 +423,7 @@ def test_reported_numbers_of_the_package_are_marked():
         R.reported("hork")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SHEETS.is_dir(),
                     reason="the reported numbers beside the repository are absent (../shared/papers)")
 def test_every_reported_csv_is_readable_and_the_package_has_the_same():

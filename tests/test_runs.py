@@ -380,6 +380,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.long
 def test_killed_and_continued(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "r")], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "ready\n"

@@ -99,6 +99,7 @@ def test_accuracy_is_looked_at_evenly_and_at_the_end():
     assert looks.rows[0][1] == [pytest.approx(right)]
 
 
+@pytest.mark.long
 def test_what_can_be_learned_is_learned_from_bytes_as_from_floats():
     data, test = toy(), toy(seed=1)
     call = {"protocol": Protocol(epochs=25, batch_size=12, lr=0.05, looks=2, strategy="none", cutmix=0.0), "network": "convnet2", "options": {"width": 8}, "repeats": 2, "normal": NORMAL}

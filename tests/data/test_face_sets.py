@@ -205,6 +205,7 @@ def test_any_set_is_installed_with_disjoint_people(tmp_path):
 
 # ---- real faces ---------------------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.long
 @pytest.mark.skipif(not (SHARED / "lfw" / "index.csv").exists(), reason=f"no real faces in {SHARED}")
 def test_official_pairs_cover_their_pictures():
     """The official development list, on empty files named like the pictures that are there."""

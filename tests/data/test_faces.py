@@ -237,6 +237,7 @@ def test_bad_input_says_what_is_expected(call, words):
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [16])
 def test_pixels_do_not_tell_people_apart_and_a_trained_embedder_does(size):
     from kdnotes.losses.margin import CosFace

@@ -338,6 +338,7 @@ print(resident("VmHWM") - before, loss.item())
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(),
                     reason="reads the peak of resident memory as Linux tells it")
 def test_a_large_batch_needs_memory_for_a_few_vertices_only():

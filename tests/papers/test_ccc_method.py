@@ -363,6 +363,7 @@ def test_gamma_zero_also_through_the_whole_computation(monkeypatch):
     assert torch.equal(weights(plain), weights(trained(SMALL)[0]))
 
 
+@pytest.mark.long
 def test_training_beats_the_raw_labels_and_hides_the_truth():
     crowd = clusters(items=400)
 

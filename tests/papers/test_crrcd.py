@@ -305,6 +305,7 @@ def executed(run_from_parameters):
     return run
 
 
+@pytest.mark.long
 def test_uccs_and_tinyface_stand_beside_tables_6_and_7(native, executed, tmp_path):
     space = executed("uccs+tinyface", tmp_path / "run", TINY)
     frame, our_table = space["frame"], space["our_table"]
