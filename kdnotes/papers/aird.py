@@ -324,7 +324,7 @@ ORL = {"tasks": ("open",), "teacher_people": 28, "student_people": 20, "test_peo
        "scale": 16.0, "teacher": "smallface:16-32-64:64", "student": "smallface:12-24-48:64", "padding": 1}
 LFW = {"teacher_people": 298, "student_people": 150, "known": 1, "mirror": True}
 OUTSIDE = {"tasks": ("open",), "teacher": "dlib", "student": "smallface:24-48-96:128", "student_people": 0, "size": 32,
-           "low_sweep": (8,), "steps": 1500, "lr": 2e-3, "batch_size": 128, "scale": 16.0, "m": 0.0, "negatives": 256,
+           "low_sweep": (), "steps": 600, "lr": 2e-3, "batch_size": 128, "scale": 16.0, "m": 0.0, "negatives": 256,
            "anchors": 16, "batch_sweep": (8, 32, 128)}   # an off-the-shelf teacher, everybody for the student
 PAPER = {"dataset": "casia", "tasks": ("open", "native"), "known": 0, "size": 112, "teacher": "iresnet50::512",
          "student": "face_resnet18::512", "scale": 64.0, "steps": 60000, "teacher_steps": 100000, "batch_size": 512,
