@@ -1007,7 +1007,7 @@ class Cast:
                   "held": i.held}
         self.train = People(part="train", size=i.size, **common)
         self.test = People(part="test", size=i.size, pairs=i.pairs, **common)
-        self.how = lambda steps: Optimisation(steps, t.batch_size, t.lr, t.weight_decay)
+        self.how = lambda steps: Optimisation(steps, t.batch_size, t.lr, t.weight_decay, channels_last=True)
         margin = {"scale": config.losses.scale, "margin": config.losses.margin}
         self.teacher = Teacher(self.train, 0, n.teacher, how=self.how(t.teacher_steps), **margin)
         self.targets = Targets(self.train, self.teacher)
