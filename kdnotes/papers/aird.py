@@ -362,7 +362,7 @@ def task_of(name: str, seed: int, config: Config, low: int = 0) -> Task:
     """
     images, own, losses, training = config.images, config.protocol, config.losses, config.training
     how = Optimisation(training.closed_steps, training.batch_size, training.lr, training.weight_decay,
-                       per_class=training.per_class)
+                       per_class=training.per_class, channels_last=True)
     views = Views(low or images.closed_low, images.mode, restore=False, flip=images.flip, padding=images.padding)
     networks = (config.networks.teacher, config.networks.student)
     if name == "closed":        # classes are not identities: no margin

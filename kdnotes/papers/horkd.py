@@ -329,7 +329,8 @@ def people_of(seed: int, own: Faces) -> People:
 def task_of(name: str, seed: int, config: Config) -> Task:
     """The task `name` of one seed."""
     images, own, training = config.images, config.faces if name == "faces" else config.training, config.training
-    how = Optimisation(own.steps, training.batch_size, training.lr, training.weight_decay, clip=training.clip)
+    how = Optimisation(own.steps, training.batch_size, training.lr, training.weight_decay, clip=training.clip,
+                       channels_last=True)
     views = Views(images.low, images.mode, flip=images.flip, padding=images.padding)
     if name == "faces":
         train, views = people_of(seed, own), replace(views, low=own.low)
