@@ -790,9 +790,10 @@ def judge(claims: Iterable[Claim], frame: pd.DataFrame | Results, theirs: pd.Dat
 
 def times_made(frame: pd.DataFrame, claim: Claim, units: Iterable[Any],
                origins: Sequence[Iterable[str]] | None = None) -> int:
-    """How often what `claim` compares in `units` was made: of all that only one side was made from, the rarest kind.
+    """How often what `claim` compares in `units` was made: of all that only one side was made from, the rarest kind,
+    and no more often than both sides together: numbers of the same networks in every unit were made once.
 
-    That is the number of units without `origins`, or where nothing stands behind one side alone but what is given.
+    That is the number of units without `origins`, and where nothing was made for the numbers of a side.
     """
     units = list(units)
     if origins is None or not units:
@@ -803,7 +804,8 @@ def times_made(frame: pd.DataFrame, claim: Claim, units: Iterable[Any],
         rows = select(marked, {"metric": claim.metric, **claim.where, **_filter(side)})
         unit = rows["seed"] if claim.unit == "seed" else column(rows, claim.unit)
         sides.append(rows["value"].groupby(unit).agg(lambda sets: frozenset().union(*sets)).loc[units])
-    counts = [len(units)]
+    both = [names for names in zip(*sides) if all(names)]
+    counts = [len(units) - len(both) + len(set(both))]
     for one, other in (sides, sides[::-1]):
         common = frozenset().union(*other)
         own = [_by_kind(names - common) for names in one]
