@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['NAMED', 'DATA_ROOT', 'Parser', 'options', 'meant', 'refusals', 'given_parameters', 'data_environment', 'plan_runs',
-           'open_pool', 'run', 'say', 'terminable', 'show_papers', 'count_runs', 'show_paper', 'expected_times',
-           'device_of', 'why', 'verify', 'remove_empty', 'show_data', 'add_data', 'check_data', 'get_data', 'report',
-           'results', 'bench', 'measure_device', 'add_run', 'add_machines', 'number', 'add_folders',
-           'add_data_commands', 'add_split_options', 'share', 'add_others', 'build_parser', 'main']
+           'open_pool', 'run', 'say', 'terminable', 'show_papers', 'count_runs', 'show_paper', 'mostly_read',
+           'expected_times', 'device_of', 'why', 'verify', 'remove_empty', 'show_data', 'add_data', 'check_data',
+           'get_data', 'report', 'results', 'bench', 'measure_device', 'add_run', 'add_machines', 'number',
+           'add_folders', 'add_data_commands', 'add_split_options', 'share', 'add_others', 'build_parser', 'main']
 
 # %% ../nbs/cli.ipynb #c9eb7efe
 import argparse
@@ -180,11 +180,19 @@ def show_paper(args: argparse.Namespace) -> int:
     return 0
 
 
+def mostly_read(manifest: dict) -> bool:
+    """Whether a run read back more stages than it built; those of earlier versions do not say."""
+    stages = manifest.get("stages")
+    counts = [stages.get(name) for name in ("read", "built")] if isinstance(stages, dict) else []
+    return all(isinstance(count, int) for count in counts) and counts > counts[::-1]
+
+
 def expected_times(base: str, slug: str, published: Path | None = None) -> dict[str, str]:
     """How long the newest finished run of each profile took, and where, such as "1:52 on cpu AMD EPYC,
     2 threads, with orl".
 
-    Where there is none below `base`, the newest one below the folder `published`.
+    Where there is none below `base`, the newest one below the folder `published`. A run that read back more stages than
+    it built took less time than its numbers, and is passed over.
     """
     from kdnotes.batch.terminal import clock
     from kdnotes.runs import find_runs, read_manifest, state
@@ -195,7 +203,7 @@ def expected_times(base: str, slug: str, published: Path | None = None) -> dict[
     newest: dict[str, dict] = {}
     for paths in ([place.parent for place in given], own):
         found = sorted(map(read_manifest, paths), key=lambda m: m.get("finished", ""))
-        newest |= {m["profile"]: m for m in found if m.get("wall_s")}
+        newest |= {m["profile"]: m for m in found if m.get("wall_s") and not mostly_read(m)}
     return {profile: f"{clock(m['wall_s'])} on {device_of(m)} with {m['dataset']}" for profile, m in newest.items()}
 
 

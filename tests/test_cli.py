@@ -298,10 +298,10 @@ def test_show_prints_every_setting_and_the_expected_time(workplace, capsys, monk
 
 def test_expected_times_are_those_of_published_runs_where_there_is_none_of_ones_own(tmp_path):
     published = tmp_path / "results"
-    for place, profile, seconds in (("good", "demo", 112.4), ("cpu/good/orl", "real", 27.0), ("good2", "demo", 5.0)):
+    for place, profile, seconds, read in (("good", "demo", 112.4, 0), ("cpu/good/orl", "real", 27.0, 2), ("cpu/good/lfw", "real", 3.0, 8), ("good2", "demo", 5.0, "x")):
         (published / place).mkdir(parents=True)
         manifest = {"slug": "good", "profile": profile, "dataset": place.rpartition("/")[2], "wall_s": seconds, "run": "a", "status": "finished", "parameters": {},
-                    "device": {"type": "cpu", "name": "Two cores"}, "finished": "2026-01-31T12:00:00+00:00"} | ({"threads": 2} if profile == "real" else {})
+                    "device": {"type": "cpu", "name": "Two cores"}, "finished": "2026-01-31T12:00:00+00:00", "stages": {"built": 3, "read": read}} | ({"threads": 2} if profile == "real" else {})
         (published / place / "manifest.json").write_text(json.dumps(manifest))
     times = cli.expected_times(str(tmp_path / "runs"), "good", published)
     assert times == {"demo": "1:52 on cpu Two cores with good", "real": "0:27 on cpu Two cores, 2 threads, with orl"}

@@ -1026,11 +1026,14 @@ class Cast:
         return Wear(kinds, Photographs(), Landmarks(people)) if self.config.photographed else Wear(kinds)
 
     def worn(self, kind: str, seed: int, size: int = 0, which: int = 0) -> Worn | WornForReal:
-        """The judged pictures behind masks of a `kind`; "": bare; or those of the set of real masks of that name."""
+        """The judged pictures behind masks of a `kind`; "": bare; or those of the set of real masks of that name. A
+        photograph of one kind is fitted without drawing lots: it is the same for every seed.
+        """
         if kind in REAL:
             return WornForReal(RealMasks(kind, size or self.test.size), self.config.images.top)
         people = replace(self.test, size=size or self.test.size)
-        return Worn(people, self.wear(kind or self.unseen, part="test"), seed, which, bare=not kind)
+        wear = self.wear(kind or self.unseen, part="test")
+        return Worn(people, wear, 0 if wear.photographs else seed, which, bare=not kind)
 
     def seen(self, network: Network | Targets, kind: str, seed: int, look: str = "", painter: Painter | None = None,
              size: int = 0) -> Seen:
