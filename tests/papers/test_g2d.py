@@ -209,6 +209,11 @@ def test_a_seed_repeats_students_and_masks_and_not_what_they_stand_on(config):
     networks = [{row.stage.network for row in rows(replace(config, seeds=(seed,))) if row.table == MAIN} for seed in (0, 1)]
     assert networks[0] & networks[1] == {Cast(config).teacher}
     assert {type(s).__name__ for s in networks[0] - networks[1]} == {"Labelled", "Related", "Invariant", "Teacher"}
+    anew = [{row.stage.network for row in rows(replace(config.change(afresh=True), seeds=(seed,))) if row.table == MAIN} for seed in (0, 1)]
+    assert not anew[0] & anew[1] and anew[0] == networks[0], "each on a teacher and an inpainting network of its own"
+    assert Cast(config.change(afresh=True), 1).painter != Cast(config).painter == Cast(config, 1).painter
+    given = [{claim.given for claim in g2d.claims(c)} for c in (config, config.change(afresh=True))]
+    assert () not in given[0] and given[1] == {()}
 
 
 def test_batches_do_not_change_vectors(experiment, cast):
