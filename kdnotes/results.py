@@ -771,7 +771,7 @@ def judge(claims: Iterable[Claim], frame: pd.DataFrame | Results, theirs: pd.Dat
     for claim in claims:
         gaps = differences(frame, claim)
         mean, low, high = interval(gaps)
-        made = times_made(frame, claim, gaps.index, origins)
+        made = times_made(frame, claim, gaps, origins)
         said = verdict(claim, low, high, len(gaps), made)
         p = p_value(claim, gaps) if made == len(gaps) else math.nan
         needed = needed_repetitions(claim, gaps) if said == "inconclusive" and made == len(gaps) else math.nan
@@ -788,14 +788,14 @@ def judge(claims: Iterable[Claim], frame: pd.DataFrame | Results, theirs: pd.Dat
     return judged.assign(holm=pd.Series(kept, dtype=object))[[*JUDGED, *MORE]]
 
 
-def times_made(frame: pd.DataFrame, claim: Claim, units: Iterable[Any],
+def times_made(frame: pd.DataFrame, claim: Claim, gaps: pd.Series,
                origins: Sequence[Iterable[str]] | None = None) -> int:
-    """How often what `claim` compares in `units` was made: of all that only one side was made from, the rarest kind,
-    and no more often than both sides together: numbers of the same networks in every unit were made once.
+    """How often what `claim` compares in the units of `gaps` was made: of all that only one side was made from, the
+    rarest kind, and no more often than both sides together: units with the same gap from the same networks are one.
 
     That is the number of units without `origins`, and where nothing was made for the numbers of a side.
     """
-    units = list(units)
+    units = list(gaps.index)
     if origins is None or not units:
         return len(units)
     marked = frame.assign(value=[frozenset(names) for names in origins])
@@ -804,7 +804,7 @@ def times_made(frame: pd.DataFrame, claim: Claim, units: Iterable[Any],
         rows = select(marked, {"metric": claim.metric, **claim.where, **_filter(side)})
         unit = rows["seed"] if claim.unit == "seed" else column(rows, claim.unit)
         sides.append(rows["value"].groupby(unit).agg(lambda sets: frozenset().union(*sets)).loc[units])
-    both = [names for names in zip(*sides) if all(names)]
+    both = [found for found in zip(*sides, gaps) if found[0] and found[1]]
     counts = [len(units) - len(both) + len(set(both))]
     for one, other in (sides, sides[::-1]):
         common = frozenset().union(*other)

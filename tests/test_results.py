@@ -327,17 +327,17 @@ def test_what_is_compared_is_what_must_be_repeated(sets, options, expected):
         assert R.what_is_open(judged) == f"what is compared was made {R.times(sets)} only, not once for each seed"
 
 
-@pytest.mark.parametrize("own, expected", [(True, 4), (False, 1)])
-def test_one_network_under_two_conditions_is_as_many_as_there_are_of_it(own, expected):
+@pytest.mark.parametrize("own, drawn, expected", [(True, 0, 4), (False, 0, 1), (False, 1, 4)])
+def test_one_network_under_two_conditions_is_as_many_as_there_are_of_it(own, drawn, expected):
     """A number that is the same for every seed, since nothing in it depends on one, says no more for standing there four times."""
     book, origins = Results("toy", "demo"), []
     for seed in range(4):
         for setting, value in (("bare", 98.0), ("masked", 88.0)):
-            book.add("T", "faces", "A", "accuracy", value + own * seed / 10, seed, {"pairs": setting})
+            book.add("T", "faces", "A", "accuracy", value + own * seed / 10 + drawn * seed * (value - 93) / 100, seed, {"pairs": setting})
             origins.append([f"Network-{seed * own}", "Photographs-0"])
     judged = R.judge([Claim("c", "", {"setting": "pairs=bare"}, {"setting": "pairs=masked"})], book, origins=origins).iloc[0]
-    assert (judged["n"], judged["made"], judged["difference"]) == (4, expected, pytest.approx(10))
-    assert judged["verdict"] == ("supported" if own else "inconclusive")
+    assert (judged["n"], judged["made"], judged["difference"]) == (4, expected, pytest.approx(10 + 0.15 * drawn))
+    assert judged["verdict"] == ("supported" if expected == 4 else "inconclusive"), "what a seed draws itself is measured anew"
     nothing = R.judge([Claim("c", "", {"setting": "pairs=bare"}, {"setting": "pairs=masked"})], book, origins=[[]] * 8).iloc[0]
     assert nothing["made"] == 4
 
