@@ -183,8 +183,8 @@ def show_paper(args: argparse.Namespace) -> int:
 def mostly_read(manifest: dict) -> bool:
     """Whether a run read back more stages than it built; those of earlier versions do not say."""
     stages = manifest.get("stages")
-    counts = [stages.get(name) for name in ("read", "built")] if isinstance(stages, dict) else []
-    return all(isinstance(count, int) for count in counts) and counts > counts[::-1]
+    read, built = (stages.get(name) for name in ("read", "built")) if isinstance(stages, dict) else (None, None)
+    return isinstance(read, int) and isinstance(built, int) and read > built
 
 
 def expected_times(base: str, slug: str, published: Path | None = None) -> dict[str, str]:
