@@ -18,13 +18,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 # %% auto #0
-__all__ = ['OWN', 'METHODS', 'REAL', 'BESIDE', 'LABELME', 'MUSIC', 'SENTIMENT', 'SYNTHETIC', 'CODE', 'CIFAR10N', 'QUICK', 'SMALL',
-           'DISPLAY', 'MAIN', 'SHORT', 'ALONE', 'RIVALS', 'CHOSEN', 'THEIRS', 'PRINTED', 'group_annotators', 'distil',
-           'lookahead', 'forward_with', 'naive_gradient', 'ending_of', 'mixed_derivative', 'head_gradient',
-           'normalise_correction', 'meta_batch', 'Correction', 'advice', 'fit', 'check_meta_size', 'fine_tune',
-           'suited_correction', 'fit_ccc', 'own_schedule', 'Labelling', 'Schedule', 'Tables', 'Config', 'CoupledPair',
-           'task_of', 'stage_of', 'main_rows', 'display_name', 'ablation_rows', 'check_fit', 'run', 'claims',
-           'where_trained', 'versus', 'ablation_claims']
+__all__ = ['OWN', 'METHODS', 'REAL', 'BESIDE', 'LABELME', 'MUSIC', 'SENTIMENT', 'SYNTHETIC', 'CODE', 'CIFAR10N', 'COMPONENTS',
+           'QUICK', 'SMALL', 'DISPLAY', 'MAIN', 'SHORT', 'ALONE', 'RIVALS', 'CHOSEN', 'THEIRS', 'PRINTED',
+           'group_annotators', 'distil', 'lookahead', 'forward_with', 'naive_gradient', 'ending_of', 'mixed_derivative',
+           'head_gradient', 'normalise_correction', 'meta_batch', 'Correction', 'advice', 'fit', 'check_meta_size',
+           'fine_tune', 'suited_correction', 'fit_ccc', 'own_schedule', 'Labelling', 'Schedule', 'Tables', 'Config',
+           'CoupledPair', 'task_of', 'stage_of', 'main_rows', 'display_name', 'ablation_rows', 'check_fit', 'run',
+           'claims', 'where_trained', 'versus', 'ablation_claims']
 
 # %% ../../nbs/papers/ccc.ipynb #2820842e
 from ..config import Settings, conform, leaves, section, setting
@@ -454,6 +454,10 @@ CODE = {"network": "resnet34", "optimizer": "sgd", "lr": 0.01, "weight_decay": 5
 CIFAR10N = {**REAL, **CODE, "groups": 30, "meta_size": 1000, "meta_batch": 128, "batch_size": 128, "group_sweep": (),
             "meta_sweep": (), "gamma_sweep": (), "self_distilled": False, "start_sweep": ("4 I", "votes"),
             "seeds": (0, 1, 2)}
+COMPONENTS = {"train_size": 10_000, "components": 128, "network": "mlp:512-256", "optimizer": "adam", "lr": 1e-3,
+              "weight_decay": 0.0, "milestones": (), "epochs": 30, "seeds": (0, 1, 2, 3, 4), "methods": (
+                  "clean labels", "MajorVote", "MajorVote ×2", "Dawid-Skene", "CrowdLayer", "CrowdLayer ×2", "CoNAL",
+                  "UnionNet", "CCC")}
 QUICK = {"network": "resnet18", "lr": 0.02, "batch_size": 256, "warmup": 5, "epochs": 15, "milestones": (10,),
          "methods": ("MajorVote", "CrowdLayer", "CrowdLayer ×2", "CCC")}
 
@@ -474,7 +478,7 @@ Config.DATASETS = {
     ("real", "labelme"): LABELME,
     ("real", "music"): MUSIC,
     ("real", "sentiment"): SENTIMENT,
-    ("real", "cifar10n"): {**CIFAR10N, **QUICK},
+    ("real", "cifar10n"): {**CIFAR10N, **COMPONENTS},
     ("real", "fashion_mnist"): {**SYNTHETIC, **CODE, **QUICK, "network": "smallconv", "density_sweep": (1, 5)},
     ("real", "cifar10"): {**SYNTHETIC, **CODE, **QUICK, "density_sweep": (1, 5)},
     ("paper", "labelme"): {**LABELME, "active": "all"},

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'OURS', 'METHODS', 'STUDY_NAMES', 'PAIRS', 'CLOSED', 'READINGS', 'EVERY_READING', 'READ', 'PEERS',
-           'CROSS', 'GREY', 'COLOUR', 'SGD', 'SMALL_FACES', 'CASIA', 'JUDGED_ON', 'EVERY_METHOD', 'REAL_FACES',
+           'CROSS', 'GREY', 'COLOUR', 'CPU', 'SGD', 'SMALL_FACES', 'CASIA', 'JUDGED_ON', 'EVERY_METHOD', 'REAL_FACES',
            'PAIRED', 'TRANSFER', 'NUMBERS', 'JUDGED', 'ON_FACES', 'DRAWN', 'TABLES', 'DATASET_NAMES', 'HELD_OUT',
            'JUDGES', 'STUDIES', 'CLOSED_SETS', 'Objective', 'recipe_of', 'Images', 'check_pair', 'Networks', 'Sweeps',
            'Faces', 'Training', 'Config', 'Classes', 'named', 'people_of', 'task_of', 'objective_of', 'student_of',
@@ -234,6 +234,10 @@ GREY = {"seen": (0, 1, 2, 3, 4, 5), "searched": "test", "images.low": 7}
 COLOUR = {"seen": (0, 1, 2, 3, 4, 5), "searched": "test", "flip": True, "padding": 4, "images.low": 8, "restore": False,
           "n": 512, "crd_n": 16384, "p": 128, "anchors": 0, "negatives": (64, 128, 256, 1024),
           "taus": (0.02, 0.05, 0.08, 0.2, 0.3), "readings": EVERY_READING}
+CPU = {"studies": ("retrieval", "classification", "weight", "balance"), "restore": False, "train_size": 1000,
+       "seeds": (0, 1, 2, 3, 4), "networks.teacher": "smallconv:32-64-128:128", "n": 256, "p": 64, "anchors": 16,
+       "networks.student": "smallconv:16-32-64:64", "closed_methods": CLOSED, "crd_n": 1024, "betas": (0.5, 2.0),
+       "training": {"steps": 1000, "teacher_steps": 1500, "batch_size": 96}}   # half an hour on two cores
 SGD = {"optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-4}
 SMALL_FACES = {"studies": ("faces", "weight", "balance"), "flip": True, "n": 512, "p": 128, "anchors": 32,
                "batch_size": 96, "faces": {"size": 64, "low": 12, "steps": 2000, "pairs": 1000,
@@ -270,7 +274,7 @@ Config.PROFILES = {
     },
     "demo": {"betas": (0.5, 2.0)},
     "real": Config.merged(EVERY_METHOD, {
-        "dataset": "cifar10",
+        "dataset": "cifar100",
         "networks": {"teacher": "resnet56", "student": "vgg8",
                      "pairs": (("resnet56", "resnet20", "peer"), ("resnet56", "shufflenet_v1", "cross"))},
         "training": {"steps": 12000, "teacher_steps": 12000, "batch_size": 128},
@@ -293,9 +297,10 @@ NUMBERS = {"studies": ("classification",), "networks.teacher": "resnet56", "netw
            "milestones": (21, 28, 32), "milestones_of": 35}
 JUDGED = ["+".join(some) for count in (1, 2, 3) for some in itertools.combinations(JUDGED_ON, count)]
 Config.DATASETS = {
-    ("demo", "mnist5k"): GREY, ("smoke", "mnist5k"): GREY, ("real", "cifar10"): COLOUR,
-    ("real", "mnist"): Config.merged(GREY, {"networks.teacher": "smallconv:64-128-256:128"}),
-    ("real", "fashion_mnist"): Config.merged(GREY, {"networks.teacher": "smallconv:64-128-256:128", "flip": True}),
+    ("demo", "mnist5k"): GREY, ("smoke", "mnist5k"): GREY,
+    ("real", "cifar100"): Config.merged(COLOUR, {"seen": tuple(range(60))}),
+    **{("real", name): Config.merged(GREY, CPU) for name in ("mnist", "fashion_mnist")},
+    ("real", "cifar10"): Config.merged(GREY, CPU, {"images.low": 8}),
     ("paper", "cifar100"): Config.merged(COLOUR, SGD, TRANSFER), ("paper", "svhn"): Config.merged(COLOUR, SGD, NUMBERS),
     ("paper", "lfw"): Config.merged(COLOUR, SGD, CASIA, {"faces.steps": 12_000}),
     **{("paper", dataset): Config.merged(COLOUR, SGD, CASIA) for dataset in JUDGED},

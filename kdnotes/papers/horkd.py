@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'ORDERS', 'BASELINES', 'OURS', 'ALONE', 'FRESH', 'LONG', 'CONTROLS', 'METHODS', 'UNLABELLED', 'ON_FACES',
-           'TASKS', 'GREY', 'COLOUR', 'CONV', 'RESNET', 'BIRDS', 'FACES', 'ORL', 'LFW', 'CASIA', 'UCCS', 'TABLES',
+           'TASKS', 'GREY', 'COLOUR', 'CPU', 'RESNET', 'BIRDS', 'FACES', 'ORL', 'LFW', 'CASIA', 'UCCS', 'TABLES',
            'READINGS', 'Losses', 'hybrid', 'titled', 'recipe_of', 'Images', 'Networks', 'Bridge', 'Training', 'Faces',
            'Config', 'Assisted', 'Both', 'Joint', 'people_of', 'task_of', 'assisted', 'student_of', 'recognised', 'row',
            'main_table', 'assistant_table', 'sweeps', 'weight_table', 'rows', 'run', 'assistant_claims',
@@ -207,8 +207,9 @@ class Config(Settings):
 GREY = {"searched": "test", "images.size": 0, "seen": (0, 1, 2, 3, 4, 5), "images.low": 7, "low_sweep": (4, 14),
         "mode": "bicubic"}
 COLOUR = Config.merged(GREY, {"images.low": 8, "low_sweep": (4, 16), "flip": True, "padding": 4})
-CONV = {"networks.teacher": "smallconv:64-128-256:128", "networks.student": "smallconv:8-16-32:32",
-        "student_sweep": ("smallconv:4-8-16:32", "smallconv:16-32-64:32")}
+CPU = {"train_size": 1000, "seeds": (0, 1, 2, 3, 4), "networks.teacher": "smallconv:32-64-128:128",
+       "networks.student": "smallconv:8-16-32:32", "student_sweep": ("smallconv:4-8-16:32",),
+       "training": {"steps": 600, "teacher_steps": 1200, "batch_size": 64}}   # half an hour on two cores
 RESNET = {"networks.teacher": "resnet8x4", "networks.student": "smallconv:16-32-64:64",
           "student_sweep": ("smallconv:8-16-32:32", "smallconv:32-64-128:128")}
 BIRDS = {"images.size": 224, "tasks": ("retrieval",), "images.low": 32, "low_sweep": (16, 64), "flip": True,
@@ -247,7 +248,7 @@ Config.PROFILES = {
                         "methods": ("CE", "FitNet, unit variance", "HORKD"), "people": (10, 10), "each": 6,
                         "pairs": 60}},
     "demo": {},
-    "real": {"dataset": "fashion_mnist", "tasks": ("retrieval", "classification"),
+    "real": {"dataset": "cifar100", "tasks": ("retrieval", "classification"),
              "training": {"steps": 4000, "teacher_steps": 4000, "batch_size": 128}},
     "paper": {"dataset": "cub200", "tasks": ("retrieval",), "training": {"steps": 8000, "teacher_steps": 4000},
               "seeds": (0, 1, 2, 3, 4)},
@@ -255,9 +256,9 @@ Config.PROFILES = {
 Config.DATASETS = {
     ("demo", "mnist5k"): Config.merged(GREY, {"training": {"steps": 200, "teacher_steps": 200}}),
     ("smoke", "mnist5k"): Config.merged(GREY, {"low_sweep": (14,)}),
-    ("real", "mnist"): Config.merged(GREY, CONV),
-    ("real", "fashion_mnist"): Config.merged(GREY, CONV, {"flip": True}),
-    ("real", "cifar10"): Config.merged(COLOUR, RESNET),
+    ("real", "cifar100"): Config.merged(COLOUR, RESNET, {"seen": tuple(range(60))}),
+    **{("real", name): Config.merged(GREY, CPU) for name in ("mnist", "fashion_mnist")},
+    ("real", "cifar10"): Config.merged(GREY, CPU, {"images.low": 8, "low_sweep": (4, 16)}),
     ("real", "orl"): ORL, ("real", "lfw"): LFW, ("paper", "casia"): CASIA,
     ("paper", "cub200"): Config.merged(BIRDS, {"seen": tuple(range(100))}),
     ("paper", "cars196"): Config.merged(BIRDS, {"seen": tuple(range(98))}),
