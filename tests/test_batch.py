@@ -544,6 +544,31 @@ def test_a_batch_whose_output_nobody_reads_goes_on(write_paper, workplace):
     assert len(list(workplace.glob("runs/*/*/notebook.ipynb"))) == 2
 
 
+def test_the_next_run_starts_before_the_listener_has_time_for_more(tmp_path):
+    planned = [plan.PlannedRun(name, "", f"runs/{name}/smoke-1", {}, "", str(tmp_path), str(tmp_path / "stop")) for name in "abc"]
+    heard = []
+
+    class Told(pool.Listener):
+        def begins(self, planned, why):
+            heard.append(f"{planned.slug} begins")
+
+        def ended(self, outcome):
+            heard.append(f"{outcome.planned.slug} ended")
+
+        def show(self, running):
+            heard.append("time")
+
+    class Done(concurrent.futures.Executor):
+        def submit(self, function, planned):
+            future = concurrent.futures.Future()
+            future.set_result(worker.Outcome(planned, "finished"))
+            return future
+
+    pool.run_batch(planned, Done(), 1, Told())
+    assert heard == [f"{name} begins" if each == 0 else "time" if each == 1 else f"{name} ended"
+                     for name in "abc" for each in range(3)]
+
+
 # ---- resources, progress, summary
 
 

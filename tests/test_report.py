@@ -776,12 +776,13 @@ def test_the_board_writes_the_page_whenever_a_run_has_ended(tmp_path):
     said = io.StringIO()
     board = GrowingReport(["horkd", "m3d", "dance"], tmp_path, said)
     outcome = lambda name: SimpleNamespace(planned=name, status="finished", reason="", seconds=1.0)
-    board.ended(outcome("horkd"))
+    tell = lambda name: (board.ended(outcome(name)), board.show([]), board.show([]))
+    tell("horkd")
     assert "no report: no runs in" in said.getvalue()                    # nothing to show yet: the batch goes on
     make_run(tmp_path, "m3d")
-    board.ended(outcome("m3d"))
+    tell("m3d")
     page = tmp_path / "report" / "index.html"
     assert "This page grows." in page.read_text() and "under way or waiting: dance. It" in " ".join(page.read_text().split())
-    board.ended(outcome("dance"))
+    tell("dance")
     board.report(last=True)
     assert "This page grows." not in page.read_text() and said.getvalue().count(f"report: {page}") == 3

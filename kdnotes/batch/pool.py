@@ -86,7 +86,9 @@ class Listener:
         """The batch is being stopped."""
 
     def show(self, running: Iterable[tuple[PlannedRun, float]]) -> None:
-        """The runs under way, each with the time of its start."""
+        """The runs under way, each with the time of its start: again and again, and after those that end have been
+        replaced, so that here is the place for what takes a while.
+        """
 
 # %% ../../nbs/batch/pool.ipynb #5dc94a8f
 def outcome_of(future: concurrent.futures.Future, planned: PlannedRun) -> Outcome:
@@ -118,10 +120,13 @@ class Batch:
                 self.running[self.pool.submit(supervise, planned)] = planned, time.time()
 
     def collect(self, seconds: float) -> None:
-        """Wait up to `seconds` for a run to end, take the outcomes, and show the others."""
+        """Wait up to `seconds` for a run to end, and take the outcomes."""
         done, _ = concurrent.futures.wait(self.running, seconds, concurrent.futures.FIRST_COMPLETED)
         for future in done:
             self.end(outcome_of(future, self.running.pop(future)[0]))
+
+    def show(self) -> None:
+        """Show the runs under way."""
         self.listener.show([*self.running.values()])
 
     def end(self, outcome: Outcome) -> None:
@@ -137,6 +142,7 @@ class Batch:
             Path(planned.stop).touch()
         while self.running and time.monotonic() < until:
             self.collect(0.5)
+            self.show()
 
 # %% ../../nbs/batch/pool.ipynb #e5b07a3d
 def run_batch(planned: Iterable[PlannedRun], pool: concurrent.futures.Executor, at_once: int | None = None,
@@ -150,6 +156,7 @@ def run_batch(planned: Iterable[PlannedRun], pool: concurrent.futures.Executor, 
     try:
         while batch.waiting or batch.running:
             batch.submit()
+            batch.show()        # when the pool is full again: what the listener does takes no run's time
             batch.collect(interval)
     except KeyboardInterrupt:
         batch.stop()

@@ -141,15 +141,21 @@ class GrowingReport(Board):
 
     def __init__(self, planned: Iterable[PlannedRun], runs: str | Path, stream: TextIO | None = None):
         super().__init__(stream)
-        self.waiting, self.runs = dict.fromkeys(map(str, planned)), runs
+        self.waiting, self.runs, self.due = dict.fromkeys(map(str, planned)), runs, False
 
     def ended(self, outcome: Outcome) -> None:
         super().ended(outcome)
         self.waiting.pop(str(outcome.planned), None)
-        self.report()
+        self.due = True
+
+    def show(self, running: Iterable[tuple[PlannedRun, float]]) -> None:
+        super().show(running)
+        if self.due:
+            self.report()
 
     def report(self, last: bool = False) -> None:
         """Write the page; when it is the `last` one, nothing is said to be under way any more."""
+        self.due = False
         try:
             page = write_report(self.runs, waiting=[] if last else list(self.waiting))
             self.say(f"report: {page}")
