@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'MARKERS', 'METHOD_COLORS', 'MUTED', 'ROLES', 'VARIANTS', 'SHADES', 'style', 'cast', 'method_colors',
-           'save_figure', 'bars', 'lines', 'to_pictures', 'image_grid', 'matrix_row', 'matrix_pair', 'balance',
-           'project', 'embedding_map']
+           'save_figure', 'bars', 'bar_panels', 'lines', 'to_pictures', 'image_grid', 'matrix_row', 'matrix_pair',
+           'balance', 'project', 'embedding_map']
 
 # %% ../nbs/plots.ipynb #f18c3869
 import hashlib
@@ -137,16 +137,19 @@ def save_figure(fig: Figure, folder: str | Path, name: str) -> Path:
 
 # %% ../nbs/plots.ipynb #257dafda
 def bars(ax: Axes, frame: pd.DataFrame, by: str = "method", value: str = "value", order: Sequence[str] | None = None,
-         zoom: bool = False, label: str | None = None) -> Axes:
+         zoom: bool = False, label: str | None = None, gaps: bool = False) -> Axes:
     """Mean and 95 % t-interval of `frame[value]` for each `frame[by]`,
     top to bottom in `order` (default: of appearance); seeds as dots. No interval is drawn beyond what a rate can reach.
 
-    `label` names the axis, by default the metric of `frame`. ValueError when there is nothing to draw.
+    `label` names the axis, by default the metric of `frame`. ValueError when there is nothing to draw, for a name of
+    `order` unless `gaps` may stay.
     """
     order = list(dict.fromkeys(frame[by])) if order is None else list(order)
     colors = method_colors(order)
     for y, name in enumerate(order):
         x = frame.loc[frame[by] == name, value].to_numpy(dtype=float)
+        if not len(x) and gaps:
+            continue
         if not len(x):
             raise ValueError(f"no rows with {by}={name!r}; there are {', '.join(map(str, dict.fromkeys(frame[by])))}")
         mean, low, high = _within_reach(np.array(interval(x)), frame)
@@ -180,6 +183,27 @@ def _value_label(frame: pd.DataFrame, label: str | None) -> str:
     """`label`, or else the one metric of `frame` as it stands in print."""
     metrics = list(dict.fromkeys(frame["metric"])) if "metric" in frame else []
     return label if label is not None else metric_label(metrics[0]) if len(metrics) == 1 else "value"
+
+# %% ../nbs/plots.ipynb #7d1c0a52
+def bar_panels(axes: Any, parts: Mapping[str, pd.DataFrame], by: str = "method", **options: Any) -> None:
+    """`bars` of each of `parts` in the panels `axes`, `(columns,)` or `(rows, columns)`, with its name as title.
+
+    The panels of a row show the same names at the same heights, written at its left; a place stays empty where a part
+    has no such value. `options` as of `bars`. ValueError for more parts than panels; panels beyond them are left blank.
+    """
+    axes, left = np.atleast_2d(axes), dict(parts)
+    if len(left) > axes.size:
+        raise ValueError(f"bar_panels: {len(left)} parts for {axes.size} panels; expected a panel for each")
+    for row in axes:
+        here = {ax: (title, left.pop(title)) for ax, title in zip(row, list(left))}
+        order = list(dict.fromkeys(name for _, frame in here.values() for name in frame[by]))
+        for ax, (title, frame) in here.items():
+            bars(ax, frame, by, order=order, gaps=True, **options)
+            ax.set_title(title)
+            ax.tick_params(labelleft=ax is row[0])
+        for ax in row[len(here):]:
+            ax.axis("off")
+
 
 # %% ../nbs/plots.ipynb #b8258fc2
 def lines(ax: Axes, frame: pd.DataFrame, x: str, value: str = "value", by: str = "method",

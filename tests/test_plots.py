@@ -171,6 +171,32 @@ def test_bars_with_one_seed_order_and_refusal():
         plots.bars(ax, study(), order=["RKD"])
 
 
+def heights(ax):
+    """Where the mean of each row is drawn."""
+    return [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "o"]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_panels_of_a_row_show_the_same_methods_at_the_same_heights(rows):
+    every = study(("CE", "KD", "RKD", "HORKD"))
+    parts = {"all": every, "fewer": every[every.method.isin(["CE", "RKD"])], "another": study(("SP",))}
+    fig, axes = plt.subplots(rows, 3 if rows == 1 else 2)
+    plots.bar_panels(axes, parts, zoom=True)
+    first, second, *others = axes.flat
+    assert heights(first) == [0, 1, 2, 3] and heights(second) == [0, 2] and first.get_ylim() == second.get_ylim()
+    assert [ax.get_title("left") for ax in axes.flat][:3] == list(parts)
+    names = [t.get_text() for t in first.get_yticklabels()]
+    if rows == 1:
+        assert names == ["CE", "KD", "RKD", "HORKD", "SP"] and heights(others[0]) == [4]
+    else:                                                                # a row of panels of its own
+        assert heights(others[0]) == [0] and [t.get_text() for t in others[0].get_yticklabels()] == ["SP"]
+        assert not others[1].axison
+    shown = [ax.yaxis.get_tick_params()["labelleft"] for ax in axes.flat]
+    assert shown[:3] == [True, False, rows == 2]
+    with pytest.raises(ValueError, match="3 parts for 2 panels"):
+        plots.bar_panels(axes.flat[:2], parts)
+
+
 def test_lines_show_mean_and_band():
     frame = pd.concat([study(("CE", "HORKD")).assign(K=k, value=lambda f, k=k: f["value"] + k) for k in (1, 2, 4)])
     _, ax = plt.subplots()

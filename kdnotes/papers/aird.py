@@ -508,9 +508,10 @@ def adaptation_tables(seed: int, config: Config) -> list[Row]:
 
 # %% ../../nbs/papers/aird.ipynb #1d614c81
 def resolution_table(seed: int, config: Config) -> list[Row]:
-    """CE and AIRD trained for each low resolution, beside the teacher fed with it."""
+    """CE and AIRD trained for each low resolution, beside the teacher fed with it; none where there is but one."""
     found, chosen = [], recipes(config.losses)
-    for low in sorted({config.images.low, *config.images.low_sweep}):
+    lows = sorted({config.images.low, *config.images.low_sweep})
+    for low in lows if len(lows) > 1 else ():
         task = task_of("open", seed, config, low)
         stages = {name: task.student(chosen[name], Taught) for name in ("CE", "AIRD")}
         for name, stage in {**stages, "teacher fed low": task.teacher}.items():
