@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'ORDERS', 'BASELINES', 'OURS', 'ALONE', 'FRESH', 'LONG', 'CONTROLS', 'METHODS', 'UNLABELLED', 'ON_FACES',
-           'TASKS', 'GREY', 'COLOUR', 'CPU', 'RESNET', 'BIRDS', 'FACES', 'ORL', 'LFW', 'CASIA', 'UCCS', 'TABLES',
-           'READINGS', 'Losses', 'hybrid', 'titled', 'recipe_of', 'Images', 'Networks', 'Bridge', 'Training', 'Faces',
-           'Config', 'Assisted', 'Both', 'Joint', 'people_of', 'task_of', 'assisted', 'student_of', 'recognised', 'row',
-           'main_table', 'assistant_table', 'sweeps', 'weight_table', 'rows', 'run', 'assistant_claims',
-           'retrieval_claims', 'closed_claims', 'face_claims', 'claims']
+           'TASKS', 'READERS', 'GREY', 'COLOUR', 'CPU', 'RESNET', 'BIRDS', 'FACES', 'ORL', 'LFW', 'CASIA', 'UCCS',
+           'TABLES', 'READINGS', 'Losses', 'hybrid', 'titled', 'recipe_of', 'Images', 'Networks', 'Bridge', 'Training',
+           'parse_of_faces', 'Faces', 'Config', 'Assisted', 'Both', 'Joint', 'people_of', 'task_of', 'assisted',
+           'student_of', 'recognised', 'row', 'main_table', 'assistant_table', 'sweeps', 'weight_table', 'rows', 'run',
+           'assistant_claims', 'retrieval_claims', 'closed_claims', 'face_claims', 'claims']
 
 # %% ../../nbs/papers/horkd.ipynb #9f674cb9
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,15 +22,15 @@ from torch import Tensor, nn
 
 from ..config import Settings, section, setting
 from kdnotes.crossres import (
-    Network, Optimisation, Pictures, Task, Unaided, Views, classified, identified, optimise, retrieved, seen_by,
-    weights_of,
+    Head, Network, Optimisation, Pictures, Task, Unaided, Views, classified, identified, optimise, retrieved,
+    seen_by, weights_of,
 )
 from ..data.batches import Batches
 from ..data.degrade import MODES
 from ..experiment import Data, Experiment, Here, Row, Stage, Study
 from ..faces import NativeTest, People, seeds_of
 from ..metrics.verify import recognition
-from ..models.written import parse, parse_teacher
+from ..models.written import parse, parse_recogniser, parse_teacher
 from ..recipes import Angles, Distances, HintByVariance, Learner, Recipe, Similarities, recipe
 from ..results import Claim, Results
 
@@ -155,6 +156,21 @@ class Training:
     clip: float = setting(0.0, "scale", "largest norm of the gradient, 0 = no clipping", at_least=0)
 
 # %% ../../nbs/papers/horkd.ipynb #6c541dbc
+READERS = {"none": parse, "arcface": parse_recogniser, "cosface": parse_recogniser}     # of networks, by margin
+
+
+def parse_of_faces(text: str) -> tuple[str, dict]:
+    """Name and options of a classifier or, where there is none of that name, of an embedder of faces; errors as of
+    `parse`.
+    """
+    try:
+        return parse(text)
+    except ValueError as error:
+        with suppress(ValueError):
+            return parse_recogniser(text)
+        raise error
+
+
 @dataclass(frozen=True)
 class Faces:
     """The third family of tasks: people that nobody has seen are verified and identified at low resolution."""
@@ -164,8 +180,13 @@ class Faces:
     size: int = setting(32, "scale", "high resolution in pixels", at_least=1)
     low: int = setting(16, "paper", "low resolution in pixels, that of both results that are known", at_least=1)
     teacher: str = setting("smallconv:16-32-64:64", "scale", 'teacher; "dlib": an outside recogniser',
-                         check=partial(parse_teacher, others=parse))
-    student: str = setting("smallconv:4-8-16:32", "scale", "student", check=parse)
+                         check=partial(parse_teacher, others=parse_of_faces))
+    student: str = setting("smallconv:4-8-16:32", "scale", "student", check=parse_of_faces)
+    margin: str = setting("none", "reconstructed", "identity loss: softmax of inner products, or of cosines with a "
+                          "margin; then the networks are embedders of faces", choices=tuple(READERS))
+    scale: float = setting(16.0, "component", "of the cosines: 64; 16 to 30 for few people", above=0)
+    angle: float = setting(0.0, "scale; component 0.5", "the margin", at_least=0, below=1.5)
+    restore: bool = setting(True, "reconstructed", "the low view at the high one's size, or native")
     teacher_steps: int = setting(220, "scale", "of teachers", at_least=1)
     steps: int = setting(170, "scale", "of assistants and students", at_least=1)
     methods: tuple[str, ...] = setting(("CE", "FitNet, unit variance", "RKD-DA", ALONE, LONG, FRESH, "HORKD"), "scale",
@@ -199,6 +220,8 @@ class Config(Settings):
         low, size, weights = self.faces.low, self.faces.size, self.losses
         if low > size:
             raise ValueError(f"faces.low={low} must not exceed the high resolution, faces.size={size}")
+        read = READERS[self.faces.margin]
+        read(self.faces.student), parse_teacher(self.faces.teacher, others=read)
         if not (weights.point and weights.pair and weights.triplet):
             given = f"losses.point={weights.point}, pair={weights.pair}, triplet={weights.triplet}"
             raise ValueError(f"{given}: each order needs a weight above 0")
@@ -228,7 +251,8 @@ ORL = Config.merged(FACES, {
 })
 LFW = Config.merged(FACES, {
     "people": (298, 963), "padding": 1, "seeds": (0, 1, 2, 3, 4),
-    "faces": {"dataset": "lfw", "size": 32, "teacher": "dlib", "student": "smallconv:24-48-96:128", "steps": 700,
+    "faces": {"dataset": "lfw", "size": 32, "teacher": "dlib", "student": "smallface:24-48-96:128", "steps": 1000,
+              "margin": "cosface", "restore": False,
               "methods": ("CE", "FitNet, unit variance", "RKD-DA", UNLABELLED, ALONE, LONG, "HORKD")},
 })
 CASIA = Config.merged(FACES, {
@@ -269,7 +293,9 @@ Config.DATA = ("facesets", "images")
 # %% ../../nbs/papers/horkd.ipynb #2693b7e2
 @dataclass(frozen=True, kw_only=True)
 class Assisted(Network):
-    """A network that learns from a teacher and, perhaps, from an assistant that was trained before."""
+    """A network that learns from a teacher and, perhaps, from an assistant that was trained before, and that `lends`
+    it its weights: all of them, but for an embedding layer that reads a smaller map in a native low view.
+    """
 
     recipe: Recipe
     teacher: Unaided
@@ -283,7 +309,8 @@ class Assisted(Network):
         teachers = {name: (parents[name], stage.view) for name, stage in self.needs().items()}
         network, dims = self.fresh(here), {name: parent.feature_dim for name, parent in parents.items()}
         if self.lends:
-            network.load_state_dict(parents["assistant"].state_dict())
+            own, lent = network.state_dict(), parents["assistant"].state_dict()
+            network.load_state_dict(own | {name: w for name, w in lent.items() if w.shape == own[name].shape})
         return self.learner(network, self.recipe, here, dims), self.batches(here, teachers)
 
 # %% ../../nbs/papers/horkd.ipynb #7ddeca15
@@ -328,12 +355,15 @@ def people_of(seed: int, own: Faces) -> People:
 
 def task_of(name: str, seed: int, config: Config) -> Task:
     """The task `name` of one seed."""
-    images, own, training = config.images, config.faces if name == "faces" else config.training, config.training
+    images, own, training, head = config.images, config.training, config.training, None
+    if name == "faces":
+        own = config.faces
+        head = None if own.margin == "none" else Head(own.margin, own.scale, own.angle)
     how = Optimisation(own.steps, training.batch_size, training.lr, training.weight_decay, clip=training.clip,
                        channels_last=True)
     views = Views(images.low, images.mode, flip=images.flip, padding=images.padding)
     if name == "faces":
-        train, views = people_of(seed, own), replace(views, low=own.low)
+        train, views = people_of(seed, own), replace(views, low=own.low, restore=own.restore)
         judge = {"casia": "LFW"}.get(own.dataset, own.dataset)              # CASIA-WebFace brings LFW
         uccs = NativeTest("uccs", own.size, own.subjects)
         dataset, networks = "UCCS" if own.judged == "uccs" else judge, own
@@ -343,7 +373,7 @@ def task_of(name: str, seed: int, config: Config) -> Task:
         train = Pictures(config.dataset, "train", images.size, images.train_size, seen, images.searched)
         dataset, networks, test = config.dataset, config.networks, replace(train, part="test", per_class=0)
     teaching = replace(how, steps=own.teacher_steps)
-    return Task(name, seed, dataset, train, test, (networks.teacher, networks.student), views, teaching, how)
+    return Task(name, seed, dataset, train, test, (networks.teacher, networks.student), views, teaching, how, head)
 
 # %% ../../nbs/papers/horkd.ipynb #8a5fe397
 def assisted(task: Task, recipe: Recipe, bridge: Bridge, helper: Recipe) -> Unaided | Assisted:
@@ -402,10 +432,11 @@ def row(table: str, method: str, stage: Network, task: Task, config: Config, vie
 def main_table(name: str, seed: int, config: Config) -> list[Row]:
     """All methods at the main low resolution; on faces those that are asked for."""
     task = task_of(name, seed, config)
-    frame = {"teacher on high": (task.teacher, "high"), "teacher fed low": (task.teacher, "low")}
+    frame = {"teacher on high": (task.teacher, "high"), "teacher fed low": (task.teacher, "fed")}
     if config.bridge.assistant != "none":
         assistant = student_of("HORKD", task, config).assistant
-        frame |= {"assistant on high": (assistant, "high"), "assistant fed low": (assistant, "low")}
+        fed = "fed" if assistant.view == "high" else "low"
+        frame |= {"assistant on high": (assistant, "high"), "assistant fed low": (assistant, fed)}
     asked = {"faces": config.faces.methods, "classification": set(METHODS) - set(CONTROLS)}.get(name, METHODS)
     chosen = [method for method in ON_FACES if method in asked]
     rows = frame | {titled(method, name): (student_of(method, task, config), "low") for method in chosen}

@@ -349,6 +349,21 @@ def test_faces_are_verified_and_identified(config, experiment):
     assert prediction.logits.shape == (len(images), config.faces.people[0])
 
 
+@pytest.mark.parametrize("margin", ["arcface", "cosface"])
+def test_faces_may_have_a_margin_on_cosines_and_a_native_low_view(config, experiment, margin):
+    own = replace(config.faces, margin=margin, angle=0.2, restore=False, student="smallface:2-4:8", teacher="smallface:4-8:8")
+    config = replace(config, faces=own)
+    rows = {row.method: row for row in horkd.main_table("faces", 0, config)}
+    frame = horkd.Study([*rows.values()]).run(experiment).frame()
+    assert set(frame.method) == set(rows) and frame.value.between(0, 100).all()
+    stage, task = rows["HORKD"].stage, horkd.task_of("faces", 0, config)
+    student = experiment.made(stage)
+    assert type(student.head).__name__.lower() == margin and student.head.scale == 16 and not task.views.restore
+    assert {row.measure.keywords["view"] for name, row in rows.items() if "fed" in name} == {"fed"}
+    with pytest.raises(ValueError, match="smallconv"):
+        replace(config, faces=replace(own, student="smallconv:4-8:8")).check()
+
+
 def test_real_faces_keep_the_protocol_of_their_set(config, monkeypatch):
     from kdnotes.data.protocols import FaceSets, Pairs
 
