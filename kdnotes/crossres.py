@@ -470,7 +470,7 @@ class Unaided(Network):
 # %% ../nbs/crossres.ipynb #01505c3d
 @dataclass(frozen=True)
 class Answers(Stage):
-    """What the `teacher` makes of the high view of all its training images, see `answers`."""
+    """What the `teacher` makes of its view of all its training images, see `answers`."""
 
     teacher: Network
 
@@ -483,7 +483,7 @@ class Answers(Stage):
 
     def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> dict[str, Any]:
         images = here.read(self.teacher.images).images.to(here.device)
-        x = both_views(images, self.teacher.views, *channel_statistics(images))["high"]
+        x = both_views(images, self.teacher.views, *channel_statistics(images))[self.teacher.view]
         return {name: value.cpu() for name, value in answers(parents["teacher"], x).items()}
 
 # %% ../nbs/crossres.ipynb #7bcd30e3

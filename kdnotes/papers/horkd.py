@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ..config import Settings, section, setting
 from kdnotes.crossres import (
-    Head, Network, Optimisation, Pictures, Task, Unaided, Views, classified, identified, optimise, retrieved,
-    seen_by, weights_of,
+    Answers, Head, Network, Optimisation, Outside, Pictures, Task, Unaided, Views, classified, identified, optimise,
+    retrieved, seen_by, weights_of,
 )
 from ..data.batches import Batches
 from ..data.degrade import MODES
@@ -302,16 +302,31 @@ class Assisted(Network):
     assistant: "Assisted | None" = None
     lends: bool = False
 
-    def needs(self) -> dict[str, Stage]:
+    @property
+    def elders(self) -> dict[str, Network]:
+        """Those who answer while it learns."""
         return {"teacher": self.teacher} | ({"assistant": self.assistant} if self.assistant else {})
 
-    def lesson(self, parents: Mapping[str, nn.Module], here: Here) -> tuple[Learner, Batches]:
-        teachers = {name: (parents[name], stage.view) for name, stage in self.needs().items()}
-        network, dims = self.fresh(here), {name: parent.feature_dim for name, parent in parents.items()}
+    def needs(self) -> dict[str, Stage]:
+        found = {name: elder for name, elder in self.elders.items()
+                 if not self.views.random or isinstance(elder, Outside)}               # the same in every epoch
+        return {**self.elders, **{f"answers of {name}": Answers(elder) for name, elder in found.items()}}
+
+    def lessons(self, parents: Mapping[str, Any], here: Here) -> Batches:
+        """Batches with what the elders answer: found before where it stays the same, else asked for each batch."""
+        known, asked = {}, {}
+        for name, elder in self.elders.items():
+            answered = parents.get(f"answers of {name}")
+            known |= {f"{name}.{part.partition('.')[2]}": value for part, value in (answered or {}).items()}
+            asked |= {} if answered else {name: (parents[name], elder.view)}
+        return self.batches(here, asked, known=known, still=self.views.random)
+
+    def lesson(self, parents: Mapping[str, Any], here: Here) -> tuple[Learner, Batches]:
+        network, dims = self.fresh(here), {name: parents[name].feature_dim for name in self.elders}
         if self.lends:
             own, lent = network.state_dict(), parents["assistant"].state_dict()
             network.load_state_dict(own | {name: w for name, w in lent.items() if w.shape == own[name].shape})
-        return self.learner(network, self.recipe, here, dims), self.batches(here, teachers)
+        return self.learner(network, self.recipe, here, dims), self.lessons(parents, here)
 
 # %% ../../nbs/papers/horkd.ipynb #7ddeca15
 class Both(nn.Module):
@@ -333,7 +348,8 @@ class Both(nn.Module):
 class Joint(Assisted):
     """A student whose assistant learns beside it."""
 
-    def needs(self) -> dict[str, Stage]:
+    @property
+    def elders(self) -> dict[str, Network]:
         return {"teacher": self.teacher}
 
     def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> dict[str, Any]:
@@ -341,7 +357,7 @@ class Joint(Assisted):
         assistant = self.assistant.learner(self.assistant.fresh(here), self.assistant.recipe, here, dims)
         dims["assistant"] = assistant.network.feature_dim
         student = self.learner(self.fresh(here), self.recipe, here, dims)
-        batches = self.batches(here, {"teacher": (parents["teacher"], self.teacher.view)})
+        batches = self.lessons(parents, here)
         both = Both(assistant, student, (self.assistant.view, self.view))
         optimise(both, batches, lambda both, batch: both(batch), self.how, here.fabric, checkpoint)
         return weights_of(student.network)

@@ -119,7 +119,7 @@ def test_the_high_view_does_not_depend_on_how_the_low_one_is_made(config):
 def test_teacher_and_assistant_look_at_the_high_view_and_the_student_at_the_low_one(config):
     task = horkd.task_of("retrieval", 0, config)
     student = horkd.student_of("HORKD", task, config)
-    assert student.view == "low" and {name: parent.view for name, parent in student.needs().items()} == {"teacher": "high", "assistant": "high"}
+    assert student.view == "low" and {name: parent.view for name, parent in student.elders.items()} == {"teacher": "high", "assistant": "high"}
     low = horkd.assisted(task, student.recipe, Bridge("teacher_arch_lr"), hybrid(config.losses, ORDERS[:3], 0.0)).assistant
     assert (low.view, low.network) == ("low", config.networks.teacher)
 
@@ -128,13 +128,29 @@ def test_teacher_and_assistant_look_at_the_high_view_and_the_student_at_the_low_
 def test_targets_travel_with_their_images(config, experiment, flip):
     config = config.change(flip=flip)
     stage = horkd.student_of("HORKD", horkd.task_of("retrieval", 0, config), config)
-    teachers = {name: (parent.fresh(experiment.here).eval(), parent.view) for name, parent in stage.needs().items()}
+    teachers = {name: (parent.fresh(experiment.here).eval(), parent.view) for name, parent in stage.elders.items()}
     assert set(teachers) == {"teacher", "assistant"}
     for batch in stage.batches(experiment.here, teachers):
         for name, (network, _) in teachers.items():
             with torch.no_grad():
                 expected = network(batch["high"])
             assert torch.allclose(batch[f"{name}.features"], expected.features, atol=1e-5)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("bridge", [Bridge(), Bridge("teacher_arch_lr"), Bridge(schedule="joint")])
+def test_answers_that_stay_the_same_are_found_once_and_are_those_that_would_be_asked_for(config, experiment, bridge, flip):
+    config = config.change(flip=flip)
+    task = horkd.task_of("retrieval", 0, config)
+    stage = horkd.assisted(task, hybrid(config.losses, ORDERS[:3], 0.0, "both"), bridge, hybrid(config.losses, ORDERS[:3], 0.0))
+    answered = {name for name in stage.needs() if name.startswith("answers")}
+    assert answered == (set() if flip else {f"answers of {name}" for name in stage.elders})
+    parents = dict(zip(stage.needs(), experiment.make(stage.needs().values())))
+    asked = {name: network for name, network in parents.items() if name in stage.elders}
+    seen = [[batch for _, batch in zip(range(3), stage.lessons(known, experiment.here))] for known in (parents, asked)]
+    for a, b in zip(*seen):
+        assert a.keys() == b.keys() >= {f"{name}.{part}" for name in stage.elders for part in ("logits", "features")}
+        assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 # 17: with the assistant's weights and its view, the student starts at zero loss against the assistant
@@ -156,7 +172,7 @@ def test_a_student_that_is_the_assistant_has_nothing_to_learn(config, experiment
 def test_an_assistant_lends_the_weights_that_its_student_starts_from(config, experiment, monkeypatch):
     monkeypatch.setattr("kdnotes.crossres.learnt", lambda learner, *args: horkd.weights_of(learner.network))     # nothing is trained
     stage = horkd.student_of("HORKD", horkd.task_of("retrieval", 0, config), config)
-    parents = {name: replace(parent, seed=5).fresh(experiment.here) for name, parent in stage.needs().items()}
+    parents = {name: replace(parent, seed=5).fresh(experiment.here) for name, parent in stage.elders.items()}
     here = experiment.here
     lent, fresh = (s.build(parents, here, None) for s in (stage, replace(stage, lends=False)))
     assert all(torch.equal(lent[name], value) for name, value in parents["assistant"].state_dict().items())
@@ -229,7 +245,7 @@ def test_joint_and_two_stage_differ_in_what_is_trained_beforehand(config):
     task, recipe = horkd.task_of("retrieval", 0, config), everything("both")
     helper = hybrid(config.losses, ORDERS[:3], 0.0)
     two_stage, joint = (horkd.assisted(task, recipe, Bridge(schedule=schedule), helper) for schedule in ("two_stage", "joint"))
-    assert set(two_stage.needs()) == {"teacher", "assistant"} and set(joint.needs()) == {"teacher"}
+    assert set(two_stage.elders) == {"teacher", "assistant"} and set(joint.elders) == {"teacher"}
     n, network = 6, lambda: build("smallconv", 5, channels=1, size=8, widths=(2, 4, 8), embedding=8)
     both = horkd.Both(Learner(network(), helper, {"teacher": 16}), Learner(network(), recipe, {"teacher": 16, "assistant": 8}), ("high", "low"))
     batch = {"high": torch.randn(n, 1, 8, 8), "low": torch.randn(n, 1, 8, 8), "labels": torch.arange(n) % 5,
