@@ -34,7 +34,8 @@ from .prints import code_parts, code_print, members, print_of
 from .results import Claim, Results, card_figure, fill_card, judge, show
 from .runs import CODE, RunFolder, open_run, runs_folder
 from kdnotes.runtime import (
-    derive_seed, encode, fingerprint, generator_states, log, make_fabric, restore_generators, seed_everything,
+    derive_seed, encode, fingerprint, generator_states, log, make_fabric, one_thread, restore_generators,
+    seed_everything,
 )
 
 # %% ../nbs/experiment.ipynb #7797c315
@@ -159,9 +160,11 @@ def _library(token: str, keep: int = 16) -> Library:
 
 # %% ../nbs/experiment.ipynb #bb37ab83
 def _load(data: Data) -> Loaded:
-    """Load `data`, noting the files below the data root that are read for it."""
+    """Load `data`, noting the files below the data root that are read for it: with one thread, as worker processes
+    have, or what is computed in it would be other numbers there, and other data.
+    """
     began = time.time_ns()
-    with files_read(data_root()) as paths:
+    with files_read(data_root()) as paths, one_thread():
         value = data.load()
     try:
         known = fingerprint(value)[:16]

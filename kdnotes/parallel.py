@@ -18,22 +18,20 @@ import torch
 
 from .progress import is_quiet, progress, quiet
 from kdnotes.runtime import (
-    derive_seed, generator_states, log, restore_generators, seed_everything,
+    derive_seed, generator_states, log, one_thread, restore_generators, seed_everything,
 )
 
 # %% ../nbs/parallel.ipynb #9b243594
 @contextmanager
 def _alone(seed: int) -> Iterator[None]:
     """One thread, and global generators that start from `seed`; all as before at the end."""
-    before = torch.get_num_threads(), generator_states()
+    before = generator_states()
     try:
-        torch.set_num_threads(1)
-        seed_everything(seed)
-        with quiet():
+        with one_thread(), quiet():
+            seed_everything(seed)
             yield
     finally:
-        restore_generators(before[1])
-        torch.set_num_threads(before[0])
+        restore_generators(before)
 
 
 def _call_alone(function: Callable, seed: int, item: object) -> object:

@@ -4,7 +4,7 @@
 __all__ = ['log', 'PRECISIONS', 'seed_everything', 'set_deterministic', 'generator_states', 'restore_generators', 'encode',
            'fingerprint', 'derive_seed', 'make_generator', 'parse_seeds', 'available_devices', 'pick_device', 'fusible',
            'pick_precision', 'make_fabric', 'world_size', 'is_first', 'from_first', 'from_all', 'set_threads',
-           'peak_memory']
+           'one_thread', 'peak_memory']
 
 # %% ../nbs/runtime.ipynb #34dfcdfd
 import atexit
@@ -17,7 +17,8 @@ import re
 import struct
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import singledispatch
 from pathlib import Path
@@ -327,6 +328,19 @@ def set_threads(n: int) -> None:
     if n < 1:
         raise ValueError(f"{n} threads; give at least 1")
     torch.set_num_threads(n)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch computes with one thread inside: what is summed there is the same number in every process of a machine,
+    however many threads it has.
+    """
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory(device: str | torch.device | None = None) -> int:

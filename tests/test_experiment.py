@@ -236,6 +236,23 @@ def test_data_that_cannot_be_told_apart_are_refused(tmp_path):
 # --- data ---
 
 @dataclass(frozen=True)
+class Threads(Data):
+    """With how many threads it is loaded: what is computed in it depends on them."""
+
+    def load(self):
+        return torch.tensor(torch.get_num_threads())
+
+
+def test_data_are_loaded_with_one_thread_in_every_process(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert alone(tmp_path).read(Threads()) == 1 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
 class File(Data):
     """The content of a file below the data root."""
 

@@ -103,13 +103,15 @@ class PublishedCrowd(Data):
 def as_components(data: CrowdData, components: int) -> CrowdData:
     """The features of the crowd and of the test set, flat, as their first principal components, standardised.
 
-    Axes and scales are those of the crowd's items. ValueError for more components than there are numbers or items.
+    Axes and scales are those of the crowd's items; the largest weight of an axis is positive.
+    ValueError for more components than there are numbers or items.
     """
     x = data.crowd.features.flatten(1).double()
     if components > min(x.shape):
         raise ValueError(f"components={components}: {len(x)} items of {x.shape[1]} numbers have {min(x.shape)} at most")
     mean = x.mean(0)
     values, axes = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()                # their signs are anybody's
     axes = axes.flip(1)[:, :components] / values.flip(0)[:components].clamp_min(1e-12).sqrt()
     turned = lambda features: ((features.flatten(1).double() - mean) @ axes).float()
     test = data.test._replace(features=turned(data.test.features))
