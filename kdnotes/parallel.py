@@ -9,6 +9,7 @@ import heapq
 import importlib
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -127,6 +128,8 @@ class Schedule:
         running: set = set()
         try:
             threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+            # a process that has grown is replaced by the next one, and no job is lost: nothing to tell a reader
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
             pool = get_reusable_executor(others, timeout=300, env=dict.fromkeys(threads, "1"))
             while True:
                 with self.changed:
