@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['Views', 'both_views', 'Pictures', 'Share', 'HeldOut', 'fresh_network', 'fresh_recogniser', 'Recalled', 'answers',
            'size_of_maps', 'paired_batches', 'Optimisation', 'optimise', 'learnt', 'weights_of', 'frozen',
-           'predict_view', 'Head', 'Network', 'Unaided', 'Answers', 'Outside', 'Taught', 'Balance', 'balanced',
-           'balance_rows', 'Tuned', 'at_size', 'Task', 'seen_by', 'classified', 'retrieved', 'Probe', 'probed',
-           'identified', 'searched']
+           'predict_view', 'statistics_of', 'Head', 'Network', 'Unaided', 'Answers', 'Outside', 'Taught', 'Balance',
+           'balanced', 'balance_rows', 'Tuned', 'at_size', 'Task', 'seen_by', 'classified', 'retrieved', 'Probe',
+           'probed', 'identified', 'searched']
 
 # %% ../nbs/crossres.ipynb #0adfd0b1
 from collections.abc import Mapping
@@ -378,6 +378,11 @@ def predict_view(
     )
 
 # %% ../nbs/crossres.ipynb #01505c3b
+def statistics_of(images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Mean and std of the channels of `images`."""
+    return channel_statistics(images.images)
+
+
 @dataclass(frozen=True)
 class Head:
     """The head of a recogniser of faces: `margin` "arcface" or "cosface", of `angle`, on cosines times `scale`."""
@@ -427,14 +432,14 @@ class Network(Stage):
 
     def statistics(self, here: Here) -> tuple[Tensor, Tensor]:
         """Mean and std of the channels over all of `images`: two networks that share them normalise alike."""
-        return channel_statistics(here.read(self.images).images.to(here.device))
+        return tuple(part.to(here.device) for part in here.of(self.images, statistics_of))
 
     def batches(self, here: Here, teachers: Mapping[str, tuple[nn.Module, str]] | None = None, **more: Any) -> Batches:
         """Batches with both views and what `teachers`, `{name: (network, view)}`, make of theirs; `more` as of
         `paired_batches`.
         """
         train, seed = self.shown(here).to(here.device), derive_seed(self.seed, "batches", self.task)
-        more.setdefault("statistics", self.statistics(here) if self.share != Share() else None)
+        more.setdefault("statistics", self.statistics(here))
         return paired_batches(train, self.views, self.how.batch_size, seed, teachers, self.how.per_class, **more)
 
     def learner(
@@ -483,7 +488,7 @@ class Answers(Stage):
 
     def build(self, parents: Mapping[str, Any], here: Here, checkpoint: Path) -> dict[str, Any]:
         images = here.read(self.teacher.images).images.to(here.device)
-        x = both_views(images, self.teacher.views, *channel_statistics(images))[self.teacher.view]
+        x = both_views(images, self.teacher.views, *self.teacher.statistics(here))[self.teacher.view]
         return {name: value.cpu() for name, value in answers(parents["teacher"], x).items()}
 
 # %% ../nbs/crossres.ipynb #7bcd30e3

@@ -105,6 +105,7 @@ class Library:
     def __init__(self, token: str, keep: int = 16):
         self.token, self.keep = token, keep
         self.kept: dict[Hashable, Loaded] = {}
+        self.derived: dict[tuple[str, Callable], Any] = {}           # by the print of the data and the function
         self.notes: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {}    # all that was ever loaded: print, files
         self.news: dict[str, tuple] = {}             # those of the notes that nobody has taken yet
 
@@ -124,6 +125,14 @@ class Library:
         while len(self.kept) > self.keep:
             self.kept.pop(next(iter(self.kept)))
         return found
+
+    def of(self, data: Data, function: Callable[[Any], Any]) -> Any:
+        """`function` of what `data` describe, found once for the same content: small things of large data."""
+        value, known, *_ = self.loaded(data)
+        if (known, function) not in self.derived:
+            with one_thread():
+                self.derived[known, function] = function(value)
+        return self.derived[known, function]
 
     def learn(self, notes: Mapping[str, tuple]) -> None:
         """Take `notes` on what was loaded, here or in another process. ValueError if they contradict what is known."""
@@ -345,10 +354,20 @@ class Here:
 
     def read(self, data: Data) -> Any:
         """What `data` describe. ValueError inside a stage without them among its fields: its key knows no others."""
+        return self._allowed(data).loaded(data).value
+
+    def of(self, data: Data, function: Callable[[Any], Any]) -> Any:
+        """`function(self.read(data))`, found once in a process: for what is small and takes long, such as the channels'
+        mean. `function` must be one of a module; nobody may change what it gives.
+        """
+        return self._allowed(data).of(data, function)
+
+    def _allowed(self, data: Data) -> Library:
+        """The library, if `data` may be read here."""
         if self.may_read is not None and data not in self.may_read:
             raise ValueError(f"{shown(data)} is read by a stage that does not have it among its fields; "
                              "make it a field, so that the key knows it")
-        return self.library.loaded(data).value
+        return self.library
 
 # %% ../nbs/experiment.ipynb #47d0fd7f
 def place_of(node: Node, folder: str | Path) -> Path:

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +241,21 @@ class Threads(Data):
 
     def load(self):
         return torch.tensor(torch.get_num_threads())
+
+
+def test_what_is_found_of_data_is_found_once_for_the_same_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path))
+    np.save(tmp_path / "a.npy", np.arange(4.0)), np.save(tmp_path / "b.npy", np.arange(4.0))
+    calls = []
+
+    def total(value):
+        calls.append(torch.get_num_threads())
+        return value.sum()
+
+    here = alone(tmp_path / "root").here
+    assert [here.of(File(name), total).item() for name in ("a.npy", "a.npy", "b.npy")] == [6, 6, 6] and calls == [1]
+    inside = replace(here, may_read=(File("a.npy"),))
+    assert inside.of(File("a.npy"), total) == 6 and "make it a field" in refused(inside.of, File("b.npy"), total)
 
 
 def test_data_are_loaded_with_one_thread_in_every_process(tmp_path):
