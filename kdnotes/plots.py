@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .results import column, interval, is_percent, metric_label
+from .results import column, interval, metric_label, reach
 from .files import atomic_write, make_folder
 
 # %% ../nbs/plots.ipynb #665106c3
@@ -139,7 +139,7 @@ def save_figure(fig: Figure, folder: str | Path, name: str) -> Path:
 def bars(ax: Axes, frame: pd.DataFrame, by: str = "method", value: str = "value", order: Sequence[str] | None = None,
          zoom: bool = False, label: str | None = None, gaps: bool = False) -> Axes:
     """Mean and 95 % t-interval of `frame[value]` for each `frame[by]`,
-    top to bottom in `order` (default: of appearance); seeds as dots. No interval is drawn beyond what a rate can reach.
+    top to bottom in `order` (default: of appearance); seeds as dots. No interval is drawn beyond what a metric can reach.
 
     `label` names the axis, by default the metric of `frame`. ValueError when there is nothing to draw, for a name of
     `order` unless `gaps` may stay.
@@ -174,9 +174,11 @@ def _finish_bars(ax: Axes, order: Sequence[str], frame: pd.DataFrame, label: str
 
 
 def _within_reach(intervals: np.ndarray, frame: pd.DataFrame) -> np.ndarray:
-    """`intervals`, ending at 0 and 100 where all metrics of `frame` are rates in percent."""
-    rates = "metric" in frame and frame["metric"].map(is_percent).all()
-    return intervals.clip(0, 100) if rates else intervals
+    """`intervals`, ending where the metrics of `frame` do: at 0 and 100 where all of them are rates."""
+    if "metric" not in frame:
+        return intervals
+    least, most = zip(*map(reach, frame["metric"].unique()))
+    return intervals.clip(min(least), max(most))
 
 
 def _value_label(frame: pd.DataFrame, label: str | None) -> str:
@@ -209,7 +211,7 @@ def bar_panels(axes: Any, parts: Mapping[str, pd.DataFrame], by: str = "method",
 def lines(ax: Axes, frame: pd.DataFrame, x: str, value: str = "value", by: str = "method",
           order: Sequence[str] | None = None, label: str | None = None, xlabel: str | None = None) -> Axes:
     """`frame[value]` against the numbers `frame[x]`, a line for each `frame[by]`:
-    mean over equal `x`, its 95 % t-interval as a band, which ends where a rate does.
+    mean over equal `x`, its 95 % t-interval as a band, which ends where the metric does.
 
     ValueError when `frame[x]` is not numeric.
     """

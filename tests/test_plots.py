@@ -149,8 +149,9 @@ def test_bars_show_mean_interval_and_every_seed(zoom):
     assert (ax.get_xlim()[0] > 50) == zoom
 
 
-@pytest.mark.parametrize("metric, ends", [("accuracy", (0, 100)), ("fnmr", (0, 100)), ("mean_distance", None)])
-def test_no_interval_is_drawn_beyond_what_a_rate_can_reach(metric, ends):
+@pytest.mark.parametrize("metric, ends", [("accuracy", (0, 100)), ("fnmr", (0, 100)), ("mean_distance", (0, None)),
+                                          ("feature_discrepancy", (0, None)), ("lead_best", (None, None))])
+def test_no_interval_is_drawn_beyond_what_a_metric_can_reach(metric, ends):
     frame = pd.DataFrame({"method": "CE", "metric": metric, "value": [30.0, 70.0], "n": 1})
     low, high = interval(frame["value"])[1:]
     assert low < 0 and high > 100
@@ -159,7 +160,7 @@ def test_no_interval_is_drawn_beyond_what_a_rate_can_reach(metric, ends):
     plots.lines(axes[1], frame, x="n")
     drawn = [sorted(line.get_xdata()) for line in axes[0].lines]
     band = axes[1].collections[0].get_paths()[0].vertices[:, 1]
-    expected = ends or (low, high)
+    expected = [bound if end is None else end for bound, end in zip((low, high), ends)]
     assert any(np.allclose(d, expected) for d in drawn if len(d) == 2) and np.allclose([band.min(), band.max()], expected)
 
 
