@@ -139,7 +139,7 @@ def save_figure(fig: Figure, folder: str | Path, name: str) -> Path:
 def bars(ax: Axes, frame: pd.DataFrame, by: str = "method", value: str = "value", order: Sequence[str] | None = None,
          zoom: bool = False, label: str | None = None, gaps: bool = False) -> Axes:
     """Mean and 95 % t-interval of `frame[value]` for each `frame[by]`,
-    top to bottom in `order` (default: of appearance); seeds as dots. No interval is drawn beyond what a metric can reach.
+    top to bottom in `order` (default: of appearance); seeds as dots. No interval goes beyond what a metric can reach.
 
     `label` names the axis, by default the metric of `frame`. ValueError when there is nothing to draw, for a name of
     `order` unless `gaps` may stay.
