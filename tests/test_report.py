@@ -416,6 +416,17 @@ def test_publishing_copies_the_newest_demo_and_refreshes_the_front_page(place):
     assert publishing.readme_text(place / "nbs" / "index.ipynb") == readme
 
 
+def test_the_files_of_large_data_are_gathered_in_what_is_published():
+    files = {f"lfw/{name}/{name}.png": [size, f"{size:x}"] for size, name in enumerate(["a b", "c", "d"], 1)}
+    data = {"People('lfw')": {"print": "ab", "files": files}, "Pictures('orl')": {"print": "cd", "files": {"orl/images.npy": [3, "f"]}}, "drawn": {"print": "e"}}
+    found = publishing.gathered(data, most=2)
+    ((name, (size, signed)),) = found["People('lfw')"]["files"].items()
+    assert (name, size, len(signed)) == ("lfw: 3 files", 6, 64) and found["People('lfw')"]["print"] == "ab"
+    assert {key: found[key] for key in list(data)[1:]} == {key: data[key] for key in list(data)[1:]}
+    other = publishing.gathered({"x": {"files": files | {"lfw/c/c.png": [2, "3"]}}}, most=2)["x"]["files"][name]
+    assert other[0] == size and other[1] != signed and publishing.gathered(data) == data
+
+
 @pytest.mark.parametrize("written", ["../train.ipynb", "../../../nbs/train.ipynb"])
 def test_links_of_published_notebooks_lead_on(place, written):
     """Written as in the paper's notebook, or as in its executed copy; of what is not published the words are left."""

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['ROOTS', 'PATH', 'LIMIT', 'STEPS', 'BEGIN', 'END', 'strip_paths', 'tidy_notebook', 'shrink_png', 'slim_notebook',
-           'front_table', 'refresh_index', 'readme_text', 'write_readme', 'newest_demo', 'publish_run',
+           'front_table', 'refresh_index', 'readme_text', 'write_readme', 'newest_demo', 'gathered', 'publish_run',
            'evidence_folder', 'publish']
 
 # %% ../../nbs/report/publish.ipynb #79abe334
@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping
-from os.path import relpath
+from os.path import commonpath, relpath
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .links import CODE, change_links, relinked
 from .reading import Run, abstract, heading, is_plain, read_notebook, read_run
 from ..results import SIGN, count_by_source, read_claims
 from ..runs import MANIFEST, find_runs, read_manifest
-from ..runtime import log
+from ..runtime import fingerprint, log
 
 # %% ../../nbs/report/publish.ipynb #62e7afe6
 ROOTS = ("home|root|tmp|Users|work|mnt|media|opt|var|private|usr|srv|data|scratch|workspace|content|kaggle|gpfs|lustre|"
@@ -209,11 +209,27 @@ def newest_demo(runs: str | Path) -> dict[str, Run]:
     return {run.slug: run for run in sorted(found, key=lambda run: run.manifest.get("finished", ""))}
 
 
+def gathered(data: Mapping[str, Any], most: int = 20) -> dict[str, Any]:
+    """The `data` of a manifest; where one of them is of more than `most` files, these as one: the folder that holds
+    them all and their number, `[bytes, SHA-256]` of all their names, sizes and prints together.
+    """
+    found = {}
+    for name, note in data.items():
+        files = note.get("files", {}) if isinstance(note, Mapping) else {}
+        if len(files) > most:
+            whole = f"{commonpath(files)}: {len(files)} files"
+            signed = fingerprint(sorted((path, *map(str, signature)) for path, signature in files.items()))
+            note = {**note, "files": {whole: [sum(size for size, _ in files.values()), signed]}}
+        found[name] = note
+    return found
+
+
 def publish_run(run: Run, folder: Path, notebooks: Path) -> Path:
     """Copy the executed notebook, results, claims and manifest of `run` into `folder`; returns it.
 
     Links to others below the folder `notebooks` lead there from `folder`; of other links to files the words are left.
-    The manifest signs only what is copied, and says nothing of the machine's paths. Errors as in `slim_notebook`.
+    The manifest signs only what is copied, and says nothing of the machine's paths; the files of large data are
+    `gathered`. Errors as in `slim_notebook`.
     """
     copied = ("results.csv", "claims.csv")
     as_here = notebooks.parent / "runs" / run.slug / run.path.name              # where a run of another machine stood
@@ -222,7 +238,8 @@ def publish_run(run: Run, folder: Path, notebooks: Path) -> Path:
     for name in copied:
         write_text(folder / name, (run.path / name).read_text(encoding="utf-8"))
     signed = {name: print_ for name, print_ in run.manifest["files"].items() if name in copied}
-    write_json(folder / MANIFEST, _stripped({**run.manifest, "files": signed}))
+    data = gathered(run.manifest.get("data", {}))
+    write_json(folder / MANIFEST, _stripped({**run.manifest, "files": signed, "data": data}))
     return folder
 
 # %% ../../nbs/report/publish.ipynb #d71851d4
