@@ -434,6 +434,13 @@ class Network(Stage):
         """Mean and std of the channels over all of `images`: two networks that share them normalise alike."""
         return tuple(part.to(here.device) for part in here.of(self.images, statistics_of))
 
+    def hears_the_same(self, teacher: "Network") -> bool:
+        """Whether the `teacher` answers the same in every epoch, so that `Answers` say it once: nothing moves, or it
+        sees every picture as it lies, and both are shown the same images.
+        """
+        moved = self.views.random and not isinstance(teacher, Outside)
+        return not moved and self.share == teacher.share
+
     def batches(self, here: Here, teachers: Mapping[str, tuple[nn.Module, str]] | None = None, **more: Any) -> Batches:
         """Batches with both views and what `teachers`, `{name: (network, view)}`, make of theirs; `more` as of
         `paired_batches`.
@@ -541,9 +548,8 @@ class Taught(Network):
         return isinstance(self.teacher, Outside)
 
     def needs(self) -> dict[str, Stage]:
-        moved = self.views.random and not self.still
-        anew = moved or self.share != self.teacher.share                   # the images differ from those of the answers
-        return {"teacher": self.teacher} | ({} if anew or self.looks else {"answers": Answers(self.teacher)})
+        known = self.hears_the_same(self.teacher) and not self.looks
+        return {"teacher": self.teacher} | ({"answers": Answers(self.teacher)} if known else {})
 
     def lesson(self, parents: Mapping[str, nn.Module], here: Here) -> tuple[Learner, Batches]:
         teacher, known = parents["teacher"], parents.get("answers")

@@ -152,7 +152,7 @@ def bars(ax: Axes, frame: pd.DataFrame, by: str = "method", value: str = "value"
             continue
         if not len(x):
             raise ValueError(f"no rows with {by}={name!r}; there are {', '.join(map(str, dict.fromkeys(frame[by])))}")
-        mean, low, high = _within_reach(np.array(interval(x)), frame)
+        mean, low, high = _within_reach(np.array(interval(x)), frame, value)
         if zoom:
             ax.plot(mean, y, "o", color=colors[name], markersize=9, zorder=3)
         else:
@@ -173,12 +173,15 @@ def _finish_bars(ax: Axes, order: Sequence[str], frame: pd.DataFrame, label: str
     return ax
 
 
-def _within_reach(intervals: np.ndarray, frame: pd.DataFrame) -> np.ndarray:
-    """`intervals`, ending where the metrics of `frame` do: at 0 and 100 where all of them are rates."""
+def _within_reach(intervals: np.ndarray, frame: pd.DataFrame, value: str) -> np.ndarray:
+    """`intervals`, ending where the metrics of `frame` do: at 0 and 100 where all of them are rates; open to a side on
+    which a `frame[value]` lies beyond, since that metric is not what its name says.
+    """
     if "metric" not in frame:
         return intervals
     least, most = zip(*map(reach, frame["metric"].unique()))
-    return intervals.clip(min(least), max(most))
+    low, high = frame[value].min(), frame[value].max()
+    return intervals.clip(min(least) if low >= min(least) else -np.inf, max(most) if high <= max(most) else np.inf)
 
 
 def _value_label(frame: pd.DataFrame, label: str | None) -> str:
@@ -224,7 +227,7 @@ def lines(ax: Axes, frame: pd.DataFrame, x: str, value: str = "value", by: str =
     for i, name in enumerate(order):
         groups = frame[frame[by] == name].groupby(x)[value]
         at, stats = list(groups.groups), np.array([interval(values) for _, values in groups]).reshape(-1, 3)
-        stats = _within_reach(stats, frame)
+        stats = _within_reach(stats, frame, value)
         ax.plot(at, stats[:, 0], marker=MARKERS[i % len(MARKERS)], color=colors[name], label=str(name), markersize=5)
         ax.fill_between(at, stats[:, 1], stats[:, 2], color=colors[name], alpha=0.15, linewidth=0)
     if (frame[x] % 1 == 0).all():

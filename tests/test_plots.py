@@ -164,6 +164,18 @@ def test_no_interval_is_drawn_beyond_what_a_metric_can_reach(metric, ends):
     assert any(np.allclose(d, expected) for d in drawn if len(d) == 2) and np.allclose([band.min(), band.max()], expected)
 
 
+@pytest.mark.parametrize("values", [(-3.0, -1.0), (-1.0, 4.0)])
+def test_a_metric_of_ones_own_may_lie_below_zero(values):
+    frame = pd.DataFrame({"method": "mine", "metric": "log_odds", "value": values, "n": 1})
+    expected = interval(frame["value"])[1:]
+    _, axes = plt.subplots(1, 2)
+    plots.bars(axes[0], frame, zoom=True)
+    plots.lines(axes[1], frame, x="n")
+    band = axes[1].collections[0].get_paths()[0].vertices[:, 1]
+    assert any(np.allclose(sorted(line.get_xdata()), expected) for line in axes[0].lines if len(line.get_xdata()) == 2)
+    assert np.allclose([band.min(), band.max()], expected)
+
+
 def test_bars_with_one_seed_order_and_refusal():
     _, ax = plt.subplots()
     plots.bars(ax, study(seeds=1, metric="fid"), order=["HORKD", "CE"])

@@ -237,7 +237,7 @@ COLOUR = {"seen": (0, 1, 2, 3, 4, 5), "searched": "test", "flip": True, "padding
 CPU = {"studies": ("retrieval", "classification", "weight", "balance"), "restore": False, "train_size": 1000,
        "seeds": (0, 1, 2, 3, 4), "networks.teacher": "smallconv:32-64-128:128", "n": 256, "p": 64, "anchors": 16,
        "networks.student": "smallconv:16-32-64:64", "closed_methods": CLOSED, "crd_n": 1024, "betas": (0.5, 2.0),
-       "training": {"steps": 800, "teacher_steps": 1000, "batch_size": 96}}   # half an hour on two cores
+       "training": {"steps": 800, "teacher_steps": 1000, "batch_size": 96}}   # for two cores
 SGD = {"optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-4}
 SMALL_FACES = {"studies": ("faces", "weight", "balance"), "flip": True, "n": 512, "p": 128, "anchors": 32,
                "batch_size": 96, "faces": {"size": 64, "low": 12, "steps": 2000, "pairs": 1000,

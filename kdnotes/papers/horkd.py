@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ..config import Settings, section, setting
 from kdnotes.crossres import (
-    Answers, Head, Network, Optimisation, Outside, Pictures, Task, Unaided, Views, classified, identified, optimise,
-    retrieved, seen_by, weights_of,
+    Answers, Head, Network, Optimisation, Pictures, Task, Unaided, Views, classified, identified, optimise, retrieved,
+    seen_by, weights_of,
 )
 from ..data.batches import Batches
 from ..data.degrade import MODES
@@ -220,8 +220,12 @@ class Config(Settings):
         low, size, weights = self.faces.low, self.faces.size, self.losses
         if low > size:
             raise ValueError(f"faces.low={low} must not exceed the high resolution, faces.size={size}")
-        read = READERS[self.faces.margin]
-        read(self.faces.student), parse_teacher(self.faces.teacher, others=read)
+        try:
+            read = READERS[self.faces.margin]
+            read(self.faces.student), parse_teacher(self.faces.teacher, others=read)
+        except ValueError as error:
+            kind = "classifiers" if self.faces.margin == "none" else "embedders of faces"
+            raise ValueError(f"faces.margin={self.faces.margin!r} wants {kind}: {error}") from None
         if not (weights.point and weights.pair and weights.triplet):
             given = f"losses.point={weights.point}, pair={weights.pair}, triplet={weights.triplet}"
             raise ValueError(f"{given}: each order needs a weight above 0")
@@ -232,7 +236,7 @@ GREY = {"searched": "test", "images.size": 0, "seen": (0, 1, 2, 3, 4, 5), "image
 COLOUR = Config.merged(GREY, {"images.low": 8, "low_sweep": (4, 16), "flip": True, "padding": 4})
 CPU = {"train_size": 1000, "seeds": (0, 1, 2, 3, 4), "networks.teacher": "smallconv:32-64-128:128",
        "networks.student": "smallconv:8-16-32:32", "student_sweep": ("smallconv:4-8-16:32",),
-       "training": {"steps": 600, "teacher_steps": 1200, "batch_size": 64}}   # half an hour on two cores
+       "training": {"steps": 600, "teacher_steps": 1200, "batch_size": 64}}   # for two cores
 RESNET = {"networks.teacher": "resnet8x4", "networks.student": "smallconv:16-32-64:64",
           "student_sweep": ("smallconv:8-16-32:32", "smallconv:32-64-128:128")}
 BIRDS = {"images.size": 224, "tasks": ("retrieval",), "images.low": 32, "low_sweep": (16, 64), "flip": True,
@@ -308,9 +312,9 @@ class Assisted(Network):
         return {"teacher": self.teacher} | ({"assistant": self.assistant} if self.assistant else {})
 
     def needs(self) -> dict[str, Stage]:
-        found = {name: elder for name, elder in self.elders.items()
-                 if not self.views.random or isinstance(elder, Outside)}               # the same in every epoch
-        return {**self.elders, **{f"answers of {name}": Answers(elder) for name, elder in found.items()}}
+        found = {f"answers of {name}": Answers(elder) for name, elder in self.elders.items()
+                 if self.hears_the_same(elder)}
+        return self.elders | found
 
     def lessons(self, parents: Mapping[str, Any], here: Here) -> Batches:
         """Batches with what the elders answer: found before where it stays the same, else asked for each batch."""

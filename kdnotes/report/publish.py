@@ -217,7 +217,7 @@ def gathered(data: Mapping[str, Any], most: int = 20) -> dict[str, Any]:
     for name, note in data.items():
         files = note.get("files", {}) if isinstance(note, Mapping) else {}
         if len(files) > most:
-            whole = f"{commonpath(files)}: {len(files)} files"
+            whole = f"{commonpath(files) or '.'}: {len(files)} files"
             signed = fingerprint(sorted((path, *map(str, signature)) for path, signature in files.items()))
             note = {**note, "files": {whole: [sum(size for size, _ in files.values()), signed]}}
         found[name] = note

@@ -376,7 +376,7 @@ def test_faces_may_have_a_margin_on_cosines_and_a_native_low_view(config, experi
     student = experiment.made(stage)
     assert type(student.head).__name__.lower() == margin and student.head.scale == 16 and not task.views.restore
     assert {row.measure.keywords["view"] for name, row in rows.items() if "fed" in name} == {"fed"}
-    with pytest.raises(ValueError, match="smallconv"):
+    with pytest.raises(ValueError, match=f"faces.margin='{margin}' wants embedders of faces: .*smallconv"):
         replace(config, faces=replace(own, student="smallconv:4-8:8")).check()
 
 
