@@ -190,6 +190,7 @@ class Walk:
         self.around: frozenset[int] = frozenset()       # the containers around that piece
         self.dispatching: list[Callable] = []           # the functions that choose by the type of what they are given
         self.looked: list[tuple] = []                   # how something was looked at, what, and what it held
+        self.visits = _visits                           # a walk that reads otherwise has its own
 
     def reach(self, thing: object) -> object:
         """Follow `thing`; returns what stands for it in the print of whoever named it: a name, or a constant."""
@@ -220,7 +221,7 @@ class Walk:
         if id(thing) not in self.pieces:
             self.pieces[id(thing)] = Piece(name, "", [])              # for whoever comes back here
             before = self.visit, self.around, self.inside
-            known = _visits.get(id(thing))
+            known = self.visits.get(id(thing))
             if known is not None and self.would_repeat(known, thing):
                 self.repeat(known)
             else:
@@ -240,10 +241,10 @@ class Walk:
         piece = Piece(name, fingerprint(parts)[:16], [id(other) for other, _ in visit.named])
         visit = visit._replace(piece=piece)
         if around.isdisjoint(visit.entered) and not self.has_state(thing):
-            _visits.pop(id(thing), None)
-            _visits[id(thing)] = visit
-        while len(_visits) > 8192:
-            del _visits[next(iter(_visits))]
+            self.visits.pop(id(thing), None)
+            self.visits[id(thing)] = visit
+        while len(self.visits) > 8192:
+            del self.visits[next(iter(self.visits))]
         return visit
 
     def would_repeat(self, visit: Visit, thing: types.FunctionType | type) -> bool:

@@ -305,6 +305,7 @@ class Reached(Walk):
 
     def __init__(self, parts: Iterable[object] = ()):
         super().__init__()
+        self.visits = {}                                # it reads lists and parts otherwise than the walk of the keys
         modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
         self.parts = [*parts, *modules, *(p for module in modules for p in module.parameters(recurse=False))]
         self.own = {id(part) for part in self.parts}

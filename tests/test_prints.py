@@ -824,6 +824,21 @@ def test_the_stages_of_a_paper_have_the_prints_that_each_has_alone():
     assert together == [code_print(thing) for thing in reversed(things)][::-1] == [alone(thing) for thing in things]
 
 
+def test_the_walk_of_a_checkpoint_and_that_of_the_keys_leave_each_other_nothing():
+    """A checkpoint's walk passes over the numbers in a list, which a key counts: neither may find the other's reading."""
+    from kdnotes.data.truth import Truth                            # its code reads a list of its module
+    from kdnotes.train import Reached
+
+    def plan():
+        walk = Reached()
+        walk.reach(Truth.known)
+        return walk.prints()
+
+    key, noted = alone(Truth.known), plan()
+    prints._walks.clear(), prints._visits.clear()
+    assert plan() == noted and code_print(Truth.known) == key == alone(Truth.known) and plan() == noted
+
+
 def test_a_print_that_is_asked_for_again_is_quick():
     from kdnotes.papers import horkd
 
