@@ -181,7 +181,7 @@ GPU = {
 CPU = {
     "network": "convnet3:32", "at_once": 0, "iterations": 100, "steps": 400, "tune_steps": 150, "real_batch": 32,
     "ipcs": (1,), "study_ipc": 1, "factors": (1, 2), "intervals": (), "kernels": (), "others": (), "cross": (),
-    "gradient_ipcs": (), "seeds": SEVEN, "full_epochs": 1, "expert_epochs": 1, "looks": 2, "per_class": 1000,
+    "gradient_ipcs": (), "seeds": SEVEN, "full_epochs": 6, "expert_epochs": 3, "looks": 2, "per_class": 1000,
     "rates_gaussian": (0.1, 0.4), "rates_linear": (0.01, 0.04), "judge_lr": 0.03, "held_out": 0.1, "rate_sets": 0,
     "cost_ipc": 1, "cost_steps": 3, "budgets": (0.25,),
 }
