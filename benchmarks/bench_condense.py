@@ -15,9 +15,11 @@ from kdnotes.data.imageset import ImageSet
 from kdnotes.data.siamese import siamese
 from kdnotes.models.classifiers import build
 from kdnotes.models.convnets import Halve
+from kdnotes.runtime import make_fabric
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-REAL, AT_LEAST = 128, {"cuda": 4.0, "cpu": 2.0}[DEVICE]
+REAL = 128
+AT_LEAST = {("cuda", "32-true"): 4.0, ("cuda", "bf16-mixed"): 4.0, ("cpu", "32-true"): 2.0, ("cpu", "bf16-mixed"): 3.0}
 
 
 def noise(per_class=200):
@@ -58,13 +60,19 @@ def finished(call):
     return perf_counter() - start
 
 
-def test_time_of_one_matching_iteration(benchmark):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_time_of_one_matching_iteration(benchmark, precision):
+    """Compiled, in either precision, against the plain loop, which is published in 32 bits. On a CPU the convolutions
+    alone take 0.4 of the plain loop's time: 32 bits cannot give more than about 2.4x there.
+    """
+    if DEVICE == "cpu" and precision != "32-true" and not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this processor does not multiply in bf16")
     threads = torch.get_num_threads()
     torch.set_num_threads(2 if DEVICE == "cpu" else threads)
     real, seconds = noise(), []
     net = build("convnet3", 10).to(DEVICE)
     run = Matching(from_real(real, 10, 2), real, [Pass(RandomNetworks(build("convnet3", 10), 0), mean_gap)],
-                   Settings(1000, lr=0.1, compile="yes"))
+                   Settings(1000, lr=0.1, compile="yes"), fabric=make_fabric(DEVICE, precision))
     slow = plain(real, from_real(real, 10, 2).pixels.requires_grad_(), net.requires_grad_(False))
     for call in (slow, lambda: one_iteration(run), lambda: one_iteration(run)):
         call()
@@ -73,11 +81,11 @@ def test_time_of_one_matching_iteration(benchmark):
                            rounds=4)
     finally:
         torch.set_num_threads(threads)
-    best, plain_best = benchmark.stats["min"], min(seconds)
+    best, plain_best, least = benchmark.stats["min"], min(seconds), AT_LEAST[DEVICE, precision]
     benchmark.extra_info["ratio"] = ratio = plain_best / best
-    print(f"\none matching iteration on {DEVICE}: plain loop {1e3 * plain_best:.0f} ms, kdnotes {1e3 * best:.0f} ms: "
-          f"{ratio:.1f}x (at least {AT_LEAST:.0f}x)")
-    assert ratio >= AT_LEAST
+    print(f"\none matching iteration on {DEVICE}, {precision}: plain loop {1e3 * plain_best:.0f} ms, "
+          f"kdnotes {1e3 * best:.0f} ms: {ratio:.1f}x (at least {least:.0f}x)")
+    assert ratio >= least
 
 
 def test_time_of_evaluating_five_networks(benchmark):
