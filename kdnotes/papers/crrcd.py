@@ -254,8 +254,8 @@ EVERY_METHOD = {"closed_methods": (), "anchors": 16, "negatives": (16, 512), "ta
                 "readings": ("both sides, tied modules", "student side alone", "plain differences",
                              "negatives of any class", "literal critic")}
 REAL_FACES = {   # an off-the-shelf teacher, and a student at 16 x 16 as in the paper
-    "batch_size": 128, "weight_decay": 5e-2, "seeds": (0, 1, 2, 3, 4), "beta": 0.2,
-    "n": 256, "p": 64, "anchors": 16, "crd_n": 1024, "betas": (2.0,),
+    "batch_size": 128, "weight_decay": 5e-2, "seeds": (0, 1, 2, 3, 4),
+    "n": 256, "p": 64, "anchors": 16, "crd_n": 1024, "betas": (0.2,),
     "faces": {"teacher": "dlib", "size": 32, "student": "smallface:24-48-96:128", "low": 16, "shift": 2, "angle": 0.0,
               "steps": 700, "methods": ("Student", "KD", "CE + KD", "FitNet, embedding", "RKD", "CRD", "CRCD",
                                          "RCD only", "CRRCD")},
