@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import pandas as pd
@@ -37,6 +37,8 @@ from kdnotes.runtime import (
     derive_seed, encode, fingerprint, generator_states, log, make_fabric, one_thread, restore_generators,
     seed_everything,
 )
+
+_T = TypeVar("T")
 
 # %% ../nbs/experiment.ipynb #7797c315
 @dataclass(frozen=True)
@@ -691,6 +693,14 @@ class Experiment:
         """Save a matplotlib figure as `figures/<name>.png` and `.svg`; in a notebook the cell shows it."""
         if self.folder is not None:
             self.folder.save_figure(figure, name, caption)
+
+    def covers(self, part: _T) -> _T:
+        """`part`, a condition or a collection, as given; where it is false or empty, the cell says that the run has
+        nothing of what was announced above it.
+        """
+        if not part:
+            print("Not part of this run.")
+        return part
 
     def judge(self, claims: Iterable[Claim]) -> pd.DataFrame:
         """The verdicts on `claims` by the results so far; they are kept for `finish`."""

@@ -1,4 +1,5 @@
 """The experiment room: what is in a key and what is not, what is made again, and that numbers do not depend on how work was divided."""
+import ast
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -655,3 +657,24 @@ def test_a_run_may_lie_below_the_data_root(tmp_path, files):
     assert made.made(Sum(File("a.npy"), File("b.npy"))) == {"sum": -1}
     assert alone(root / "runs").made(Sum(File("a.npy"), File("b.npy"))) == {"sum": -1}
     assert "a.npy by itself" in refused(made.made, Sneaky(0, "open"))
+
+
+@pytest.mark.parametrize("part, said", [(True, ""), ({"a"}, ""), (False, "Not part of this run.\n"), ([], "Not part of this run.\n")])
+def test_a_cell_says_when_the_run_has_nothing_of_it(tmp_path, capsys, part, said):
+    assert alone(tmp_path).covers(part) is part and capsys.readouterr().out == said
+
+
+def test_no_cell_of_a_result_is_empty_in_silence():
+    """A cell below words that shows nothing but one branch without an `else` asks `covers`, which speaks where it is not taken."""
+    silent = []
+    for path in sorted(Path(__file__).parents[1].glob("nbs/papers/*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        first = next(i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", ()))
+        for above, cell in pairwise(cells[first:]):
+            source = "".join(cell["source"])
+            if (above["cell_type"], cell["cell_type"]) != ("markdown", "code") or "#| export" in source:
+                continue
+            body = [part for part in ast.parse(source).body if not isinstance(part, (ast.FunctionDef, ast.Assign, ast.Assert))]
+            if [type(part) for part in body] == [ast.If] and not body[0].orelse and "experiment.covers(" not in ast.unparse(body[0].test):
+                silent.append(f"{path.name}: {ast.unparse(body[0].test)}")
+    assert silent == []
