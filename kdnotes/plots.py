@@ -216,7 +216,7 @@ def lines(ax: Axes, frame: pd.DataFrame, x: str, value: str = "value", by: str =
     """`frame[value]` against the numbers `frame[x]`, a line for each `frame[by]`:
     mean over equal `x`, its 95 % t-interval as a band, which ends where the metric does.
 
-    ValueError when `frame[x]` is not numeric.
+    The legend of more than four lines stands beside them. ValueError when `frame[x]` is not numeric.
     """
     try:
         frame = frame.assign(**{x: frame[x].astype(float)})
@@ -234,7 +234,8 @@ def lines(ax: Axes, frame: pd.DataFrame, x: str, value: str = "value", by: str =
         ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     ax.set_xlabel(x if xlabel is None else xlabel)
     ax.set_ylabel(_value_label(frame, label))
-    ax.legend(title=None if by == "method" else by)
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(order) > 4 else {}
+    ax.legend(title=None if by == "method" else by, **beside)
     return ax
 
 # %% ../nbs/plots.ipynb #f7adb61e
