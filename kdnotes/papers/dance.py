@@ -226,7 +226,7 @@ LARGE = {
 CPU = {
     "network": "convnet3:32", "iterations": 100, "steps": 400, "judge_lr": 0.03, "real_batch": 32, "ipcs": (1,),
     "ipc": 1, "experts": 3, "expert_epochs": 3, "expert_lr": 0.05, "points": 5, "gap_epochs": 3, "cost_steps": 2,
-    "methods": ("Random", "Herding", "Mosaic", "DM", "DM, same f", "DANCE"), "seeds": (0, 1, 2, 3, 4),
+    "methods": ("Random", "Herding", "Mosaic", "DM", "DM, same f", "DANCE"), "seeds": tuple(range(8)),
     "train_size": 1000, "rate_dance": 0.02, "rate_aligned": 0.03, "rate_calibrated": 0.03, "full_epochs": 6,
     "cross": (), "budgets": (0.25,), "judging.looks": 2, "epochs": 0, "expert_batch": 64,
 }
