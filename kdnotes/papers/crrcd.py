@@ -300,7 +300,8 @@ Config.DATASETS = {
     ("demo", "mnist5k"): GREY, ("smoke", "mnist5k"): GREY,
     ("real", "cifar100"): Config.merged(COLOUR, {"seen": tuple(range(60))}),
     **{("real", name): Config.merged(GREY, CPU) for name in ("mnist", "fashion_mnist")},
-    ("real", "cifar10"): Config.merged(GREY, CPU, {"images.low": 8}),
+    ("real", "cifar10"): Config.merged(GREY, CPU, {"images.low": 8, "training.teacher_steps": 800, "studies": (
+        "retrieval", "classification", "weight")}),
     ("paper", "cifar100"): Config.merged(COLOUR, SGD, TRANSFER), ("paper", "svhn"): Config.merged(COLOUR, SGD, NUMBERS),
     ("paper", "lfw"): Config.merged(COLOUR, SGD, CASIA, {"faces.steps": 12_000}),
     **{("paper", dataset): Config.merged(COLOUR, SGD, CASIA) for dataset in JUDGED},
