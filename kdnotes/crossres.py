@@ -559,6 +559,10 @@ class Taught(Network):
             channels, size = self.shown(here).shape[0], self.shown(here).shape[-1]
             seen = ((network, self.views.side(self.view, size)), (teacher, size))
             sizes = [size_of_maps(looking, stage or "stage2", channels, side) for looking, side in seen]
+            if (1, 1) in sizes:
+                who = ("student", "teacher")[sizes.index((1, 1))]
+                raise ValueError(f"{stage or 'stage2'} of the {who} makes maps of one place, where all attention is 1; "
+                                 "compare an earlier stage, or show larger images")
         learner = self.learner(network, self.recipe, here, dims, stage, sizes[1])
         if known:
             learner.remember(known["teacher.features"].to(here.device))

@@ -180,6 +180,15 @@ def test_students_learn_from_a_teacher_from_outside_by_every_recipe(outside, vie
     assert experiment.made(student).feature_dim == 8 and len(asked) == 2
 
 
+def test_maps_of_one_place_are_not_compared(pupil):
+    experiment, student = pupil
+    small = replace(student, recipe=recipe("AT, one stage"), views=Views(4, restore=False))
+    with pytest.raises(ValueError, match="stage2 of the student makes maps of one place, where all attention is 1; compare an earlier stage"):
+        experiment.made(small)
+    plain, taught = (experiment.made(replace(small, recipe=recipe(name), stage="stage1")) for name in ("CE", "AT, one stage"))
+    assert any(not mine.equal(other) for mine, other in zip(plain.parameters(), taught.parameters(), strict=True))
+
+
 def test_a_teacher_from_outside_is_refused_where_it_has_no_answer(outside):
     experiment, task, _ = outside
     with pytest.raises(ValueError, match="teacher='dlib' knows faces, and the task 'faces' is one of digits"):

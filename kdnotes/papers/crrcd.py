@@ -299,7 +299,8 @@ JUDGED = ["+".join(some) for count in (1, 2, 3) for some in itertools.combinatio
 Config.DATASETS = {
     ("demo", "mnist5k"): GREY, ("smoke", "mnist5k"): GREY,
     ("real", "cifar100"): Config.merged(COLOUR, {"seen": tuple(range(60))}),
-    **{("real", name): Config.merged(GREY, CPU) for name in ("mnist", "fashion_mnist")},
+    **{("real", name): Config.merged(GREY, CPU, {"networks.stage": "stage1"})  # stage 2 is one place at 7 pixels
+       for name in ("mnist", "fashion_mnist")},
     ("real", "cifar10"): Config.merged(GREY, CPU, {"images.low": 8, "training.teacher_steps": 800, "studies": (
         "retrieval", "classification", "weight")}),
     ("paper", "cifar100"): Config.merged(COLOUR, SGD, TRANSFER), ("paper", "svhn"): Config.merged(COLOUR, SGD, NUMBERS),
