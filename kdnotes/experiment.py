@@ -724,6 +724,7 @@ class Experiment:
             rows.to_csv(temporary, index=False, lineterminator="\n")
         hows = list(self.how.values())
         self.folder.manifest["stages"] = {"built": hows.count("built"), "read": hows.count("read")}
+        self.folder.manifest["stages_s"] = round(sum(note.get("seconds") or 0 for note in notes.values()), 1)
         claims = self.claims if self.claims is not None else judge([], self.results)
         place = self.folder.finish(self.results, claims, data=self.here.library.note(), code=code_print(*code))
         fill_card(claims, *picture_for_card(place))

@@ -223,6 +223,14 @@ def test_a_layout_that_the_results_do_not_fit_gives_way_to_the_plain_one(tmp_pat
     assert "84.1 ± 2.0" in text and ">Mine</div>" in text
 
 
+@pytest.mark.parametrize("manifest, said", [
+    ({}, "0 s"), ({"wall_s": 90.2}, "1 min 30 s"), ({"wall_s": 90, "stages": {"built": 3, "read": 0}, "stages_s": 160.0}, "1 min 30 s"),
+    ({"wall_s": 90, "stages": {"built": 1, "read": 2}, "stages_s": 3700.0}, "1 min 30 s (stages read back; all took 1 h 1 min of a core)"),
+    ({"wall_s": 90, "stages": {"built": 1, "read": 2}}, "1 min 30 s"), ({"wall_s": 90, "stages": [], "stages_s": 1.0}, "1 min 30 s")])
+def test_a_run_that_read_stages_back_says_what_they_took(manifest, said):
+    assert report.spent(manifest) == said
+
+
 def test_every_number_leads_to_the_stages_that_made_it(tmp_path):
     path = make_run(tmp_path, "horkd")
     rows = pd.read_csv(path / "results.csv", dtype=str, keep_default_na=False)

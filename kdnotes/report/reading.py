@@ -79,7 +79,8 @@ def read_json(path: Path, shape: Any) -> Any:
 # %% ../../nbs/report/reading.ipynb #4f72e590
 MANIFEST_SHAPE = {
     "slug": NAME, "run": NAME, "profile": NAME, "dataset": NAME, "status": TEXT, "seeds": [WHOLE], "files": {...: TEXT},
-    "commit": TEXT, "code": TEXT, "finished": MOMENT, "wall_s": NUMBER, "resumed": WHOLE, "precision": TEXT,
+    "commit": TEXT, "code": TEXT, "finished": MOMENT, "wall_s": NUMBER, "stages_s": NUMBER,
+    "resumed": WHOLE, "precision": TEXT,
     "platform": TEXT, "device": {"type": TEXT, "name": TEXT}, "peak_memory": {...: NUMBER}, "versions": {...: TEXT},
     "data": {}, "parameters": {},
 }

@@ -383,6 +383,7 @@ def test_a_run_that_is_killed_at_every_boundary_between_stages_ends_as_if_it_nev
     whole, killed = (read_manifest(folder / name / "run") for name in ("whole", "boundaries"))
     assert killed["status"] == "finished" and killed["resumed"] == story["kills"] == whole["stages"]["built"] >= 3
     assert killed["stages"] == {"built": 0, "read": story["kills"]} and whole["resumed"] == whole["stages"]["read"] == 0
+    assert killed["stages_s"] > 0 and whole["stages_s"] > 0, "what its stages took, read or built"
     assert results(folder, "boundaries") == results(folder, "whole")
 
 
