@@ -249,7 +249,7 @@ FACES = {"tasks": ("faces",), "faces.size": 64, "faces.teacher": "resnet18::256"
          "faces.teacher_steps": 3000, "faces.steps": 3000, "flip": True, "padding": 2, "batch_size": 128,
          "faces.methods": ("CE", "KD, added", *BASELINES, ALONE, LONG, FRESH, "HORKD")}
 ORL = Config.merged(FACES, {
-    "people": (28, 11), "batch_size": 56,
+    "people": (28, 11), "batch_size": 56, "seeds": tuple(range(8)),
     "faces": {"dataset": "orl", "size": 32, "pairs": 800, "teacher_steps": 400, "steps": 400,
               "teacher": "smallconv:32-64-128:64", "student": "smallconv:8-16-32:32"},
 })
