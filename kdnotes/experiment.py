@@ -38,7 +38,7 @@ from kdnotes.runtime import (
     seed_everything,
 )
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 # %% ../nbs/experiment.ipynb #7797c315
 @dataclass(frozen=True)
