@@ -690,9 +690,11 @@ class Experiment:
             self.folder.save_table(frame, name, caption)
 
     def figure(self, figure: Any, name: str, caption: str = "") -> None:
-        """Save a matplotlib figure as `figures/<name>.png` and `.svg`; in a notebook the cell shows it."""
+        """Save a matplotlib figure as `figures/<name>.png` and `.svg`; a notebook shows it above its caption."""
         if self.folder is not None:
             self.folder.save_figure(figure, name, caption)
+        from kdnotes.plots import show_figure                     # matplotlib only where there is a figure
+        show_figure(figure, caption)
 
     def covers(self, part: _T) -> _T:
         """`part`, a condition or a collection, as given; where it is false or empty, the cell says that the run has

@@ -240,8 +240,8 @@ def summarise(frame: pd.DataFrame, by: Sequence[str] = KEYS) -> pd.DataFrame:
 # %% ../nbs/results.ipynb #6947d005
 LABELS = {"fid": "FID", "inception_score": "Inception score", "epsilon": "ε", "auc": "AUC (%)",
           "equal_error_rate": "EER (%)", "mean_average_precision": "mAP (%)",
-          "peak_memory_mib": "peak memory (MiB)", "relative_seconds": "relative time",
-          "seconds_per_step": "seconds per step"}
+          "multiply_adds": "multiply-adds (million)", "peak_memory_mib": "peak memory (MiB)",
+          "relative_seconds": "relative time", "seconds_per_step": "seconds per step"}
 PERCENT = {"accuracy", "recall", "rate", "auc", "tar", "tpir20", "fmr", "fnmr", "average", "pct"}
 SIGNS = {"recall_at_": "Recall@", "tar_at_far_": "TAR@FAR=", "tpir20_at_fpir_": "TPIR20@FPIR=", "fnmr": "FNMR",
          "fmr": "FMR"}
@@ -267,8 +267,10 @@ def is_percent(metric: str) -> bool:
 
 def reach(metric: str) -> tuple[float, float]:
     """The least and the greatest value that the metric can have: 0 and 100 for a rate; anything for what compares, such
-    as a lead or a cosine; else a count, a distance or a size, from 0 on.
+    as a lead, a drop or a cosine; else a count, a distance or a size, from 0 on.
     """
+    if metric.endswith("_drop"):
+        return -math.inf, math.inf
     if is_percent(metric):
         return 0.0, 100.0
     return (-math.inf if SIGNED & set(metric.split("_")) else 0.0), math.inf
@@ -579,8 +581,15 @@ def _head(names: list[str], numeric: list[bool]) -> str:
 
 # %% ../nbs/results.ipynb #1e8ed393
 def show(frame: pd.DataFrame, caption: str = "", notes: Iterable[str] | None = None) -> None:
-    """Display a table in a notebook; as plain text where there is no HTML."""
+    """Display a table in a notebook; as plain text where there is no HTML.
+
+    ValueError where its rows have names, which would not be shown: an index that is named, or not of whole numbers.
+    """
     from IPython.display import display
+    if any(name is not None for name in frame.index.names) or not pd.api.types.is_integer_dtype(frame.index):
+        rows = str([name for name in frame.index.names if name is not None] or list(frame.index))[:80]
+        raise ValueError(f"table {caption!r}: the names of its rows ({rows}) would not be shown; make them a column by "
+                         "frame.reset_index()")
     notes = list(frame.attrs.get("notes", []) if notes is None else notes)
     plain = "\n".join(filter(None, [caption, frame.to_string(index=False), *notes]))
     display({"text/html": to_html(frame, caption, notes), "text/plain": plain}, raw=True)
@@ -877,9 +886,15 @@ def times(n: int) -> str:
     return {1: "once", 2: "twice"}.get(n, f"{n} times")
 
 
+def _threshold(row: Mapping[str, Any]) -> str:
+    """What the difference of a row of `judge`'s table must exceed, in print."""
+    return signed(row["margin"] if row["kind"] == "greater" else -row["margin"]) if row["margin"] else "0"
+
+
 def claims_table(judged: pd.DataFrame) -> pd.DataFrame:
-    """`judge`'s table ready to print: claim, source, verdict, after Holm, difference, 95 % interval, paper, repeats,
-    would decide, metric, what is said; the notes in `.attrs["notes"]`. A table of an older run (see `read_claims`) too.
+    """`judge`'s table ready to print: claim, source, verdict, after Holm, difference, 95 % interval, must exceed,
+    paper, repeats, would decide, metric, what is said; the notes in `.attrs["notes"]`. A table of an older run (see
+    `read_claims`) too.
     """
     rows = judged.to_dict("records")
     spans = [f"[{signed(row['ci_low'])}, {signed(row['ci_high'])}]" if math.isfinite(row["ci_low"]) else "—"
@@ -888,17 +903,18 @@ def claims_table(judged: pd.DataFrame) -> pd.DataFrame:
                + (f", one {row['given']}" if row["given"] else "") for row in rows]
     table = judged[["claim", "source", "verdict"]].assign(**{
         "after Holm": judged["holm"], "difference": judged["difference"].map(signed), "95 % interval": spans,
-        "paper": judged["reported"].map(signed), "repeats": repeats, "would decide": list(map(what_is_open, rows)),
+        "must exceed": list(map(_threshold, rows)), "paper": judged["reported"].map(signed), "repeats": repeats,
+        "would decide": list(map(what_is_open, rows)),
         "metric": judged["metric"].map(metric_label), "what is said": judged["text"]})
     table.attrs["notes"] = [
         "difference: mean over paired repetitions, positive in favour of the claim; paper: the same difference between "
-        "its reported numbers; a verdict takes three repetitions and an interval that lies on one side of the margin",
-        "would decide: repetitions at which the interval would clear the margin if mean and spread stayed",
+        "its reported numbers; a verdict takes three repetitions and an interval on one side of what it must exceed",
+        "would decide: repetitions at which the interval would clear that if mean and spread stayed",
         *(f"source {name}: {meaning}" for name, meaning in CLAIM_SOURCES.items() if (judged["source"] == name).any())]
     return table
 
 # %% ../nbs/results.ipynb #c17ed012
-WORDS = {"paper": "the paper's own claims", "sheet": "claims attested for the paper", "ours": "claims of ours",
+WORDS = {"paper": "claims of the paper's own", "sheet": "claims attested for the paper", "ours": "claims of ours",
          "": "claims"}
 
 
@@ -912,7 +928,8 @@ def closing(judged: pd.DataFrame) -> list[str]:
         counts = [f"{(rows['verdict'] == v).sum()} {v}" for v in VERDICTS]
         left = (rows["holm"] != "inconclusive").sum()
         holds = f"; {left} of the decided hold after Holm's correction" if (rows["holm"] != "").all() else ""
-        sentences.append(f"Of {len(rows)} {WORDS[source]} the run finds {', '.join(counts)}{holds}.")
+        what = WORDS[source] if len(rows) > 1 else WORDS[source].replace("claims", "claim", 1)
+        sentences.append(f"Of {len(rows)} {what} the run finds {', '.join(counts)}{holds}.")
         for said, group in rows.groupby("verdict", sort=False):
             parts = [_told(row) for row in group.sort_values("difference", ascending=False).to_dict("records")]
             sentences.append(f"{said.capitalize()}: {'; '.join(parts)}.")
@@ -924,9 +941,10 @@ def _told(row: Mapping[str, Any]) -> str:
     if not row["n"]:
         return f"{row['claim']} (not measured)"
     span = f" [{signed(row['ci_low'])}, {signed(row['ci_high'])}]" if math.isfinite(row["ci_low"]) else ""
+    least = f", must exceed {_threshold(row)}" if row["margin"] else ""
     paper = f"; the paper {signed(row['reported'])}" if math.isfinite(row["reported"]) else ""
     still = f"; would decide: {what}" if (what := what_is_open(row)) else ""
-    return f"{row['claim']} ({signed(row['difference'])}{span}{paper}{still})"
+    return f"{row['claim']} ({signed(row['difference'])}{span}{least}{paper}{still})"
 
 
 def conclude(judged: pd.DataFrame) -> None:

@@ -400,7 +400,7 @@ def test_the_closing_sentences_follow_the_numbers():
                         study([50 + sign * g for g in (1.0, 1.1, 0.9)], [50] * 3)) for sign in (1, -1))
     said = [" ".join(R.closing(judged)) for judged in (up, down)]
     assert "Supported: b (+1.00 [+0.75, +1.25])." in said[0] and "Not supported: b (−1.00 [−1.25, −0.75])." in said[1]
-    assert "Of 1 claims attested for the paper" in said[0] and said[0] != said[1]
+    assert "Of 1 claim attested for the paper" in said[0] and said[0] != said[1]
 
 
 @pytest.mark.long
@@ -526,7 +526,7 @@ def test_printed_numbers():
     assert R.format_mean_std(math.nan, math.nan) == "—" and R.format_mean_std(math.inf) == "∞"
     assert R.format_mean_std(-1.25, digits=1) == "−1.2"
     assert R.format_mean_std(0) == "0" and R.format_mean_std(88.04, 0.0, 1) == "88.0 ± 0.0"
-    assert R.metric_label("recall_at_8") == "Recall@8 (%)"
+    assert R.metric_label("recall_at_8") == "Recall@8 (%)" and R.metric_label("multiply_adds") == "multiply-adds (million)"
     assert R.metric_label("accuracy_drop_vs_teacher_pct") == "accuracy drop vs teacher (%)"
     assert R.metric_label("logreg_accuracy") == "logreg accuracy (%)" and not R.is_percent("confidence")
     assert not R.is_percent("ranking_loss")
@@ -550,6 +550,15 @@ def test_html_is_escaped_grouped_and_aligned():
     assert re.search(r"text-align:right;white-space:nowrap'><strong>82\.0 ± 2\.0<", page)
     assert re.search(r"text-align:left;white-space:nowrap'>W<", page)
     assert "† second hand" in page
+
+
+@pytest.mark.parametrize("index", [pd.Index(["A", "B"]), pd.Index(["A", "B"], name="method"), pd.Index([0, 1], name="seed"),
+                                   pd.MultiIndex.from_tuples([("A", 1), ("B", 2)])])
+def test_a_table_whose_rows_have_names_is_refused_for_they_would_not_be_shown(index, capsys):
+    frame = pd.DataFrame({"value": ["1", "2"]}, index=index)
+    with pytest.raises(ValueError, match=r"table 'T': the names of its rows .*reset_index\(\)"):
+        R.show(frame, "T")
+    R.show(frame.reset_index()), R.show(pd.DataFrame({"value": ["1", "2", "3"]})[1:])
 
 
 def test_claims_table_reads_well():
@@ -651,7 +660,7 @@ def test_claims_that_are_none_are_refused(tmp_path):
     judged.drop(columns=list(R.MORE)).to_csv(tmp_path / "claims.csv", index=False)                # an older run
     old = R.read_claims(tmp_path / "claims.csv")
     assert old["source"].item() == old["holm"].item() == "" and old["made"].item() == 3 and math.isnan(old["reported"].item())
-    assert R.claims_table(old)["repeats"].item() == "3 seeds" and R.closing(old)[0].startswith("Of 1 claims the run finds")
+    assert R.claims_table(old)["repeats"].item() == "3 seeds" and R.closing(old)[0].startswith("Of 1 claim the run finds")
     judged.drop(columns="n").to_csv(tmp_path / "claims.csv", index=False)
     with pytest.raises(ValueError, match="columns missing: n"):
         R.read_claims(tmp_path / "claims.csv")

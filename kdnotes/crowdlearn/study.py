@@ -182,10 +182,10 @@ def examiner(material: Material, fabric: Any) -> Callable:
 
 @torch.no_grad()
 def held_out_losses(committee: Committee, valid: Crowd | Labelled, fabric: Any = None) -> Tensor:
-    """What each expert loses on a validation set by its own objective, `(experts,)`; the whole set is one batch.
+    """What each expert loses on a validation set, `(experts,)`; the whole set is one batch.
 
-    On held-out labels of a crowd that is, but for constants, the negative likelihood of a crowd layer; on true classes
-    the cross-entropy.
+    On held-out labels of a crowd its own objective: that of a crowd layer is, but for constants, the negative
+    likelihood. On true classes the cross-entropy of its answers.
     """
     weights, parts = next(committee.parameters()), []
     with evaluating(committee):
@@ -194,7 +194,9 @@ def held_out_losses(committee: Committee, valid: Crowd | Labelled, fabric: Any =
                 parts.append([in_float(p) for p in committee(x.to(weights.device, weights.dtype))])
     whole = [Prediction(*map(torch.cat, zip(*part))) for part in zip(*parts)]
     if isinstance(valid, Labelled):
-        return torch.stack([F.cross_entropy(p.logits, valid.labels.to(p.logits.device)) for p in whole])
+        answers = [expert.head.classify(p) for expert, p in zip(committee.experts, whole)]
+        labels = valid.labels.to(weights.device)
+        return torch.stack([F.nll_loss(a.clamp_min(torch.finfo(a.dtype).tiny).log(), labels) for a in answers])
     x = valid.features.to(weights.device, weights.dtype)
     triple = valid.annotations(torch.arange(valid.items, device=valid.item.device))
     triple = tuple(part.to(weights.device) for part in triple)
@@ -353,9 +355,9 @@ def recovered_rows(rows: list[Row], beside: str) -> list[Row]:
 
 # %% ../../nbs/crowdlearn/study.ipynb #1b71ffe7
 def several(sweep: tuple, default: float) -> list:
-    """The values of a sweep and the default, each once as it is printed; none without another than the default."""
+    """The values of a sweep and the default, ascending, each once as it is printed; none if that is the default."""
     values = {f"{value:g}": value for value in (*sweep, default)}
-    return list(values.values()) if len(values) > 1 else []
+    return sorted(values.values()) if len(values) > 1 else []
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,7 @@ __all__ = ['OWN', 'METHODS', 'REAL', 'BESIDE', 'LABELME', 'MUSIC', 'SENTIMENT', 
            'head_gradient', 'normalise_correction', 'meta_batch', 'Correction', 'advice', 'fit', 'check_meta_size',
            'fine_tune', 'suited_correction', 'fit_ccc', 'own_schedule', 'Labelling', 'Schedule', 'Tables', 'Config',
            'CoupledPair', 'task_of', 'stage_of', 'main_rows', 'display_name', 'ablation_rows', 'check_fit', 'run',
-           'claims', 'where_trained', 'versus', 'ablation_claims']
+           'claims', 'where_trained', 'versus', 'citing', 'ablation_claims']
 
 # %% ../../nbs/papers/ccc.ipynb #2820842e
 from ..config import Settings, conform, leaves, section, setting
@@ -362,7 +362,8 @@ class Labelling:
     case: str = setting("IND-S", "ours", "the main case", choices=CASES)
     cases: tuple[str, ...] = setting(("COR-S",), "ours", "further cases of synthetic crowds", choices=CASES)
     annotators: int = setting(100, "scale", "R; 250 inferred for the paper", at_least=2, at_most=10_000)
-    labels_per_item: float = setting(3.0, "paper", "annotators of an item, on average", at_least=0.1)
+    labels_per_item: float = setting(3.0, "ours", "annotators of an item, on average; 3 inferred for the paper's IND-I",
+                                    at_least=0.1)
     alpha: float = setting(0.5, "ours", "shape of the Beta shares, from the paper's histogram; Infinity: equal shares",
                            at_least=0.01, at_most=1e9, unset=(float("inf"),))
     holdout: float = setting(0.1, "ours", "share of the items whose annotations choose the epoch; 0: the published "
@@ -441,7 +442,7 @@ BESIDE = ("clean labels", "MajorVote", "MajorVote ×2", "Dawid-Skene", "CrowdLay
           "Max-MIG", "Max-MIG ×2", f"Max-MIG{OWN}", "CoNAL", "CoNAL ×2", f"CoNAL{OWN}", "UnionNet", "UnionNet ×2",
           "CCC")
 LABELME = {**REAL, "methods": BESIDE, "network": "mlp:128:dropout", "lr": 1e-3, "holdout": 0.0, "groups": 10,
-           "group_sweep": (1, 5, 20, 0), "meta_sweep": (80, 400)}
+           "group_sweep": (1, 5, 20, 0), "meta_sweep": (80, 400), "active": "all"}
 MUSIC = {**REAL, "methods": BESIDE, "network": "mlp:128:dropout:norm", "lr": 2e-3, "warmup": 20, "epochs": 40,
          "groups": 10, "group_sweep": (1, 5, 20, 0)}
 SENTIMENT = {**REAL, "network": "mlp:128:dropout", "lr": 1e-3, "groups": 20, "group_sweep": (1, 0),
@@ -481,7 +482,7 @@ Config.DATASETS = {
     ("real", "cifar10n"): {**CIFAR10N, **COMPONENTS},
     ("real", "fashion_mnist"): {**SYNTHETIC, **CODE, **QUICK, "network": "smallconv", "density_sweep": (1, 5)},
     ("real", "cifar10"): {**SYNTHETIC, **CODE, **QUICK, "density_sweep": (1, 5)},
-    ("paper", "labelme"): {**LABELME, "active": "all"},
+    ("paper", "labelme"): LABELME,
     ("paper", "music"): MUSIC,
     ("paper", "cifar10n"): CIFAR10N,
     ("paper", "cifar10"): {**SYNTHETIC, **CODE},
@@ -589,7 +590,7 @@ def ablation_rows(seed: int, config: Config) -> list[Row]:
         return Row(f"ablation: {table}", label or method, stage, measure, case | setting, display_name(config))
 
     rows = [row("number of groups", "CCC", {"G": g or "R"}, groups=g or ALONE)
-            for g in several(sweeps.group_sweep, usual.groups)]
+            for g in sorted(several(sweeps.group_sweep, usual.groups), key=lambda g: g or ALONE)]
     rows += [row("meta-set size", "CCC", {"M": m}, meta_size=m) for m in several(sweeps.meta_sweep, usual.meta_size)]
     rows += [row("correction rate", "CCC", {"gamma": gamma}, gamma=gamma)
              for gamma in several(sweeps.gamma_sweep, usual.gamma)]
@@ -677,8 +678,21 @@ def versus(better: str, worse: str, when: str, config: Config, text: str) -> Cla
     claim = Claim(f"{better} > {worse}, {when}", text, better, worse, metric, where, source="paper", cited=cited)
     compared = {better, worse} <= {*THEIRS} and when in ("best", "last") and (config.dataset not in PUBLISHED or known)
     if compared and cited_differences(claim, reported("ccc")).mean() > 0:
-        return claim
+        return citing(claim)
     return replace(claim, source="ours", cited=None)
+
+
+def citing(claim: Claim) -> Claim:
+    """`claim`, its text naming the reported rows whose difference stands beside ours; as it is where it cites none."""
+    if claim.cited is None:
+        return claim
+    rows = cited_differences(claim, reported("ccc")).index.to_frame()
+    values = {key: ", ".join(map(str, rows[key].unique())) for key in rows}
+    named = [said if key in ("dataset", "case") else f"{key} {said}" for key, said in values.items()]
+    sides = [side for side in (claim.cited.better, claim.cited.worse) if isinstance(side, Mapping)]
+    sides = [", ".join(f"{key} {value}" for key, value in side.items() if key != "method") for side in sides]
+    said = "; ".join([claim.cited.table, *named, *([" against ".join(sides)] if sides else [])])
+    return replace(claim, text=f"{claim.text} (paper: {said})")
 
 
 THEIRS = ("MajorVote", "CrowdLayer", "DoctorNet", "Max-MIG", "CoNAL", "UnionNet", "CCC")
@@ -695,8 +709,8 @@ def ablation_claims(config: Config) -> list[Claim]:
     groups, alike = "ablation: number of groups", {"method": "CCC"}
     where = {"where": {"table": groups}, "metric": "accuracy_last"}
     shared = {"source": "paper", "cited": Cited(groups, alike | {"G": 30}, alike | {"G": 250})}     # of 250 annotators
-    found = [Claim(f"G = {ours} > G = {g or 'R'}, last", "annotators should share, but not all one correction",
-                   side("G", ours), side("G", g or "R"), **where, **({} if g else shared))
+    found = [citing(Claim(f"G = {ours} > G = {g or 'R'}, last", "annotators should share, but not all one correction",
+                          side("G", ours), side("G", g or "R"), **where, **({} if g else shared)))
              for g in dict.fromkeys(sweeps.group_sweep) if g in (0, 1) and g != ours]
     begun = {"table": "ablation: start of the matrices"}
     found += [Claim(f"CCC from {start} > CCC from I, last", "a start at which an annotator is mostly right",
@@ -708,14 +722,17 @@ def ablation_claims(config: Config) -> list[Claim]:
     if densities:
         few, many = (f"{n:g}" for n in (min(sweeps.density_sweep), max(densities)))
         sides = [side("labels_per_instance", n) for n in (few, many)]
-        density = {"table": "ablation: annotation density"}
+        density, usual = {"table": "ablation: annotation density"}, f"{config.crowd.labels_per_item:g}"
+        one_case = {*config.crowd.cases} <= {config.crowd.case}    # then the main table has the usual density's claims
         for n in (f"{n:g}" for n in densities):
             cited = Cited(density["table"], "CCC", "CrowdLayer", where={"labels_per_instance": n})
             theirs = {"source": "paper", "cited": cited} if n in PRINTED else {}
             one = side("labels_per_instance", n)
             for rival, source in (("CrowdLayer", theirs), ("CrowdLayer ×2", {})):
-                found.append(Claim(f"CCC > {rival} at {n} labels per item, last", "the gain at other densities", one,
-                                   one | {"method": rival}, "accuracy_last", density, **source))
+                if n != usual or not one_case or not {"CCC", rival} <= {*sweeps.methods}:
+                    claim = Claim(f"CCC > {rival} at {n} labels per item, last", "the gain at other densities", one,
+                                  one | {"method": rival}, "accuracy_last", density, **source)
+                    found.append(citing(claim))
         found += [Claim(f"lead at {few} > lead at {many} labels per item, {when}",
                         "the scarcer the labels, the larger the gain", *sides, f"lead_{when}",
                         {"table": "lead over two crowd layers"}) for when in ("best", "last")]

@@ -51,7 +51,7 @@ def test_the_paper_profile_is_the_authors_code():
     assert config.correction == Correction()  # the library's defaults are the code's
     expected = {"meta_batch": 128, "meta_size": 1000, "groups": 30, "gamma": 0.5, "active": "head", "duplicates": True}
     assert {name: getattr(Correction(), name) for name in expected} == expected
-    assert Config.profile("paper", dataset="labelme").correction.active == "all"
+    assert all(Config.profile(name, dataset="labelme").correction.active == "all" for name in ("real", "paper"))
 
 
 @pytest.mark.parametrize(("wrong", "words"), [
@@ -231,6 +231,29 @@ def test_the_held_out_loss_is_the_likelihood_of_held_out_labels(tmp_path):
     assert study.held_out_losses(committee, truth)[0].item() == pytest.approx(plain.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["DoctorNet", "CoNAL", "Max-MIG", "MajorVote"])
+def test_the_held_out_loss_on_true_classes_is_that_of_the_answers(tmp_path, method):
+    config = Config.profile("demo", **TINY)
+    stage = stage_of(method, 0, config)
+    stuff = stage.task.material(alone(config, tmp_path).here)
+    committee, _ = stage.approach.assemble(partial(stage.training.new_network, stuff.crowd), stuff.crowd, 0)
+    truth = Labelled(stuff.valid.features, stuff.valid.truth.reveal())
+    before = study.held_out_losses(committee, truth).item()
+    answers = probabilities(committee, truth.features)[0].double()
+    assert before == pytest.approx(torch.nn.functional.nll_loss(answers.log(), truth.labels).item(), rel=1e-5)
+    expert = committee.experts[0]
+    logits = expert(truth.features).logits.detach()
+    plain = torch.nn.functional.cross_entropy(logits, truth.labels).item()
+    with torch.no_grad():
+        for weight in expert.head.parameters():
+            weight.mul_(3)
+    after = study.held_out_losses(committee, truth).item()
+    if method == "DoctorNet":                                     # its heads answer, its last layer is never trained
+        assert abs(after - before) > 1e-3 and abs(before - plain) > 1e-3
+    else:
+        assert before == pytest.approx(plain, rel=1e-6) and after == before
+
+
 def test_claims_are_the_papers_where_its_table_has_them_and_hold_there():
     for dataset, expected in {"labelme": 6 * 2 - 1, "music": 12, "cifar10n": 4 * 2}.items():       # CoNAL ends ahead on LabelMe
         found = claims(Config.profile("real", dataset=dataset))
@@ -241,6 +264,32 @@ def test_claims_are_the_papers_where_its_table_has_them_and_hold_there():
                for claim in claims(Config.profile("real", dataset="music")))
     names = [claim.name for claim in claims(Config.profile("real", dataset="music"))]
     assert "CCC > CoNAL, own schedule, selected" in names and "CCC > MajorVote ×2, best" in names and "CCC > CrowdLayer ×2, by held-out loss" in names
+
+
+def test_no_comparison_is_claimed_twice():
+    at = lambda config: {claim.name for claim in claims(config) if claim.name.endswith("labels per item, last") and claim.name.startswith("CCC >")}
+    both = lambda n: {f"CCC > {rival} at {n} labels per item, last" for rival in ("CrowdLayer", "CrowdLayer ×2")}
+    alike = {"density_sweep": (1.0, 5.0)}
+    assert at(Config.profile("demo", cases=(), **alike)) == both(1) | both(5)                     # 3: in the main table
+    assert at(Config.profile("demo", cases=("COR-S",), **alike)) == both(1) | both(3) | both(5)   # there over both cases
+    assert "CCC > CrowdLayer at 3 labels per item, last" in at(Config.profile("demo", cases=(), methods=("MajorVote", "CCC"), **alike))
+
+
+def test_a_cited_claim_says_which_rows_of_the_paper_stand_beside_it():
+    text = lambda claimed, profile, **changes: {claim.name: claim.text for claim in claims(Config.profile(profile, **changes))}[claimed]
+    assert text("CCC > CrowdLayer, last", "demo").endswith(
+        "(paper: synthetic independent noise; CIFAR-10, Fashion-MNIST; IND-I, IND-II, IND-III, IND-IV)")
+    assert text("G = 10 > G = R, last", "real", dataset="music").endswith(
+        "(paper: ablation: number of groups; CIFAR-10; IND-I; G 30 against G 250)")
+    assert "paper" not in text("G = 10 > G = 1, last", "real", dataset="music")
+    assert text("CCC > CrowdLayer at 1 labels per item, last", "demo").endswith(
+        "(paper: ablation: annotation density; CIFAR-10; IND-I; labels_per_instance 1)")
+
+
+def test_ablation_rows_ascend_and_every_annotator_alone_comes_last():
+    config = Config.profile("real", dataset="labelme", seeds=(0,))
+    values = {key: [row.setting[key] for row in rows_of(config) if key in row.setting] for key in ("G", "M", "gamma")}
+    assert values == {"G": [1, 5, 10, 20, "R"], "M": [80, 200, 400], "gamma": [0.25, 0.5, 1.0]}
 
 
 def test_claims_are_over_all_cases_that_both_sides_are_trained_on():
