@@ -405,6 +405,25 @@ def test_photographs_of_a_person_are_in_one_part(monkeypatch):
     assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
 
 
+@pytest.mark.parametrize("kind, same", [("nfDF", True), ("DF", False)])
+def test_a_photograph_forged_with_strength_zero_is_the_real_clip_but_for_a_fingerprint(monkeypatch, kind, same):
+    """As the gate of the notebook asks: kinds of the judged part one by one, on the same people."""
+    drawn = drawn_portraits(12)
+    faces = ImageSet(drawn.images, drawn.people, tuple(map(str, range(12))))
+    monkeypatch.setattr(naco, "face_sets", lambda name, size, part: FaceSets(faces, faces, None))
+    monkeypatch.setattr(naco, "kept_answers", lambda images: Answer(torch.zeros(len(images), 128), drawn.landmarks))
+    test = Cast(Config.profile("real", "lfw", size=16)).test
+    forged, real = (replace(test, counts=((each, 2),), frames=4, strength=0.0).load().clips for each in (kind, "real"))
+    assert forged.equal(real) == same
+
+
+def test_claims_of_the_paper_are_told_from_ours():
+    claims = naco.claims(Config.profile("real"))
+    assert {claim.name.partition(",")[0] for claim in claims if claim.source == "sheet"} == {"NACO > supervised video", "new kinds: NACO > supervised video"}
+    margins = {claim.name: claim.margin for claim in claims}
+    assert margins["NACO > supervised video, mean"] == 0 and margins["NACO > supervised video by ten points, mean"] == 10
+
+
 def test_motion_and_crop_are_settings_of_photographs_in_every_part():
     cast = Cast(Config.profile("real", "lfw", motion="steady", zoom=1.4, shuffle="near"))
     assert {(data.motion, data.zoom) for data in (cast.pretrained(0).clips, cast.train, cast.val, cast.test)} == {("steady", 1.4)}
