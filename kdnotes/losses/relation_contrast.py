@@ -20,6 +20,7 @@ from kdnotes.inputs import (
 )
 from .contrastive import Critic, Head, IndexBank, Queue, noise_contrast, shared_negatives, shared_size
 from .distill import through
+from ..runtime import make_generator
 
 # %% ../../nbs/losses/relation_contrast.ipynb #e719bd45
 class FeatureRelation(nn.Module):
@@ -166,12 +167,15 @@ class Contrasted(nn.Module):
         self.register_buffer("keys", keys, persistent=False)
 
     def fill(self, rows: Tensor, side: str = "teacher") -> None:
-        """Remember the embeddings `(m, d)` of the whole training set, in its order; a queue keeps the last ones."""
+        """Remember the embeddings `(m, d)` of the whole training set, given in its order and pushed in a drawn one, so
+        that a queue of fewer keeps some of every class, however the set is sorted.
+        """
         require_choice("RelationContrast", self.sides, side=side)
         if len(rows) != len(self.keys):
             raise ValueError(f"RelationContrast: {len(rows)} embeddings for {len(self.keys)} training samples; "
                              f"expected one each, in their order")
-        self.sides[side].bank.push(rows, self.keys, torch.arange(len(rows), device=rows.device))
+        order = torch.randperm(len(rows), generator=make_generator(0, "fill")).to(self.keys.device)
+        self.sides[side].bank.push(rows[order], self.keys[order], order)
 
     def draw_anchors(self, B: int, generator: torch.Generator | None) -> Tensor:
         require_whole("RelationContrast", B=B)

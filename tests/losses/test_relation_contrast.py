@@ -187,6 +187,22 @@ def test_an_index_bank_can_start_full():
     assert bank.rows[[7, 1]].equal(5 * e[:2]) and bank.rows[0].equal(e[0])
 
 
+def test_a_queue_starts_full_of_every_class_where_the_set_is_sorted_by_class():
+    labels = torch.arange(10).repeat_interleave(1000)
+    rows = F.one_hot(labels, 10).float()
+    banks = []
+    for _ in range(2):
+        model = RelationContrast(3, 10, labels, n=256, p=6)
+        before = torch.get_rng_state()
+        model.fill(rows)
+        assert torch.get_rng_state().equal(before)                         # the order is drawn from a generator of its own
+        banks.append(model.sides["teacher"].bank)
+    bank, again = banks
+    assert len(bank.keys) == 4096 and bank.rows.argmax(1).equal(bank.keys)    # each row beside its own key
+    assert bank.keys.bincount(minlength=10).min() > 300                    # 410 on average
+    assert bank.keys.equal(again.keys) and bank.rows.equal(again.rows)
+
+
 # 12: the order of a batch is of no consequence
 def test_a_permuted_batch_costs_the_same():
     model, s, t, index = made(sides="both"), normal(1, 5, 3), normal(2, 5, 4), torch.tensor([3, 0, 7, 4, 11])

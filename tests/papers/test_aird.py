@@ -195,9 +195,27 @@ def test_every_relation_trains_the_student(config, here, kind):
 
 @pytest.mark.parametrize(("anchors", "kept"), [(16, 16), (0, None)])
 def test_relation_vectors_are_contrasted_for_some_anchors_or_for_all(config, here, anchors, kept):
-    recipe = Recipe(1.0, (aird.relation("crrcd", 2.0, replace(config.losses, anchors=anchors)),))
+    recipe = Recipe(1.0, (aird.relation("crrcd", replace(config.losses, anchors=anchors)),))
     learner = learner_of(student(config, recipe), here)
     assert learner.head(recipe.terms[0], "teacher").anchors == kept
+
+
+@pytest.mark.parametrize("ild", aird.INSTANCES)
+@pytest.mark.parametrize("rld", aird.RELATIONS)
+def test_the_parts_are_those_of_the_whole_whatever_the_options(config, ild, rld):
+    losses = replace(config.losses, ild=ild, rld=rld)
+    methods, readings = aird.recipes(losses), aird.variants(losses)
+    assert methods["IlD"].terms + methods["RlD"].terms == methods["AIRD"].terms
+    assert readings[f"RlD = {rld}"] == methods["AIRD"] and readings["no identity loss"].terms == methods["AIRD"].terms
+    other, = [kind for kind in aird.INSTANCES if kind != ild]
+    assert readings[f"IlD = {other}"].terms == (aird.instance(other, losses), aird.relation(rld, losses)) and f"IlD = {ild}" not in readings
+
+
+def test_the_default_options_weigh_as_they_did(config):
+    instance, relation = aird.recipes(config.losses)["AIRD"].terms
+    assert (instance, relation) == (Instance(10.0, kind="squared"), Relation(2.0, kind="contrast"))
+    assert aird.variants(config.losses)["IlD = nce"].terms == (Instance(2.0, kind="nce"), relation)
+    assert aird.variants(config.losses)["RlD = rkd"].terms == (instance, DistancesAndAngles(1.0))
 
 
 def test_a_weight_of_zero_removes_the_computation(config, here, monkeypatch):
@@ -340,6 +358,22 @@ def test_a_teacher_from_outside_is_shown_no_adaptation():
     assert {look(row).adaptation for row in rows if row.method == "AIRD"} >= {"none", "FaceBN"}
 
 
+def test_a_teacher_from_outside_is_shown_high_pictures_as_they_lie():
+    """Of a mirrored or darkened picture there is only the small copy, which is not high for it; a trained teacher sees the large one."""
+    config = Config.profile("real", seeds=(0,))
+    trained = config.change(teacher="smallface:8-16:16")
+    looks = {c: [look(row) for row in aird.rows(c) if row.method == "teacher on high"] for c in (config, trained)}
+    assert {(x.shift, x.adaptation, x.mirror, x.low) for x in looks[config]} == {("clean", "none", False, 0)}
+    assert {(x.shift, x.adaptation, x.mirror, x.low) for x in looks[trained]} == {(shift, "none", True, 0) for shift in ("clean", "dark")}
+    assert all(look(row).mirror for row in aird.rows(config) if row.method != "teacher on high")
+
+
+def test_nothing_is_held_out_where_nobody_is_judged_on_it():
+    """One picture of a person gives no pair: the people whom students know are judged by two or more, or not at all."""
+    configs = [Config.profile(profile, dataset=dataset) for profile, dataset in [(name, "") for name in Config.PROFILES] + sorted(Config.DATASETS)]
+    assert {config.protocol.known for config in configs} == {0, 2}
+
+
 def test_every_claim_finds_its_rows(config):
     results = Results("aird", "smoke")
     for row in [row for seed in range(3) for row in aird.rows(config.change(seeds=(seed,)))]:
@@ -354,6 +388,15 @@ def test_no_number_is_reported_and_the_tables_cope_with_that():
     results = Results("aird", "smoke")
     results.add("T1 verification", "faces", "CE", "verification_accuracy", 80.0, 0, {"low": 8})
     assert compare(results.frame(), reported("aird"), "T1 verification").filter(like="reported").eq("—").all(axis=None)
+
+
+@pytest.mark.parametrize(("profile", "name", "adaptation"), [("demo", "teacher fed low + FaceBN", "FaceBN"), ("real", "unadapted teacher", "none")])
+def test_the_teacher_is_a_rival_that_adapts_where_it_can(profile, name, adaptation):
+    """The student adapts, so must the teacher; one from outside has nothing to adapt, and the claim says so."""
+    config = Config.profile(profile)
+    found = {claim.name: claim for claim in [*aird.claims(config), *aird.native_claims("tinyface", config)]}
+    for claim in (found[f"AIRD + FaceBN > {name}, dark"], found[f"tinyface: AIRD + FaceBN > {name}"]):
+        assert claim.worse == {"method": "teacher fed low", "adaptation": adaptation}
 
 
 def test_a_second_run_trains_nothing_and_gives_the_same_numbers(tmp_path, monkeypatch):
@@ -391,7 +434,7 @@ def test_equal_seeds_start_from_equal_weights(config, here):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_biased_batch_holds_several_images_of_one_person():
+def test_batches_by_identity_are_as_large_as_what_there_is_of_a_person():
     for config, expected in ((Config.profile("demo"), 14), (Config.profile("real"), 4), (Config.profile("real", dataset="orl"), 4)):
         assert {look(row).batch for row in aird.adaptation_tables(0, config) if row.table == "batch bias"} == {expected}
 
