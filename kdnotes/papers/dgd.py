@@ -14,8 +14,8 @@ __all__ = ['STATISTICS', 'RECIPES', 'ORDERS', 'CONVERSION', 'LABELS_ONLY', 'EVER
            'Unlabelled', 'Synthetic', 'NoiseImages', 'PublicImages', 'Autoencoding', 'train_vae', 'Manifold', 'Votes',
            'Bought', 'Labels', 'Learnt', 'Student', 'InteractiveLabels', 'SmoothStudent', 'SoftStudent',
            'MechanismAudit', 'StepsAudit', 'judged', 'guessed_votes', 'sanitised', 'has_smooth_bound', 'costs',
-           'voting', 'drawn_well', 'as_kept', 'Cast', 'main_stage', 'audit_rows', 'sweep_rows', 'rows', 'sizes', 'run',
-           'claims']
+           'dp_costs', 'voting', 'drawn_well', 'as_kept', 'Cast', 'main_stage', 'audit_rows', 'sweep_rows', 'rows',
+           'sizes', 'run', 'claims']
 
 # %% ../../nbs/papers/dgd.ipynb #53e1ff73
 import copy
@@ -50,11 +50,11 @@ from kdnotes.models.stacked import (
     Stacked, StackedPerceptron, StackOfOne, stacked_cross_entropy, stacked_predictions,
 )
 from ..models.written import parse
-from ..privacy.accounting import PATE_ORDERS, Ledger, Release, gaussian_epsilon, to_epsilon
+from ..privacy.accounting import PATE_ORDERS, Ledger, Release, epsilon, gaussian_epsilon, to_epsilon
 from ..privacy.audit import audit_one_run, audit_runs, pad_scores
 from kdnotes.privacy.pate import (
-    ConfidentGNMax, GNMax, InteractiveGNMax, LNMax, Oracle, partition, sanitised_epsilon, smoothness_conditions,
-    vote_counts,
+    ONE_WAY, ConfidentGNMax, GNMax, InteractiveGNMax, LNMax, Oracle, partition, sanitised_epsilon,
+    smoothness_conditions, vote_counts,
 )
 from ..privacy.sanitize import Budget, Sanitizer
 from ..results import Claim, Results
@@ -132,10 +132,11 @@ class Teaching:
 
 
 def train_teachers(stack: nn.Module, images: Tensor, labels: Tensor, how: Teaching, seed: int,
-                   weights: Tensor | None = None, checkpoint: Path | None = None) -> nn.Module:
+                   weights: Tensor | None = None, checkpoint: Path | None = None, teachers: int = 0) -> nn.Module:
     """Train a stack of n networks in place on `images` `(n, s, C, H, W)` and `labels` `(n, s)`, to each its own.
 
-    `weights` `(n, s)`: 0 takes a record away, and changes one network only.
+    `weights` `(n, s)`: 0 takes a record away, and changes one network only. `teachers`: how many there are in all, by
+    which PATE's rate falls (0: those of the stack).
     """
     pate, records = how.recipe == "pate", labels.shape[1]
     decayed = _decayed(stack) if pate else []
@@ -148,7 +149,7 @@ def train_teachers(stack: nn.Module, images: Tensor, labels: Tensor, how: Teachi
         given = None if weights is None else weights[:, rows]
         loss = stacked_cross_entropy(stack(images[:, rows]), labels[:, rows], given)
         total = loss + 0.004 * sum(w.square().sum() / 2 for w in decayed) if decayed else loss
-        optimizer.param_groups[0]["lr"] = pate_rate(n, stack.count) * how.lr / 0.05 if pate else how.lr
+        optimizer.param_groups[0]["lr"] = pate_rate(n, teachers or stack.count) * how.lr / 0.05 if pate else how.lr
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -607,6 +608,9 @@ class Config(Settings):
         if self.generative.statistics and not has_batch_norm(self.private.network):
             raise ValueError(f"generative.statistics={self.generative.statistics:g} needs batch norms in "
                              f"private.network={self.private.network!r}; give it the word norm, or the weight 0")
+        if has_batch_norm(self.private.dp_network):
+            raise ValueError(f"private.dp_network={self.private.dp_network!r} has batch norms, which mix records, and "
+                             f"DP-SGD cannot train it; expected one without, such as 'perceptron:128-128'")
 
 # %% ../../nbs/papers/dgd.ipynb #850864b1
 MANY = {"methods": METHODS, "sweeps": SWEEPS}
@@ -759,7 +763,8 @@ class PrivateSteps:
 def train_privately(network: nn.Module, x: Tensor, labels: Tensor, how: PrivateSteps, seed: int) -> Ledger:
     """Train `network` in place by DP-SGD on all `x` `(N, ...)`; returns the ledger of its steps."""
     budget = Budget(len(labels), min(how.batch, len(labels)), how.steps, how.delta, how.epsilon)
-    sanitizer = Sanitizer(budget, how.clip, seed, Ledger(ORDERS, EVERYTHING), device=x.device)
+    sanitizer = Sanitizer(budget, how.clip, derive_seed(seed, "DP-SGD") % 2**31, Ledger(ORDERS, EVERYTHING),
+                          device=x.device)
     optimizer = torch.optim.SGD(network.parameters(), how.lr, momentum=0.9)
     loss = lambda net, x, y: F.cross_entropy(net(x).logits, y, reduction="none")
     network.train()
@@ -830,7 +835,7 @@ class Ensemble(Stage):
 
     def build(self, parents: Mapping, here: Here, checkpoint: Path) -> dict[str, Tensor]:
         images = here.read(self.private)
-        parts = partition(len(images), self.count, self.seed)
+        parts = partition(len(images), self.count, derive_seed(self.seed, "partition") % 2**31)
         x = Space.of(self.private.dataset).to_norm(to_float(images.images[parts.flatten()].to(here.device)))
         if self.network == "pate_cnn":
             x = Space.of(self.private.dataset).to_unit(x)              # it has an input map of its own
@@ -839,8 +844,12 @@ class Ensemble(Stage):
         convolutional = self.network.partition(":")[0] not in ("linear", "perceptron")
         one_by_one = self.together == "loop" or self.together == "auto" and convolutional and x.device.type == "cpu"
         if one_by_one and isinstance(teachers, list):
+            own = [checkpoint.with_name(f"{checkpoint.stem}-{j}{checkpoint.suffix}") for j in range(self.count)]
             for j, one in enumerate(teachers):
-                train_teachers(StackOfOne(one.to(x.device)), x[j:j + 1], y[j:j + 1], self.how, self.seed)
+                train_teachers(StackOfOne(one.to(x.device)), x[j:j + 1], y[j:j + 1], self.how, self.seed,
+                               checkpoint=own[j], teachers=self.count)
+            for path in own:
+                path.unlink(missing_ok=True)
         else:
             stack = (teachers if isinstance(teachers, StackedPerceptron) else Stacked(teachers)).to(x.device)
             return weights_of(train_teachers(stack, x, y, self.how, self.seed, checkpoint=checkpoint))
@@ -1047,7 +1056,7 @@ class Votes(Stage):
 @dataclass
 class Bought:
     """Queried `images`, their noisy `labels` (-1: none), `votes`, and what was `answered`; the `ledger`, and the
-    data-dependent cost, which is private itself.
+    data-dependent cost, which is private itself and no bound in both directions.
     """
 
     images: Tensor
@@ -1079,9 +1088,10 @@ class Labels(Stage):
         ledger = Ledger(ORDERS, EVERYTHING if self.strict else LABELS_ONLY)
         if self.strict:
             ledger.load_state_dict(parents["baseline"].ledger.state_dict())
-        oracle = Oracle(asked["votes"], self.mechanism, self.seed, ledger)
+        oracle = Oracle(asked["votes"], self.mechanism, derive_seed(self.seed, "labels") % 2**31, ledger)
         labels = oracle.ask(torch.arange(len(asked["votes"])))
-        dependent = torch.tensor(oracle.dependent().rdp, dtype=torch.float64)
+        own = oracle.dependent()
+        dependent = torch.tensor([own.rdp, own.holds], dtype=torch.float64)
         return asked | {"labels": labels, "answered": oracle.answered, "ledger": ledger.state_dict(),
                         "dependent": dependent}
 
@@ -1089,8 +1099,9 @@ class Labels(Stage):
         ledger = Ledger(ORDERS)
         ledger.load_state_dict(kept["ledger"])
         given = {"asked": len(kept["labels"]), "answered": int(kept["answered"].sum())}
-        dependent = Release(type(self.mechanism).__name__, given, ORDERS, kept["dependent"].tolist(),
-                            data_dependent=True, why="bounds D(M(D) || M(D')) at these votes")
+        rdp, holds = kept["dependent"].tolist()
+        dependent = Release(type(self.mechanism).__name__, given, ORDERS, rdp, valid=False, holds=holds,
+                            data_dependent=True, why=ONE_WAY)
         named = {name: kept[name] for name in ("images", "labels", "votes", "answered")}
         return Bought(**named, predicted=kept.get("predicted"), ledger=ledger, dependent=dependent)
 
@@ -1152,7 +1163,7 @@ class InteractiveLabels(Labels):
         p = predict(parents["student"], images)[0].double().softmax(1).cpu()
         oracle = Oracle(left, self.mechanism, derive_seed(self.seed, "second round") % 2**31, ledger)
         labels = oracle.ask(torch.arange(len(left)), p)
-        dependent = before.dependent.rdp, oracle.dependent(p).rdp
+        dependent = [[each.rdp, each.holds] for each in (before.dependent, oracle.dependent(p))]
         return asked | {"labels": torch.cat([before.labels, labels]), "ledger": ledger.state_dict(),
                         "answered": torch.cat([before.answered, oracle.answered]),
                         "dependent": torch.tensor(dependent, dtype=torch.float64).sum(0)}
@@ -1236,7 +1247,8 @@ class StepsAudit(Stage):
     def build(self, parents: Mapping, here: Here, checkpoint: Path) -> dict[str, float]:
         budget = Budget(self.records, min(self.how.batch, self.records), self.how.steps, self.how.delta,
                         self.how.epsilon)
-        sanitizer = Sanitizer(budget, self.how.clip, self.seed, divisor=self.divisor)
+        seed = derive_seed(self.seed, "audit of DP-SGD") % 2**31
+        sanitizer = Sanitizer(budget, self.how.clip, seed, divisor=self.divisor)
         included = torch.rand(self.canaries, generator=make_generator(self.seed, "coins")) < 0.5
         audit = audit_one_run(pad_scores(sanitizer, included), included, budget.spent(), self.how.delta,
                               highest=max(self.canaries // 10, 1))
@@ -1297,7 +1309,7 @@ def costs(stage: Labels, bought: Bought, here: Here, delta: float, records: int,
     spent = bought.ledger.epsilon(delta, conversion=CONVERSION, records=records)
     found = {"epsilon": spent, "answered": float(bought.answered.sum()), "asked": float(len(there))}
     if stage.strict is None:
-        found["epsilon_data_dependent"] = min(alone.epsilon(delta, conversion=CONVERSION), spent)
+        found["epsilon_data_dependent"] = min(alone.nominal(delta, conversion=CONVERSION), spent)
     if stage.strict is None and consensus and type(stage.mechanism) in (GNMax, ConfidentGNMax):
         found |= sanitised(bought.votes, stage.mechanism, delta, consensus, stage.seed)
     if isinstance(stage, InteractiveLabels):
@@ -1308,6 +1320,16 @@ def costs(stage: Labels, bought: Bought, here: Here, delta: float, records: int,
         if bought.predicted is not None:
             found["baseline_agreement_rate"] = 100 * accuracy(bought.labels[there], bought.predicted[there])
     return found
+
+
+def dp_costs(stage: PrivateBaseline, network: OnPixels, here: Here, delta: float) -> dict[str, float]:
+    """What DP-SGD cost by the orders and the conversion of the labels' epsilon, and by opacus's orders and the tight
+    one, to which its noise was found.
+    """
+    (entry,) = network.ledger.entries
+    rate, sigma = entry.release.gaussian
+    return {"epsilon": network.ledger.epsilon(delta, conversion=CONVERSION),
+            "epsilon_tight": epsilon(rate, sigma, entry.times, delta)}
 
 
 def voting(stage: Ensemble, teachers: Voters, here: Here, test: Split, most: int = 0) -> dict[str, float]:
@@ -1502,6 +1524,8 @@ def rows(config: Config, records: int = 0, public: int = 0, shape: tuple[int, in
             found.append(Row(MAIN, method, stage, partial(measure, halves=halves)))
             if isinstance(stage, Student):
                 found.append(Row(BOUGHT, method, stage.labels, cost))
+            if method == DP:
+                found.append(Row(BOUGHT, DP, stage, partial(dp_costs, delta=config.labels.delta)))
         vote = partial(voting, test=cast.test, most=config.teachers.judged)
         found.append(Row(ENSEMBLES, "teachers", cast.ensemble(), vote))
         found.append(Row(IMAGES, "generator", cast.synthetic(config.baseline == "dpsgd"), drawn_well))
@@ -1536,8 +1560,11 @@ def claims(config: Config) -> list[Claim]:
         on("synthetic > noise images", "what the generator makes is not noise", "labelled only", NOISE),
         on("private classifier > DGD", "privacy costs accuracy", PRIVATE, "DGD"),
         on("soft labels > DGD", "few noisy labels say less than many soft ones", SOFT, "DGD"),
-        on("DGD > strict", "a baseline without noise is worth its missing guarantee", "DGD", STRICT),
-        half("PATE with real images > DGD", "real public images are worth more than invented ones", PATE_REAL, "DGD"),
+        on("DP-SGD > DGD", "a classifier that learns privately of the records needs no invented images", DP, "DGD"),
+        on("DGD > strict", "a baseline without noise, and with the statistics of its batch norms, is worth its missing "
+           "guarantee", "DGD", STRICT),
+        half("PATE with real images > DGD", "real public images are worth more than invented ones", PATE_REAL, "DGD",
+             given=("PublicImages",)),
     ]
     voted = Claim("plurality > one teacher", "an ensemble of weak teachers is strong", {"metric": "plurality_accuracy"},
                   {"metric": "single_accuracy"}, where={"table": ENSEMBLES})

@@ -374,6 +374,21 @@ def test_the_dependent_cost_is_marked():
     assert oracle.ledger.epsilon(DELTA, "gaussian") == pytest.approx(1.3564674, abs=1e-7)       # whatever the votes, exactly
 
 
+def test_the_dependent_cost_bounds_one_direction_and_what_holds_is_the_cost_at_any_votes():
+    sure = lambda gap: np.array([special.log_ndtr(gap / math.sqrt(2) / 10), special.log_ndtr(-gap / math.sqrt(2) / 10)])
+    reverse = special.logsumexp(8 * sure(58) - 7 * sure(60)) / 7                                # one vote moves the gap by two
+    oracle = Oracle(torch.tensor([[80, 20]]), GNMax(10.0), ledger=Ledger([8.0]))
+    oracle.ask(torch.arange(1))
+    release = oracle.dependent()
+    assert reverse == pytest.approx(2.1385952e-4, rel=1e-6) and release.rdp == pytest.approx([2.0040995e-4], rel=1e-6)
+    assert not release.valid and "the reverse can exceed it" in release.why and release.true_rdp == pytest.approx([0.08]) and reverse <= release.true_rdp[0]
+    confident = Oracle(VOTES.repeat(20, 1), ConfidentGNMax(200, 150, 40), cap=30)
+    confident.ask(torch.arange(80))
+    ledger = Ledger(PATE_ORDERS)
+    ledger.spend(confident.dependent())
+    assert ledger.nominal(DELTA) < ledger.epsilon(DELTA) == confident.ledger.epsilon(DELTA) and not ledger.valid
+
+
 def test_ledger_of_an_interactive_oracle():
     student = torch.full((4, 10), 0.1)
     oracle = Oracle(VOTES, InteractiveGNMax(50, 1e-6, 1e-6))
