@@ -232,6 +232,23 @@ def test_the_controls_of_the_assistant_are_as_long_and_as_fresh_as_they_say(conf
             "fresh start > no assistant", "hybrid > RKD-DA")} <= names
 
 
+def test_what_relations_do_without_an_assistant_is_asked_where_its_rows_are():
+    found = {claim.name: claim for claim in horkd.claims(Config.profile("demo"))}
+    alone, orders = found["classification: relations alone > plain student"], found["classification: orders 1+2+3 > order 1"]
+    assert (alone.better, alone.worse) == (ALONE, "CE") and (orders.better, orders.worse) == ("HORKD", "HORKD, order 1")
+    assert {"classification: assistant > no assistant", "faces: relations alone > plain student", "FitNet > plain student"} <= set(found)
+    assert not any(name.startswith(("classification: fresh", "classification: assistant > no assistant,")) for name in found)
+    assert "faces: relations alone > plain student" not in {claim.name for claim in horkd.claims(Config.profile("smoke"))}      # no such row
+    attested = {name for name, claim in found.items() if claim.source == "sheet"}
+    assert attested == {f"{start}{name}" for start in ("", "classification: ", "faces: ")
+                        for name in ("hybrid > plain student", "assistant > no assistant")}
+
+
+def test_the_published_weights_and_a_twenty_fifth_of_them_are_swept_where_the_paper_is_repeated():
+    assert Config.profile("paper").losses.weight_sweep == (0.0, 0.04, 0.2) and Config.profile("real").losses.weight_sweep == (0.0, 0.2)
+    assert leaves(Config)["faces.low"].rule.source == leaves(Config)["faces.subjects"].rule.source == "quoted"
+
+
 def test_uccs_is_named_by_a_frozen_network_under_a_new_last_layer():
     config = Config.profile("paper", dataset="uccs")
     task = horkd.task_of("faces", 0, config)
