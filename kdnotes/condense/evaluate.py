@@ -37,7 +37,8 @@ from ..train import History, fit, multistep
 class Protocol:
     """How to train a network on a small set: SGD for `epochs` with the learning rate times `gamma` at each of
     `milestones` (fractions of the training), augmentation by `strategy` and `rule`, CutMix with probability
-    `cutmix` a batch; test accuracy is taken `looks` times, evenly, the last at the end.
+    `cutmix` a batch; test accuracy is taken every `epochs // looks` epochs, and at the
+    end: `looks` times, or more often where that does not come out even.
     """
 
     epochs: int = 1500

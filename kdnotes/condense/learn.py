@@ -16,7 +16,7 @@ from torch import nn
 
 from .evaluate import DIGITS
 from .experts import Pool, dance_passes, set_middle, train_experts
-from .gradients import Inner, match_gradients
+from .gradients import Inner, from_noise, match_gradients
 from kdnotes.condense.matching import (
     Network,
     Pass,
@@ -46,7 +46,8 @@ OLD_RULE = {"strategy": "color_crop_cutout_flip_scale_rotate", "rule": "dsa"}
 @dataclass(frozen=True)
 class Recipe:
     """A method's published numbers: `lr(ipc, side)` of the images in the pixel `space`, `iterations`, `factor`, the
-    augmentation, after how many iterations a network is replaced, and how many real images of a class are met.
+    augmentation, after how many iterations a network is replaced, how many real images of a class are met, and whether
+    a set begins with "real" images or "noise".
     """
 
     lr: Rate
@@ -56,6 +57,7 @@ class Recipe:
     every: int = 1
     space: str = "unit"
     real_batch: int = 128
+    begins: str = "real"
 
 
 OLD = {"space": "normalised", "real_batch": 256}
@@ -64,7 +66,7 @@ RECIPES = {
     "m3d": Recipe(lambda ipc, side: float(ipc), 10_000, every=5),
     "idm": Recipe(lambda ipc, side: 0.2, 20_000, 2, tuple(OLD_RULE.values()), every=30, **OLD),
     "dance": Recipe(lambda ipc, side: ipc * (0.01 if side <= 64 else 0.1), 10_000),
-    "dc": Recipe(lambda ipc, side: 0.1, 1000, 1, ("none", "dsa"), **OLD),
+    "dc": Recipe(lambda ipc, side: 0.1, 1000, 1, ("none", "dsa"), begins="noise", **OLD),
     "dsa": Recipe(lambda ipc, side: 0.1, 1000, 1, tuple(OLD_RULE.values()), **OLD),
 }
 CHOSEN = ("random", "herding", "k_center", "mosaic")
@@ -161,9 +163,12 @@ def condense(
         )
     if method in CHOSEN and method != "mosaic":
         return choose_images(real, ipc, method, expert_features(pool, real) if pool else None, seed)
-    learned = from_real(real, ipc, factor, seed, "bilinear" if method == "idm" else "nearest")
     if method == "mosaic":
-        return learned
+        return from_real(real, ipc, factor, seed)
+    if RECIPES[method].begins == "noise":
+        learned = from_noise(real, ipc, factor, seed)
+    else:
+        learned = from_real(real, ipc, factor, seed, "bilinear" if method == "idm" else "nearest")
     net = fresh(network, len(real.classes), real.shape, derive_seed(seed, "network"), **options)
     settings = settings_for(method, ipc, real.shape[-1], real.name, **changes)
     return learn(learned, real, method, net, settings, seed, pool, kernel, fabric, checkpoint, inner)

@@ -4,7 +4,7 @@
 __all__ = ['ALIGNED', 'METHODS', 'LONG', 'DATASET_NAMES', 'METHOD_NAMES', 'MARKS', 'Images', 'check_names', 'check_no_doubles',
            'check_enough', 'check_network', 'check_size', 'new_network', 'check_fit', 'Expert', 'Experts', 'Condensed',
            'CondensedSet', 'DrawnSet', 'SelectedSet', 'Monitor', 'LearnedSet', 'MatchedSet', 'DMSet', 'M3DSet',
-           'IDMSet', 'DANCESet', 'GradientSet', 'condensed_set', 'published_settings', 'own_factor', 'Score',
+           'IDMSet', 'DANCESet', 'GradientSet', 'DCSet', 'condensed_set', 'published_settings', 'own_factor', 'Score',
            'score_of', 'published_epochs', 'check_judge', 'Judging', 'judged_set', 'judged_whole', 'on_held_out',
            'rated', 'tune', 'best_rates', 'dataset_name', 'method_name', 'std', 'mean_accuracy', 'accuracy_alone',
            'score_rows', 'spreads', 'Ranking', 'ranked', 'ranking_of', 'ranking_row', 'sheets', 'Watching', 'LiveBytes',
@@ -29,7 +29,7 @@ from torch.utils import flop_counter
 # %% ../../nbs/condense/study.ipynb #0987161f
 from .evaluate import Protocol, evaluate, protocol_for
 from .experts import EXPERT_PROTOCOL, Pool, dance_passes, train_pair
-from .gradients import Inner, inner_for, match_gradients, one_network
+from .gradients import Inner, from_noise, inner_for, match_gradients, one_network
 from .learn import RECIPES, expert_features, settings_for
 from kdnotes.condense.matching import (
     Matching, Pass, RandomNetworks, Settings, match, mean_gap, moment_gap, one_iteration, statistics,
@@ -376,10 +376,18 @@ class GradientSet(LearnedSet):
                                   checkpoint=checkpoint, desc=self.method)
         return Condensed(found, history)
 
+
+@dataclass(frozen=True, kw_only=True)
+class DCSet(GradientSet):
+    """A set of DC, which begins with noise where all others begin with real images."""
+
+    def begun(self, real: ImageSet) -> SyntheticSet:
+        return from_noise(real, self.ipc, self.factor, self.seed)
+
 # %% ../../nbs/condense/study.ipynb #d30fbcdf
 METHODS: dict[str, type[CondensedSet]] = {
     "random": DrawnSet, "mosaic": DrawnSet, "herding": SelectedSet, "k_center": SelectedSet,
-    "dc": GradientSet, "dsa": GradientSet, "dm": DMSet, "m3d": M3DSet, "idm": IDMSet, "dance": DANCESet,
+    "dc": DCSet, "dsa": GradientSet, "dm": DMSet, "m3d": M3DSet, "idm": IDMSet, "dance": DANCESet,
 }
 
 # %% ../../nbs/condense/study.ipynb #f8f11416
@@ -497,7 +505,7 @@ class Judging:
     batch_size: int = setting(64, "code", "of the training", at_least=1)
     judge_lr: float = setting(0.03, "scale", "0.01 (code); more for few steps", above=0)
     cutmix: float = setting(0.5, "code", "probability of a batch", at_least=0, at_most=1)
-    looks: int = setting(2, "scale", "at the test images; 6 (code)", at_least=1)
+    looks: int = setting(2, "scale", "at the test images, or a few more; 6 (code)", at_least=1)
     repeats: int = setting(2, "ours", "networks for each set: unknown", at_least=2)
     full_epochs: int = setting(6, "scale", "on all training images", at_least=1)
     budgets: tuple[float, ...] = setting((), "ours", "further trainings of the judge, in multiples", above=0)
@@ -566,10 +574,12 @@ def dataset_name(name: str) -> str:
 
 
 def method_name(condensed: CondensedSet | None) -> str:
-    """The method's name, with the factor where it is not the method's own."""
+    """The method's name, with the factor where that or the space of the pixels is not the method's own."""
     if condensed is None:
         return "Whole Dataset"
     other = condensed.factor != own_factor(condensed.method)
+    if isinstance(condensed, LearnedSet):
+        other |= condensed.settings.space != RECIPES[condensed.method].space
     return METHOD_NAMES[condensed.method] + (f", f={condensed.factor}" if other else "")
 
 # %% ../../nbs/condense/study.ipynb #19bbaa85
@@ -607,16 +617,19 @@ def spreads(frame: pd.DataFrame, table: str, repeats: int, keys: Sequence[str] =
     """For each method of `table` and each value of `keys` the mean accuracy, and how it varies.
 
     Columns: method, dataset, the keys, accuracy; the standard deviations between sets (without what their `repeats`
-    networks add; NaN for one set) and between the networks of a set; and how many sets there are.
+    networks add; NaN for one set) and between the networks of a set; and how many sets there are: one of a method whose
+    choice does not depend on the seed.
     """
+    same = {METHOD_NAMES[method] for method, kind in METHODS.items() if kind is SelectedSet}
     rows = select(frame, table=table, metric=["accuracy", "accuracy_between_networks"])
     rows = rows.assign(**{key: column(rows, key) for key in keys})
     found = []
     for names, group in rows.groupby(["method", "dataset", *keys], sort=False):
         means, inner = (group.loc[group.metric == m, "value"] for m in ("accuracy", "accuracy_between_networks"))
         networks = math.sqrt(inner.pow(2).mean()) if len(inner) else math.nan
-        sets = math.sqrt(max(0.0, means.var() - networks**2 / repeats)) if len(means) > 1 else math.nan
-        found.append((*names, means.mean(), sets, networks, len(means)))
+        count = 1 if names[0] in same else len(means)
+        sets = math.sqrt(max(0.0, means.var() - networks**2 / repeats)) if count > 1 else math.nan
+        found.append((*names, means.mean(), sets, networks, count))
     names = ["method", "dataset", *keys, "accuracy", "between sets", "between networks", "sets"]
     return pd.DataFrame(found, columns=names)
 

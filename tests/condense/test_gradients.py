@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from kdnotes.condense.gradients import Inner, gradient_gap, gradient_step, inner_for, learn_from, match_gradients
-from kdnotes.condense.matching import Matching, Settings
+from kdnotes.condense.gradients import Inner, from_noise, gradient_gap, gradient_step, inner_for, learn_from, match_gradients
+from kdnotes.condense.learn import RECIPES, condense
+from kdnotes.condense.matching import Matching, Settings, standardised, statistics
 from kdnotes.condense.synthetic import SyntheticSet, from_real
 from kdnotes.data.catalogue import load
 from kdnotes.models.classifiers import Prediction, build
@@ -121,6 +122,18 @@ def test_the_network_learns_in_between():
     before = loss()
     learn_from(run, model, 20, 0.05, 0)
     assert loss() < before
+
+
+def test_dc_begins_with_noise_of_normalised_pixels_and_dsa_with_real_images():
+    real = load("digits", "train")
+    begun = from_noise(real, 40, seed=3)
+    noise = standardised(begun.pixels, statistics(real))
+    assert noise.mean().abs() < 0.02 and abs(noise.std().item() - 1) < 0.02 and begun.ipc == 40
+    assert begun.pixels.equal(from_noise(real, 40, seed=3).pixels) and not begun.pixels.equal(from_noise(real, 40, seed=4).pixels)
+    plan = {"iterations": 1, "lr": 1e-9, "real_batch": 8, "network": "convnet2", "options": {"width": 4}, "inner": Inner(1, 0), "seed": 3}
+    torch.testing.assert_close(condense(real, 1, "dc", **plan).pixels, from_noise(real, 1, seed=3).pixels, atol=1e-6, rtol=0)
+    torch.testing.assert_close(condense(real, 1, "dsa", **plan).pixels, from_real(real, 1, seed=3).pixels, atol=1e-6, rtol=0)
+    assert {name for name, recipe in RECIPES.items() if recipe.begins == "noise"} == {"dc"}
 
 
 def test_published_rounds_and_bad_input():

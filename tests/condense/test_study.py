@@ -9,6 +9,7 @@ import torch
 from kdnotes.condense import matching, study
 from kdnotes.condense.evaluate import Protocol
 from kdnotes.condense.experts import EXPERT_PROTOCOL, PairNetworks
+from kdnotes.condense.gradients import from_noise
 from kdnotes.condense.matching import RandomNetworks
 from kdnotes.condense.study import (
     Cost, Experts, Images, LiveBytes, Monitor, Operations, Score, best_rates, condensed_set, on_held_out, score_of, score_rows, tune,
@@ -108,6 +109,19 @@ def test_learning_begins_with_the_mosaic_of_the_same_seed(experiment):
     assert experiment.made(small("random")).images.pixels.equal(from_real(experiment.read(DIGITS), 1, 1, seed=0).pixels)
 
 
+def test_dc_alone_begins_with_noise(experiment):
+    real = experiment.read(DIGITS)
+    assert small("dc").begun(real).pixels.equal(from_noise(real, 1, 1, seed=0).pixels)
+    for method in ("dsa", "dm"):
+        assert small(method).begun(real).pixels.equal(from_real(real, 1, 1, seed=0).pixels)
+
+
+def test_a_name_tells_the_factor_where_another_pipeline_learns_the_pixels():
+    names = {small("dm"): "DM", small("dm", space="unit"): "DM, f=1", small("dm", 2, space="unit"): "DM, f=2", small("m3d", 2): "M3D",
+             small("m3d"): "M3D, f=1", small("dsa"): "DSA", small("random"): "Random", None: "Whole Dataset"}
+    assert {each: study.method_name(each) for each in names} == names
+
+
 def test_a_score_without_a_set_trains_on_all_images(experiment, monkeypatch):
     seen = []
     monkeypatch.setattr(study, "evaluate", lambda images, labels, judged, **options: seen.append((images, options)) or [{"last": 0.5, "best": 0.5}])
@@ -148,6 +162,9 @@ def test_the_spread_of_sets_is_what_is_left_without_that_of_networks():
             for metric, value in (("accuracy", pair.mean().item()), ("accuracy_between_networks", study.std(pair.tolist())))]
     found = study.spreads(pd.DataFrame(rows), "T", repeats=2).iloc[0]
     assert found["between sets"] == pytest.approx(3, abs=0.3) and found["between networks"] == pytest.approx(4, abs=0.15) and found["sets"] == 4000
+    for method in ("Herding", "K-Center"):                                          # one set, whatever the seed
+        alone = study.spreads(pd.DataFrame(rows).assign(method=method), "T", repeats=2).iloc[0]
+        assert alone["sets"] == 1 and pd.isna(alone["between sets"]) and alone["between networks"] == found["between networks"]
     one = study.spreads(pd.DataFrame(rows[:2]), "T", repeats=2).iloc[0]
     assert one["sets"] == 1 and one["between sets"] != one["between sets"]                                       # NaN: nothing is known
 

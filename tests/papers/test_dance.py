@@ -218,6 +218,8 @@ def test_published_numbers_of_the_paper_profile():
     plain = dance.set_of(config, "DM", 10, 0)
     assert [dance.set_of(config, name, 10, 0).settings.real_batch for name in ("DM", "DM, same f", "DANCE")] == [256, 128, 128]
     assert (plain.settings.lr, plain.settings.space) == (1, "normalised") and plain.settings.strategy == settings_for("dm", 10, 32, "cifar10").strategy != plan.strategy
+    lengths = {name: dance.set_of(config, name, 10, 0).settings.iterations for name in dance.BEGUN}
+    assert lengths == {"DM": 20_000} | dict.fromkeys(dance.VIEWS, 10_000)
     nette = Config.profile("paper", dataset="imagenette")
     assert (nette.learning.network, nette.sets.size) == ("convnet5", 128)
     assert (dance.set_of(nette, "DANCE", 1, 0).settings.lr, dance.main_table(nette)) == (0.1, "Table 2")
@@ -294,7 +296,8 @@ def test_figure_3_compares_with_dm_as_published_over_the_whole_curve():
     found = {claim.name: claim for claim in dance.claims(config) if claim.where.get("table") in ("Figure 3a", "Figure 3c")}
     for name in ("gap in training: DANCE < DM", "recognised while learned: DANCE > DM"):
         claim = found[name]
-        assert (claim.source, claim.worse) == ("paper", "DM") and not {"train_epoch", "condense_step"} & claim.where.keys()
+        assert (claim.source, claim.worse) == ("paper", "DM") and "train_epoch" not in claim.where
+    assert found["recognised while learned: DANCE > DM"].where["condense_step"] == [12, 24, 36, 48, 60]       # 0: nothing is learned
     falls, grows = found["DM's recognition falls while it learns"], found["DM's gap grows in training"]
     assert falls.better["condense_step"] == 0 and falls.worse["condense_step"] == config.learning.iterations and falls.better["method"] == "DM"
     assert grows.worse["train_epoch"] == 0 and grows.lower is False
@@ -303,6 +306,39 @@ def test_figure_3_compares_with_dm_as_published_over_the_whole_curve():
              "metric": "expert_accuracy_synthetic", "value": 90.0 + seed - (3.0 if step else 0.0)} for step in (0, config.learning.iterations) for seed in range(3)]
     judged = judge([falls], pd.DataFrame(rows)).iloc[0]
     assert (judged.verdict, judged.difference, judged.reported) == ("supported", 3.0, 94 - 59)
+
+
+def test_while_they_learn_sets_of_different_lengths_are_compared_where_both_were_looked_at():
+    config = Config.profile("paper", seeds=(0,))
+    noted = {name: dance.noted(config, name) for name in ("DM", "DANCE")}
+    assert noted["DANCE"] == list(range(500, 10_001, 500)) and noted["DM"] == list(range(500, 20_001, 500))
+    steps = {name: [row.setting["condense_step"] for row in dance.monitor_rows(config) if row.method == name] for name in noted}
+    assert steps == {name: [0, *at] for name, at in noted.items()}
+    found = {claim.name: claim for claim in dance.curve_claims(config)}
+    assert found["recognised while learned: DANCE > DM"].where["condense_step"] == noted["DANCE"]
+    assert found["DM's recognition falls while it learns"].worse["condense_step"] == 20_000
+    assert found["recognised: DANCE > DM, same f"].where["condense_step"] == 10_000
+    own = reported("dance").pipe(lambda frame: frame[frame.table == "Figure 3c"])
+    mean = {name: own[(own.method == name) & ~own.setting.str.contains("step=0;")].value.mean() for name in ("DANCE", "DM")}
+    assert cited_differences(found["recognised while learned: DANCE > DM"], reported("dance")).mean() == pytest.approx(mean["DANCE"] - mean["DM"])
+
+
+def test_a_claim_stands_beside_the_numbers_of_its_own_data_set_where_there_are_any():
+    paper = reported("dance")
+    for dataset, name, other, ipc, alone in (("tinyimagenet", "TinyImageNet", "DM", 10, True), ("imagenette", "ImageNette", "DM", 10, True),
+                                             ("imagefruit", "ImageFruit", "Random", 1, True), ("imagefruit", "ImageFruit", "DM", 1, False), ("mnist", "MNIST", "DM", 10, False)):
+        config = Config.profile("paper", dataset=dataset)
+        claim = {claim.name: claim for claim in dance.claims(config)}[f"DANCE > {other}, {ipc} per class"]
+        assert list(cited_differences(claim, paper).index.get_level_values(0).unique()) == [name] if alone else claim.cited.where == {"ipc": ipc}
+
+
+def test_the_middle_networks_are_counted_by_experts():
+    config = Config.profile("demo")
+    claim = {claim.name: claim for claim in dance.claims(config)}["lambda = 0 > lambda = 1"]
+    rows = [{"paper": "dance", "table": row.table, "dataset": row.dataset, "setting": ";".join(f"{k}={v}" for k, v in row.setting.items()), "method": row.method,
+             "seed": row.seed, "profile": "demo", "metric": "accuracy", "value": 90.0 - 80 * float(row.setting["lambda"]) + row.seed} for row in dance.middle_rows(config)]
+    judged = judge([claim], pd.DataFrame(rows)).iloc[0]
+    assert (judged.unit, judged.n, judged.difference) == ("expert", config.networks.experts, 80)
 
 
 def test_reported_numbers_join_the_names_of_the_run():
@@ -315,7 +351,7 @@ def test_reported_numbers_join_the_names_of_the_run():
 
 
 @pytest.mark.parametrize(("overrides", "words"), [
-    ({"iterations": 0}, "learning.iterations=0 is out of range; expected int at least 1"), ({"rate_dance": 0.0}, "rate_dance=0.0 is out of range; expected float above 0"),
+    ({"iterations": -1}, "learning.iterations=-1 is out of range; expected int at least 0"), ({"rate_dance": 0.0}, "rate_dance=0.0 is out of range; expected float above 0"),
     ({"grid": (0.0, 1.0)}, "grid[0]=0.0 is out of range"), ({"ipc": 7}, "ipc=7"), ({"methods": ("DANSE",)}, "did you mean 'DANCE'"),
     ({"network": "convnet3:x"}, "not of the form"), ({"network": "resnet10"}, "running statistics"), ({"iteration": 5}, "did you mean 'iterations'"),
     ({"methods": ("DM", "DM")}, "holds a value twice"), ({"size": 8, "cross": ("convnet4",)}, "at least 16 pixels"), ({"repeats": 1}, "at least 2"), ({"train_size": 3}, "train_size=3 is too few"),

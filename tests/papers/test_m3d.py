@@ -191,7 +191,7 @@ def test_the_published_settings_are_in_the_paper_profile():
     config = Config.profile("paper")
     sets, learning, judging = config.sets, config.learning, config.judging
     assert set(config.datasets) == {"mnist", "fashion_mnist", "svhn", "cifar10", "cifar100"} and sets.ipcs == (1, 10, 50)
-    assert (learning.iterations, sets.factor, learning.every) == (10_000, 2, 5)
+    assert (learning.iterations, sets.factor, learning.every) == (0, 2, 5)
     assert (learning.kernel, learning.network) == ("gaussian", "convnet3")
     assert (judging.epochs, judging.steps, judging.batch_size, judging.judge_lr, judging.cutmix) == (0, 0, 64, 0.01, 0.5)
     images = study.Images("digits", held_out=0.5)
@@ -201,6 +201,9 @@ def test_the_published_settings_are_in_the_paper_profile():
     assert m3d.rates_for(config, dm) == () and (dm.settings.lr, dm.settings.space) == (1.0, "normalised")
     idm, alike = m3d.learned(config, "idm", study.Images("cifar10", size=32), 1, 0), m3d.dm_like_m3d(config, images, 10, 0)
     assert [each.settings.real_batch for each in (ours, alike, dm, idm)] == [128, 128, 256, 5000] and idm.command.plan.every == 5
+    assert [each.settings.iterations for each in (ours, alike, dm, idm)] == [10_000, 10_000, 20_000, 20_000]
+    linear = m3d.learned(config, "m3d", images, 10, 0, kernel="linear")
+    assert m3d.rates_for(config, alike) == m3d.rates_for(config, linear) == (0.06, 0.25, 1.0)      # none is published
     score = m3d.score_for(config, ours)
     assert score.protocol == Protocol(looks=judging.looks) and score.network == "convnet3" and score.most_steps == 0
 
@@ -242,13 +245,60 @@ def test_every_table_and_claim_is_planned():
     assert {row.seed for row in rows} == {0, 1}
     assert len({claim.name for claim in m3d.claims(config)}) == len(m3d.claims(config)) > 15
     parts = [row for row in rows if row.table == TABLES["parts"] and row.seed == 0]
-    assert [row.method for row in parts] == ["DM", "DM + factor", "DM + factor + IPM", "M3D"]
+    assert [row.method for row in parts] == ["DM", "DM, f=1", "DM, f=2", "DM, f=2, IPM=5", "M3D"]
+    pipeline, tiles, interval, ours = [row.stage.condensed for row in parts][1:]
+    assert replace(pipeline, factor=2) == tiles and replace(interval, kernel="gaussian") == ours
+    assert tiles.rated(0.1).settings == interval.rated(0.1).settings
+
+
+def test_a_name_is_one_recipe_in_every_table():
+    """And a claim names rows that there are."""
+    config = Config.profile("real", dataset="mnist+cifar10", gradient_ipcs=(10,))
+    recipes = {}
+    for row in m3d.accuracy_rows(config.change(seeds=(0,))):
+        for each in m3d.sets_of(row.stage):
+            if each.ipc == 10 and each.data.name == "mnist":
+                recipes.setdefault((row.method if not hasattr(row.stage, "drawn") else study.method_name(each), row.setting.get("kernel"), row.setting.get("IPM")), set()).add(each)
+    assert {key: len(sets) for key, sets in recipes.items() if len(sets) > 1} == {}
+    cost = {row.method: row.stage.condensed for row in m3d.cost_rows(config)}
+    assert set(cost) == {"DM, f=2", "M3D", "DC", "DSA"} == {row.method for row in m3d.accuracy_for_cost(config, m3d.main_table(config, 0))}
+    assert {study.method_name(condensed) for condensed in cost.values()} == set(cost)
+    planned = {(row.table, row.method) for row in m3d.accuracy_rows(config) + m3d.cost_rows(config)}
+    for claim in m3d.claims(config):
+        if claim.where["table"] not in (TABLES["rate"], TABLES["theory"]):
+            names = {side if isinstance(side, str) else side["method"] for side in (claim.better, claim.worse)}
+            assert {(claim.where["table"], name) for name in names} <= planned, claim.name
+
+
+def test_without_tiles_dm_in_the_pipeline_is_still_a_row_of_its_own():
+    config = Config.profile("demo", dataset="digits", seeds=(0,))
+    sets = {row.method: row.stage.condensed for row in m3d.main_table(config, 0)}
+    assert sets["DM"].settings.space == "normalised" and sets["DM, f=1"].settings.space == "unit" and "M3D, f=1" in sets
+    claim = {claim.name: claim for claim in m3d.claims(config)}["IPC 1: M3D > DM at equal f"]
+    assert (claim.better, claim.worse) == ("M3D, f=1", "DM, f=1")
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
+def test_what_was_tried_is_a_table(dataset):
+    """Of the form for a CPU: three rates for each of four variants, on held-out images, with the first seed."""
+    config = Config.profile("real", dataset=dataset)
+    rows = m3d.tried_rows(config, m3d.accuracy_rows(config))
+    rates = {name: [row.setting["rate"] for row in rows if row.method == name] for name in {row.method for row in rows}}
+    assert rates == dict.fromkeys(("DM, f=1", "DM, f=2"), ["0.01", "0.04", "0.16"]) | dict.fromkeys(("M3D, f=1", "M3D"), ["0.1", "0.4", "1.6"])
+    assert {row.stage.judged.split for row in rows} == {"held out"} and {row.repeat for row in rows} == {0}
+    assert all(float(row.setting["rate"]) == row.stage.condensed.settings.lr for row in rows)
+
+
+def test_a_rate_that_is_not_tried_is_the_published_one(config, tmp_path):
+    config = config.change(rates_gaussian=(), rates_linear=(0.1,), rate_sets=1)
+    rows = m3d.rate_rows(Experiment.alone("m3d", config, tmp_path))
+    assert {row.method: row.setting["lr"] for row in rows if "lr" in row.setting and row.setting["lr"] in (0.1, 1.0)} == {"DM, f=2": 0.1, "M3D": 1.0}
 
 
 @pytest.mark.long
 def test_a_run_gives_every_number_once_and_a_second_run_computes_nothing(config, tmp_path, monkeypatch, here):
     config = config.change(seeds=(0, 1, 2), cross=("convnet1:4",), kernels=("gaussian", "linear"), intervals=(5,), factors=(2,),
-                           rates_gaussian=(1.0,), gradient_ipcs=(), rate_sets=3, cost_draws=3, others=())
+                           rates_gaussian=(1.0, 5.0), gradient_ipcs=(), rate_sets=3, cost_draws=3, others=())
     known, now = {}, Planner.code
     monkeypatch.setattr(Planner, "code", lambda self, stage: known.get(stage) or known.setdefault(stage, now(self, stage)))
     frame, again = m3d.run(Experiment.alone("m3d", config, tmp_path)).frame(), Experiment.alone("m3d", config, tmp_path)
@@ -310,10 +360,10 @@ def test_a_verdict_on_cost_does_not_know_the_clock(config, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
-    ({"iterations": 0}, "learning.iterations=0 is out of range; expected int at least 1"), ({"kernel": "gauss"}, "did you mean 'gaussian'"),
+    ({"iterations": -1}, "learning.iterations=-1 is out of range; expected int at least 0"), ({"kernel": "gauss"}, "did you mean 'gaussian'"),
     ({"network": "convnt3"}, "did you mean 'convnet3'"), ({"network": "resnet10"}, "running statistics"),
     ({"cross": ("resnet10:x",)}, "not of the form"), ({"ipcs": ()}, "at least 1"), ({"factors": (0,)}, "at least 1"),
-    ({"held_out": 1.0}, "held_out=1.0 is out of range"), ({"rates_linear": (0.0,)}, "above 0"), ({"spread": (0.5, 2.0)}, "must hold 1.0"),
+    ({"held_out": 1.0}, "held_out=1.0 is out of range"), ({"rates_linear": (0.0,)}, "above 0"), ({"rates_linear": ()}, r"rates_linear=\(\) leaves no rate"), ({"rates_polynomial": ()}, "none is published"), ({"spread": (0.5, 2.0)}, "must hold 1.0"),
     ({"iteration": 5}, "did you mean 'iterations'"), ({"steps": -1}, "judging.steps=-1"), ({"ipcs": (1, 1)}, "holds a value twice"),
     ({"per_class": 3}, "per_class=3 is too few"), ({"size": 8, "cross": ("convnet5",)}, "at least 32 pixels"), ({"dataset": "mnist+mnist"}, "override"),
     ({"judge": "convnet9"}, "convnet"), ({"repeats": 1}, "at least 2"), ({"left_out": (("mnist", 0),)}, "at least 1"),
