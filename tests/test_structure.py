@@ -25,6 +25,7 @@ LATE = {    # imports of the package inside functions: of a whole module, or of 
     "kdnotes.batch.worker": "the same: a worker starts a kernel, which loads torch by itself",
     "kdnotes.prints._register_all": "the table of networks is whole only when every module of the room is loaded",
     "kdnotes.runs.save_figure": "matplotlib is loaded where there is a figure",
+    "kdnotes.experiment.figure": "the same",
 }
 GONE = r"NOT_IN_KEY|\bTrial\b|\btrain_all\b|\.setting\.str\b|\bremembered\(|from \S*profiles import"
 PAPERS = sorted(path.stem for path in (PACKAGE / "papers").glob("*.py") if path.stem != "__init__")
