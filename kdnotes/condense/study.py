@@ -617,8 +617,8 @@ def spreads(frame: pd.DataFrame, table: str, repeats: int, keys: Sequence[str] =
     """For each method of `table` and each value of `keys` the mean accuracy, and how it varies.
 
     Columns: method, dataset, the keys, accuracy; the standard deviations between sets (without what their `repeats`
-    networks add; NaN for one set) and between the networks of a set; and how many sets there are: one of a method whose
-    choice does not depend on the seed.
+    networks add: 0 where that is all; NaN for one set) and between the networks of a set; and how many sets there are:
+    one of a method whose choice does not depend on the seed. In `.attrs["notes"]` it is said what a 0 means.
     """
     same = {METHOD_NAMES[method] for method, kind in METHODS.items() if kind is SelectedSet}
     rows = select(frame, table=table, metric=["accuracy", "accuracy_between_networks"])
@@ -631,7 +631,10 @@ def spreads(frame: pd.DataFrame, table: str, repeats: int, keys: Sequence[str] =
         sets = math.sqrt(max(0.0, means.var() - networks**2 / repeats)) if count > 1 else math.nan
         found.append((*names, means.mean(), sets, networks, count))
     names = ["method", "dataset", *keys, "accuracy", "between sets", "between networks", "sets"]
-    return pd.DataFrame(found, columns=names)
+    table = pd.DataFrame(found, columns=names)
+    if (table["between sets"] == 0).any():
+        table.attrs["notes"] = ["between sets 0: they differ by no more than the networks of one set would make them"]
+    return table
 
 # %% ../../nbs/condense/study.ipynb #8a407945
 @dataclass(frozen=True)
@@ -673,7 +676,7 @@ def ranking_row(table: str, ranking: Ranking, method: str = "") -> Row:
     return replace(row, stage=ranking, measure=ranking_of)
 
 # %% ../../nbs/condense/study.ipynb #71d7ca57
-def sheets(sets: dict[str, SyntheticSet], columns: int = 5, size: float = 0.45) -> Any:
+def sheets(sets: dict[str, SyntheticSet], columns: int = 5, size: float = 0.9) -> Any:
     """A figure: the contact sheet of each set, up to `columns` images of each class, `size` inches each."""
     import matplotlib.pyplot as plt
 

@@ -6,6 +6,7 @@ __all__ = ['NORMS', 'Steady', 'unit', 'kl_rows', 'vat_loss', 'vat_perturbation',
            'normal_perturbation', 'prediction_entropy', 'tnar_loss']
 
 # %% ../../nbs/losses/tangent.ipynb #176b97d1
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..inputs import as_rows, require_choice, require_number, require_positive, require_whole, wide_dtype
+
+# torch loads what its first jvp needs by a call that torch itself deprecates
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning, r"torch\.jit\._script")
 
 # %% ../../nbs/losses/tangent.ipynb #c46408da
 @contextmanager

@@ -48,7 +48,7 @@ from kdnotes.privacy.accounting import (
 from ..privacy.audit import Audit, Pad, audit_one_run, audit_runs, pad_scores
 from ..privacy.merf import EmbeddingGenerator, RandomFeatures, noisy_embedding
 from ..privacy.sanitize import Budget, Sanitizer, require_private_model, vmap_gradients
-from ..results import Cited, Claim, Results, reported, select
+from ..results import HEAD, Cited, Claim, Results, reported, select
 from ..runtime import derive_seed, fusible, make_generator, seed_everything
 from ..train import Average, Loop
 
@@ -1807,8 +1807,11 @@ ACCOUNTED = "at delta = {:g}, Rényi accountant, tight conversion"
 
 def in_words(table: Any, delta: float) -> Any:
     """A printed table in which 1 and 0 under "valid" are yes and no, and an infinite epsilon is "none"; its note says
-    at which `delta`, and how, an epsilon was found.
+    at which `delta`, and how, an epsilon was found. Where something is reported, columns of what is not are left out.
     """
+    theirs = [name for name in table.columns if name.endswith(f"{HEAD}reported")]
+    blank = [name for name in theirs if table[name].eq("—").all()]
+    table = table.drop(columns=blank if len(blank) < len(theirs) else [])
     for name in table.columns:
         if name.startswith("valid"):
             table[name] = table[name].map(lambda text: {"1": "yes", "0": "no"}.get(text[:1], text))
@@ -1832,7 +1835,6 @@ def claims(config: Config) -> list[Claim]:
         claim("the step as written costs nothing", "noise that is divided by T: at most three points below none",
               "DP-SAD", "DP-SAD, no noise", where=at(high), margin=3.0, kind="at least", source="sheet"),
         claim("DP-SAD > DPSGD", "one nominal epsilon, which one of them keeps", "DP-SAD", "DPSGD", where=at(low)),
-        claim("DP-SAD > undivided", "the divisor is what helps", "DP-SAD", "DP-SAD, T1", where=at(low)),
         claim("K draws > 1 draw", "noise multiplicity, at one epsilon", "DPSGD", "DPSGD, K=1", where=at(high)),
         claim("a private student keeps its teacher's worth", "distilling is free: at most five points lost",
               "DP teacher", "DPSGD", where=at(high), margin=5.0, kind="at least"),
@@ -1840,6 +1842,8 @@ def claims(config: Config) -> list[Claim]:
     ]
     if epsilons[0] == 1.0:
         every.append(claim("DP-SAD > DP-DM", "at one nominal epsilon", "DP-SAD", "DP-DM", where=at(low), **cited))
+    if "divisor" not in config.sweeps:           # which has the same students, and a claim of its own
+        every.append(claim("DP-SAD > undivided", "the divisor is what helps", "DP-SAD", "DP-SAD, T1", where=at(low)))
     found = [claim for claim in every if {claim.better, claim.worse} <= set(config.methods)]
     if low != high and "DPSGD" in config.methods:
         found.append(claim("more budget > less", "the honest mechanism feels its noise",

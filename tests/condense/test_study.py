@@ -167,6 +167,15 @@ def test_the_spread_of_sets_is_what_is_left_without_that_of_networks():
         assert alone["sets"] == 1 and pd.isna(alone["between sets"]) and alone["between networks"] == found["between networks"]
     one = study.spreads(pd.DataFrame(rows[:2]), "T", repeats=2).iloc[0]
     assert one["sets"] == 1 and one["between sets"] != one["between sets"]                                       # NaN: nothing is known
+    assert "notes" not in study.spreads(pd.DataFrame(rows), "T", repeats=2).attrs
+
+
+def test_sets_that_differ_by_less_than_their_networks_are_said_to_do_so():
+    rows = [{"table": "T", "dataset": "d", "method": "m", "setting": "ipc=1", "seed": i, "metric": metric, "value": value}
+            for i in range(3) for metric, value in (("accuracy", 64.0 + 0.1 * i), ("accuracy_between_networks", 0.8))]
+    found = study.spreads(pd.DataFrame(rows), "T", repeats=2)
+    (note,) = found.attrs["notes"]
+    assert found["between sets"].item() == 0 and "no more than the networks of one set" in note
 
 
 def test_dd_ranking_by_hand():

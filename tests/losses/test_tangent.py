@@ -1,4 +1,7 @@
 """Smoothness along and across a manifold: closed forms, published examples, invariances, and what no gradient may reach."""
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -273,3 +276,10 @@ def test_bad_input_is_told_in_one_line(call, said):
     with pytest.raises((ValueError, TypeError), match=said) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_the_first_product_with_a_jacobian_warns_of_nothing():
+    code = ("import torch; from kdnotes.losses.tangent import Jacobian; "
+            "print(Jacobian(lambda z: z.repeat(1, 2), torch.ones(2, 3)).push(torch.ones(2, 3)).sum().item())")
+    done = subprocess.run([sys.executable, "-W", "error::FutureWarning", "-c", code], capture_output=True, text=True)
+    assert (done.stdout, "Warning" in done.stderr, done.returncode) == ("12.0\n", False, 0), done.stderr
