@@ -24,7 +24,7 @@ __all__ = ['OWN', 'METHODS', 'REAL', 'BESIDE', 'LABELME', 'MUSIC', 'SENTIMENT', 
            'head_gradient', 'normalise_correction', 'meta_batch', 'Correction', 'advice', 'fit', 'check_meta_size',
            'fine_tune', 'suited_correction', 'fit_ccc', 'own_schedule', 'Labelling', 'Schedule', 'Tables', 'Config',
            'CoupledPair', 'task_of', 'stage_of', 'main_rows', 'display_name', 'ablation_rows', 'check_fit', 'run',
-           'claims', 'where_trained', 'versus', 'citing', 'ablation_claims']
+           'claims', 'where_trained', 'versus', 'citing', 'ablation_claims', 'counted']
 
 # %% ../../nbs/papers/ccc.ipynb #2820842e
 from ..config import Settings, conform, leaves, section, setting
@@ -730,12 +730,19 @@ def ablation_claims(config: Config) -> list[Claim]:
             one = side("labels_per_instance", n)
             for rival, source in (("CrowdLayer", theirs), ("CrowdLayer ×2", {})):
                 if n != usual or not one_case or not {"CCC", rival} <= {*sweeps.methods}:
-                    claim = Claim(f"CCC > {rival} at {n} labels per item, last", "the gain at other densities", one,
+                    claim = Claim(f"CCC > {rival} at {counted(n)}, last", "the gain at other densities", one,
                                   one | {"method": rival}, "accuracy_last", density, **source)
                     found.append(citing(claim))
-        found += [Claim(f"lead at {few} > lead at {many} labels per item, {when}",
+        found += [Claim(f"lead at {few} > lead at {counted(many)}, {when}",
                         "the scarcer the labels, the larger the gain", *sides, f"lead_{when}",
                         {"table": "lead over two crowd layers"}) for when in ("best", "last")]
     return found
+
+
+
+def counted(n: str) -> str:
+    """"1 label per item", "3 labels per item"."""
+    return f"{n} label{'' if n == '1' else 's'} per item"
+
 
 PRINTED = ("1", "3", "5", "7", "9")                               # labels per item in the paper's figure

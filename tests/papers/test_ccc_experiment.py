@@ -267,8 +267,8 @@ def test_claims_are_the_papers_where_its_table_has_them_and_hold_there():
 
 
 def test_no_comparison_is_claimed_twice():
-    at = lambda config: {claim.name for claim in claims(config) if claim.name.endswith("labels per item, last") and claim.name.startswith("CCC >")}
-    both = lambda n: {f"CCC > {rival} at {n} labels per item, last" for rival in ("CrowdLayer", "CrowdLayer ×2")}
+    at = lambda config: {claim.name for claim in claims(config) if claim.name.endswith(("label per item, last", "labels per item, last")) and claim.name.startswith("CCC >")}
+    both = lambda n: {f"CCC > {rival} at {n} label{'s' * (n > 1)} per item, last" for rival in ("CrowdLayer", "CrowdLayer ×2")}
     alike = {"density_sweep": (1.0, 5.0)}
     assert at(Config.profile("demo", cases=(), **alike)) == both(1) | both(5)                     # 3: in the main table
     assert at(Config.profile("demo", cases=("COR-S",), **alike)) == both(1) | both(3) | both(5)   # there over both cases
@@ -282,7 +282,7 @@ def test_a_cited_claim_says_which_rows_of_the_paper_stand_beside_it():
     assert text("G = 10 > G = R, last", "real", dataset="music").endswith(
         "(paper: ablation: number of groups; CIFAR-10; IND-I; G 30 against G 250)")
     assert "paper" not in text("G = 10 > G = 1, last", "real", dataset="music")
-    assert text("CCC > CrowdLayer at 1 labels per item, last", "demo").endswith(
+    assert text("CCC > CrowdLayer at 1 label per item, last", "demo").endswith(
         "(paper: ablation: annotation density; CIFAR-10; IND-I; labels_per_instance 1)")
 
 

@@ -383,6 +383,11 @@ def test_every_method_and_protocol_has_its_rows(tmp_path):
     assert len(experiment.judge(naco.claims(config))) == len(naco.claims(config)) >= 12
 
 
+def test_rules_for_logits_are_asked_of_those_who_give_logits():
+    asked = {row.method: row.measure.keywords["rules"] for row in rows(Config.profile("demo", seeds="0")) if row.table == CROSS}
+    assert asked == {OURS: True, RANDOM: True} | dict.fromkeys(("face |d2x|", "face / whole", NO_LABELS), False)
+
+
 def test_what_a_seed_repeats_where_the_backbone_is_kept():
     cast = Cast(Config.profile("demo", seeds="0,1"))
     ours = [cast.judge(OURS, seed) for seed in (0, 1)]
