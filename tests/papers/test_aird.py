@@ -399,6 +399,21 @@ def test_the_teacher_is_a_rival_that_adapts_where_it_can(profile, name, adaptati
         assert claim.worse == {"method": "teacher fed low", "adaptation": adaptation}
 
 
+def test_the_rivals_of_the_whole_method_adapt_as_it_does(config):
+    """CRD, SP and KD learn and adapt from the same pictures: what is compared is the losses alone."""
+    found = {claim.name: claim for claim in aird.claims(config)}
+    for name, short in (("CRD", "CRD"), ("SP, weight 300", "SP"), ("KD, added", "KD")):
+        claim = found[f"AIRD + FaceBN > {short} + FaceBN, dark"]
+        assert (claim.better, claim.worse) == ({"method": "AIRD", "adaptation": "FaceBN"}, {"method": name, "adaptation": "FaceBN"})
+        assert claim.source == "ours" and name in aird.BASELINES
+
+
+def test_no_batch_of_the_sweep_is_the_whole_test_set_of_orl():
+    """Two batches that hold all pictures are one measurement; ORL has ten pictures of a person."""
+    own = Config.profile("real", dataset="orl").protocol
+    assert max(own.batch_sweep) < 10 * own.test_people
+
+
 def test_a_second_run_trains_nothing_and_gives_the_same_numbers(tmp_path, monkeypatch):
     config = Config.profile("smoke", seeds=(0,), steps=2, teacher_steps=2, closed_steps=2, low_sweep=(), tasks=("closed",))
     monkeypatch.setattr("joblib.cpu_count", lambda: 1)

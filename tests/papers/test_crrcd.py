@@ -320,6 +320,7 @@ def test_uccs_and_tinyface_stand_beside_tables_6_and_7(native, executed, tmp_pat
     assert [searched.loc["CRRCD", f"rank-{k} (%) · reported"] for k in (1, 10, 20)] == ["35", "47", "50"] and "VLRR" in named.index
     assert "—" not in set(searched.loc[["Student", "KD", "CRRCD", "teacher on high"], "rank-20 (%) · reproduced"])
     assert {"identification: CRRCD > plain student", "search: CRRCD > plain student"} == set(space["judged"].claim)
+    assert space["rivals"] == [] and list(space["told_of_weights"]()) == ["faces: beta = 2, that of the paper"]
     assert json.loads((space["experiment"].folder.path / "manifest.json").read_text())["status"] == "finished"
 
 

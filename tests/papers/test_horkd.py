@@ -420,6 +420,7 @@ def test_faces_on_lfw_stand_beside_the_number_that_is_known(face_layouts, run_fr
     tiny = {"teacher": "smallconv:2-4-8:8", "student": "smallconv:2-4-8:8", "size": 24, "steps": 2, "teacher_steps": 2, "methods": ("CE", "HORKD")}
     space = run_from_parameters(horkd, "import matplotlib", dataset="casia", out=str(tmp_path / "run"), overrides={"faces": tiny, "batch_size": 8})
     assert set(space["frame"].dataset) == {"LFW"}
+    assert [text.get_text() for text in space["fig"].axes[0].get_yticklabels()] == ["24×24", "16×16"]     # what is seen, and nothing else
     table = space["compare"](space["frame"], space["reported"]("horkd"), horkd.TABLES["faces"], reported_table=space["KNOWN"]["LFW"], settings=())
     found = table.set_index("method").loc["HORKD"]
     assert found["verification accuracy (%) · reported"].startswith("90.03") and found["verification accuracy (%) · reproduced"] != "—"
