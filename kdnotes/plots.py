@@ -58,8 +58,8 @@ METHOD_COLORS = {
 MUTED = ("#5f9d7d", "#a08a5a", "#a582b5", "#b07070", "#603860", "#506030", "#805838", "#306858", "#7f8ba3", "#7d8568",
          "#6b2f2f")
 ROLES = {"proposed": PALETTE[0], "rival": PALETTE[3], "teacher": "#222222"}
-VARIANTS = {"proposed": ("#3a9cae", "#303078", "#7870c8", "#024f7a"), "rival": ("#8f3d00", "#c83038"),
-            "teacher": ("#4a4a4a", "#6e6e6e")}
+VARIANTS = {"proposed": ("#3a9cae", "#303078", "#7870c8", "#024f7a", "#3040c8", "#566a99"),
+            "rival": ("#8f3d00", "#c83038"), "teacher": ("#4a4a4a", "#6e6e6e")}
 _cast: dict[str, str] = {}                                        # role: method, as the notebook of this process says
 _worn: dict[str, str] = {}                                        # method: its colour in the figures since then
 SHADES = (0.35, 0.55, -0.3, -0.5)                                 # towards white, towards black
@@ -112,16 +112,17 @@ def method_colors(methods: Iterable[str]) -> dict[str, str]:
     """
     colors: dict[str, str] = {}
     methods = list(dict.fromkeys(map(str, methods)))
+    stems = {name: name.removesuffix(", no labels") for name in methods}
+    called = {name: name if not _cast or stem in methods else stem for name, stem in stems.items()}
     known = METHOD_COLORS if not _cast else _cast.values()
-    for name in sorted(methods, key=lambda m: (m not in known, m not in _worn)):
+    for name in sorted(called.values(), key=lambda m: (m not in known, m not in _worn)):
         free = [c for c in _choices(name) if c not in colors.values()] or _choices(name)[:1]
         new = [c for c in free if c not in _worn.values()] or free
-        stem = name.split(", ")[0]
-        worn = _worn.get(name if stem in (*methods, *_cast.values()) else stem, "") or _worn.get(name, "")
+        worn = _worn.get(name, "")
         colors[name] = worn if worn and worn not in colors.values() else new[0]
     if _cast:
         _worn.update({name: color for name, color in colors.items() if name not in _worn})
-    return {name: colors[name] for name in methods}
+    return {name: colors[called[name]] for name in methods}
 
 # %% ../nbs/plots.ipynb #3da65293
 def save_figure(fig: Figure, folder: str | Path, name: str) -> Path:

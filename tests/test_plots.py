@@ -294,3 +294,14 @@ def test_embedding_maps():
         plots.embedding_map(features, labels[:3])
     with pytest.raises(ValueError, match="finite"):
         plots.project(torch.full((4, 2), float("nan")))
+
+
+def test_a_method_without_labels_has_the_colour_of_the_method():
+    plots.cast("HORKD", "RKD-DA")
+    try:
+        bare = plots.method_colors(["RKD-D, no labels", "RKD-A, no labels", "RKD-DA, no labels", "HORKD, no labels"])
+        full = plots.method_colors(["RKD-D", "RKD-A", "RKD-DA", "HORKD"])
+        both = plots.method_colors(["RKD-D", "RKD-D, no labels"])
+    finally:
+        plots.cast()
+    assert list(bare.values()) == list(full.values()) and both["RKD-D"] == full["RKD-D"] != both["RKD-D, no labels"]
