@@ -2,14 +2,14 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'KEYS', 'LABELS', 'PERCENT', 'SIGNS', 'SIGNED', 'LOWER_IS_BETTER', 'SOURCES', 'BOUNDS', 'MISSING', 'HEAD',
-           'CELL', 'LINE', 'Side', 'KINDS', 'CLAIM_SOURCES', 'VERDICTS', 'JUDGED', 'MORE', 'WORDS', 'CARD', 'SIGN',
-           'COLOURS', 'setting_text', 'parse_setting', 'row_problem', 'refuse_row', 'check_results', 'Results',
+           'CELL', 'LINE', 'Side', 'KINDS', 'CLAIM_SOURCES', 'VERDICTS', 'JUDGED', 'MORE', 'WIDE', 'WORDS', 'CARD',
+           'SIGN', 'COLOURS', 'setting_text', 'parse_setting', 'row_problem', 'refuse_row', 'check_results', 'Results',
            'write_results', 'read_results', 'read_texts', 'select', 'column', 'interval', 'summarise', 'metric_label',
            'is_percent', 'reach', 'format_mean_std', 'reported', 'join_reported', 'compare', 'reported_table',
            'to_html', 'show', 'Cited', 'Claim', 'differences', 'cited_differences', 'verdict', 'p_value', 'holm',
            'needed_repetitions', 'judge', 'times_made', 'ordering', 'signed', 'what_is_open', 'times', 'claims_table',
-           'closing', 'conclude', 'headline', 'count_verdicts', 'count_by_source', 'card_html', 'card_figure',
-           'card_place', 'fill_card', 'write_claims', 'read_claims']
+           'closing', 'counted', 'conclude', 'headline', 'count_verdicts', 'count_by_source', 'card_html',
+           'card_figure', 'card_place', 'fill_card', 'write_claims', 'read_claims']
 
 # %% ../nbs/results.ipynb #fa30c5bb
 import difflib
@@ -657,6 +657,12 @@ class Claim:
         """What the difference must exceed."""
         return self.margin if self.kind == "greater" else -self.margin
 
+    @property
+    def methods(self) -> set[str]:
+        """The methods that the two sides name."""
+        named = [_filter(side).get("method", ()) for side in (self.better, self.worse)]
+        return {method for found in named for method in ([found] if isinstance(found, str) else found)}
+
 # %% ../nbs/results.ipynb #f4d885d7
 def _by_unit(frame: pd.DataFrame, claim: Claim, side: Side) -> pd.Series:
     """The mean value of one side of `claim` for every unit that has all of the side's rows, indexed by unit."""
@@ -723,7 +729,8 @@ def cited_differences(claim: Claim, reported: pd.DataFrame) -> pd.Series:
 # %% ../nbs/results.ipynb #977a3ee2
 VERDICTS = ("supported", "not supported", "inconclusive")
 JUDGED = ("claim", "text", "difference", "ci_low", "ci_high", "n", "verdict", "metric", "margin", "kind")
-MORE = ("source", "reported", "unit", "made", "given", "p", "holm", "needed")   # not in older tables
+MORE = ("source", "reported", "unit", "made", "given", "p", "holm", "needed", "belongs")     # not in older tables
+WIDE = 2.0                                    # half an interval, in points, beyond which a demo decides nothing
 
 
 def verdict(claim: Claim, low: float, high: float, n: int, made: int | None = None) -> str:
@@ -776,7 +783,8 @@ def judge(claims: Iterable[Claim], frame: pd.DataFrame | Results, theirs: pd.Dat
           origins: Sequence[Iterable[str]] | None = None) -> pd.DataFrame:
     """A row per claim: claim, text, difference (mean over units), ci_low, ci_high, n, verdict, metric, margin, kind;
     source, reported (the mean difference that the paper reports), unit, made, given, p, holm (the verdict after Holm's
-    correction), needed (repetitions that would decide what is inconclusive).
+    correction), needed (repetitions that would decide what is inconclusive), belongs ("real" where the rows are of a
+    demo and the interval is wider than +- `WIDE` points: listed, but counted nowhere).
 
     A claim whose rows are not in `frame` has n = 0, NaN numbers, and is inconclusive. `theirs` are the reported numbers
     (default: the package's for the paper of `frame`). `origins`: for every row of `frame` the names ("kind-key") of all
@@ -792,13 +800,14 @@ def judge(claims: Iterable[Claim], frame: pd.DataFrame | Results, theirs: pd.Dat
         mean, low, high = interval(gaps)
         made = times_made(frame, claim, gaps, origins)
         said = verdict(claim, low, high, len(gaps), made)
-        p = p_value(claim, gaps) if made == len(gaps) else math.nan
+        wide = is_percent(claim.metric) and high - low > 2 * WIDE and set(frame["profile"]) == {"demo"}
+        p = p_value(claim, gaps) if made == len(gaps) and not wide else math.nan
         needed = needed_repetitions(claim, gaps) if said == "inconclusive" and made == len(gaps) else math.nan
         paper = cited_differences(claim, theirs).mean() if claim.cited and theirs is not None else math.nan
         rows.append({"claim": claim.name, "text": claim.text, "difference": mean, "ci_low": low, "ci_high": high,
                      "n": len(gaps), "verdict": said, "metric": claim.metric, "margin": claim.margin,
                      "kind": claim.kind, "source": claim.source, "reported": paper, "unit": claim.unit, "made": made,
-                     "given": ", ".join(claim.given), "p": p, "needed": needed})
+                     "given": ", ".join(claim.given), "p": p, "needed": needed, "belongs": "real" if wide else ""})
     judged = pd.DataFrame(rows, columns=[name for name in (*JUDGED, *MORE) if name != "holm"])
     if judged["claim"].duplicated().any():
         twice = judged["claim"][judged["claim"].duplicated()].iloc[0]
@@ -868,6 +877,8 @@ def signed(value: float) -> str:
 def what_is_open(row: Mapping[str, Any]) -> str:
     """What would decide the claim in a row of `judge`'s table; `""` where it is decided."""
     unit = row["unit"] or "seed"
+    if row["belongs"]:
+        return f"profile {row['belongs']}"
     if row["verdict"] != "inconclusive":
         return ""
     if row["n"] == 0:
@@ -910,6 +921,8 @@ def claims_table(judged: pd.DataFrame) -> pd.DataFrame:
         "difference: mean over paired repetitions, positive in favour of the claim; paper: the same difference between "
         "its reported numbers; a verdict takes three repetitions and an interval on one side of what it must exceed",
         "would decide: repetitions at which the interval would clear that if mean and spread stayed",
+        *([f"profile real: an interval wider than ± {WIDE:g} points is not for a demo to judge; such a claim counts "
+           "nowhere"] if judged["belongs"].any() else ()),
         *(f"source {name}: {meaning}" for name, meaning in CLAIM_SOURCES.items() if (judged["source"] == name).any())]
     return table
 
@@ -920,9 +933,10 @@ WORDS = {"paper": "claims of the paper's own", "sheet": "claims attested for the
 
 def closing(judged: pd.DataFrame) -> list[str]:
     """What the claims of `judge`'s table come to, in sentences: a count for each source, then what is supported, not
-    supported and open, each with its difference, interval and the paper's difference.
+    supported and open, each with its difference, interval and the paper's difference; at last what is for another
+    profile to judge.
     """
-    sentences = []
+    sentences, (judged, others) = [], counted(judged)
     for source in [s for s in (*CLAIM_SOURCES, "") if (judged["source"] == s).any()]:
         rows = judged[judged["source"] == source]
         counts = [f"{(rows['verdict'] == v).sum()} {v}" for v in VERDICTS]
@@ -933,7 +947,18 @@ def closing(judged: pd.DataFrame) -> list[str]:
         for said, group in rows.groupby("verdict", sort=False):
             parts = [_told(row) for row in group.sort_values("difference", ascending=False).to_dict("records")]
             sentences.append(f"{said.capitalize()}: {'; '.join(parts)}.")
+    parts = [_told(row) for row in others.assign(belongs="", verdict="").to_dict("records")]
+    if parts:
+        what = "claims have" if len(parts) > 1 else "claim has"
+        sentences.append(f"{len(parts)} {what} an interval wider than ± {WIDE:g} points here, so it is for the profile "
+                         f"real to judge: {'; '.join(parts)}.")
     return sentences
+
+
+def counted(judged: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`judge`'s table in two: the claims that count in this run, and those that belong to another profile."""
+    elsewhere = judged["belongs"] != ""
+    return judged[~elsewhere], judged[elsewhere]
 
 
 def _told(row: Mapping[str, Any]) -> str:
@@ -964,15 +989,18 @@ def headline(judged: pd.DataFrame) -> str:
     """One sentence on `judge`'s table: its first claim with its numbers, then how the others stand; `""` for none."""
     if judged.empty:
         return ""
-    first, rest = judged.iloc[0], judged.iloc[1:]
+    ours, others = counted(judged)
+    if ours.empty:
+        return f"A demo is too small for the {len(others)} claims: they are for the profile real to judge."
+    first, rest = ours.iloc[0], ours.iloc[1:]
     counts = [f"{(rest['verdict'] == v).sum()} {v}" for v in VERDICTS]
     more = f" Of {len(rest)} further claims {', '.join(counts)}." if len(rest) else ""
     return f"{first['verdict'].capitalize()}: {_told(first)}.{more}"
 
 
 def count_verdicts(judged: pd.DataFrame) -> dict[str, int]:
-    """How many claims are supported, not supported, inconclusive."""
-    return {name: int((judged["verdict"] == name).sum()) for name in VERDICTS}
+    """How many claims are supported, not supported, inconclusive, of those that count in their run."""
+    return {name: int((counted(judged)[0]["verdict"] == name).sum()) for name in VERDICTS}
 
 
 def count_by_source(judged: pd.DataFrame) -> dict[str, dict[str, int]]:
@@ -1032,7 +1060,8 @@ def read_claims(path: str | Path) -> pd.DataFrame:
     frame = read_texts(path)
     if missing := [name for name in JUDGED if name not in frame]:
         raise ValueError(f"{path}: not a table of claims (columns missing: {', '.join(missing)})")
-    empty = {"made": frame["n"]} | dict.fromkeys(("source", "reported", "unit", "given", "p", "holm", "needed"), "")
+    texts = ("source", "reported", "unit", "given", "p", "holm", "needed", "belongs")
+    empty = {"made": frame["n"]} | dict.fromkeys(texts, "")
     frame = frame.assign(**{name: value for name, value in empty.items() if name not in frame})
     known = {"verdict": VERDICTS, "kind": KINDS, "source": ("", *CLAIM_SOURCES), "holm": ("", *VERDICTS)}
     for name, values in known.items():

@@ -352,12 +352,12 @@ def test_a_page_grows_while_a_batch_is_under_way(tmp_path):
 
 
 def test_claims_stand_by_source_with_what_is_open(tmp_path):
-    rows = Results("horkd", "demo")
+    rows = Results("horkd", "real")
     for seed, gap in enumerate((1.0, 2.0, 0.2)):
         rows.add("Table 1", "digits", "CE", "accuracy", 80, seed)
         rows.add("Table 1", "digits", "KD", "accuracy", 80 + gap, seed)
     claims = judge([Claim("mine", "ours alone", "KD", "CE"), Claim("attested", "", "CE", "KD", source="sheet", margin=1.0, kind="at least")], rows)
-    run = open_run("horkd", {"profile": "demo", "dataset": "digits"}, base=tmp_path, seeds=range(3), device="cpu", precision="32-true")
+    run = open_run("horkd", {"profile": "real", "dataset": "digits"}, base=tmp_path, seeds=range(3), device="cpu", precision="32-true")
     nbformat.write(executed(), run.path / "notebook.ipynb")
     run.finish(rows, claims, data={})
     text = report.write_report(tmp_path).read_text()

@@ -18,7 +18,7 @@ number = st.floats(-1e6, 1e6).map(lambda v: round(v, 6))
 
 
 def study(better, worse, metric="accuracy"):
-    book = Results("toy", "demo")
+    book = Results("toy", "real")
     for seed, (b, w) in enumerate(zip(better, worse)):
         book.add("Table 1", "digits", "B", metric, b, seed, {"res": "3x3"})
         book.add("Table 1", "digits", "W", metric, w, seed, {"res": "3x3"})
@@ -109,7 +109,7 @@ def test_unreadable_files_are_named(tmp_path):
 
 def test_extend_takes_rows_and_frames():
     one = study([1, 2, 3], [0, 1, 2])
-    two = Results("toy", "demo", one.frame())
+    two = Results("toy", "real", one.frame())
     assert two.frame().equals(one.frame()) and len(two) == 6
     with pytest.raises(TypeError):
         two.extend([{"table": "T", "colour": "blue"}])
@@ -228,6 +228,27 @@ def test_several_methods_are_averaged_and_incomplete_seeds_left_out():
     by_filter = R.differences(book.frame(), Claim("f", "", {"method": "B", "res": "3x3"}, {"method": "W"},
                                                   where={"dataset": "digits"}))
     assert by_filter.to_dict() == {0: 10, 1: 20, 2: 30, 3: 40}
+
+
+@pytest.mark.parametrize("profile, metric, spread, belongs", [
+    ("demo", "accuracy", 3.0, "real"), ("demo", "accuracy", 0.5, ""), ("real", "accuracy", 3.0, ""), ("demo", "operations", 9.0, ""),
+])
+def test_what_a_demo_cannot_tell_to_two_points_is_listed_and_counts_nowhere(profile, metric, spread, belongs):
+    rows = R.Results("dance", profile)
+    for seed in range(4):
+        rows.add("t", "d", "narrow", "accuracy", 50 + 9 + 0.1 * seed, seed)
+        rows.add("t", "d", "plain", "accuracy", 50, seed)
+        rows.add("t", "d", "wide", metric, 50 + 20 + spread * seed, seed)
+        rows.add("t", "d", "worse", metric, 50, seed)
+    claims = [R.Claim("a", "first", "wide", "worse", metric), R.Claim("b", "second", "narrow", "plain")]
+    judged = R.judge(claims, rows)
+    assert judged["belongs"].tolist() == [belongs, ""] and len(R.claims_table(judged)) == 2 and judged["difference"][0] > 20
+    assert R.count_verdicts(judged)["supported"] == 1 + (not belongs)
+    said = "\n".join(R.closing(judged))
+    assert said.startswith(f"Of {2 - bool(belongs)} claim") and ("is for the profile real to judge: a (+2" in said) == bool(belongs)
+    assert R.headline(judged).startswith(f"Supported: {'b' if belongs else 'a'} (")
+    assert R.claims_table(judged)["would decide"].tolist() == ["profile real" if belongs else "", ""]
+    assert math.isnan(judged["p"][0]) == bool(belongs)
 
 
 def test_a_claim_about_what_was_not_measured_is_inconclusive():

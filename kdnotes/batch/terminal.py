@@ -172,10 +172,10 @@ def sentence(outcome: Outcome) -> str:
 
 # %% ../../nbs/batch/terminal.ipynb #0758d37d
 def count_claims(folder: Path) -> str:
-    """Claims of a run that are supported / not supported / inconclusive, such as "5/0/2"; "-" where there are none."""
+    """Claims that count in a run and are supported / not supported / inconclusive, such as "5/0/2"; "-" for none."""
     try:
         with (folder / "claims.csv").open(encoding="utf-8", newline="") as file:
-            verdicts = [row["verdict"] for row in csv.DictReader(file)]
+            verdicts = [row["verdict"] for row in csv.DictReader(file) if not row.get("belongs")]
     except (OSError, KeyError, ValueError, csv.Error):
         return "-"
     return "/".join(str(verdicts.count(name)) for name in ("supported", "not supported", "inconclusive"))

@@ -132,6 +132,7 @@ class Networks:
     student: str = setting("smallconv:4-8-16:32", "scale", "student", check=parse)
     pairs: tuple[tuple[str, str, str], ...] = setting(PAIRS, "scale", "teacher, student, family", check=check_pair)
     pair_methods: tuple[str, ...] = setting(("Student", "KD", "CRD", "CRRCD"), "scale", "for a pair", choices=METHODS)
+    open_methods: tuple[str, ...] = setting((), "scale", "on unseen classes, none = all", choices=METHODS)
     closed_methods: tuple[str, ...] = setting(CLOSED, "scale", "in classification, none = all", choices=METHODS)
     stage: str = setting("stage2", "inferred", "whose maps AT compares", choices=("stage1", "stage2", "stage3"))
 
@@ -272,7 +273,11 @@ Config.PROFILES = {
                   "student": "smallface:4-8:8", "methods": ("Student", "CRRCD")},
         "training": {"steps": 4, "teacher_steps": 4, "probe_steps": 20},
     },
-    "demo": {"betas": (0.2, 0.5, 2.0)},
+    "demo": {   # few rows, many seeds; `Config()` has every study
+        "studies": ("retrieval", "classification", "balance", "faces"), "seeds": tuple(range(8)),
+        "open_methods": ("Student", "KD", "RKD", "CRD", "CRCD", "RCD only", "CRRCD"),
+        "closed_methods": ("Student", "KD", "CRD", "CRRCD"), "faces.methods": ("Student", "CRD", "CRRCD"),
+    },
     "real": Config.merged(EVERY_METHOD, {
         "dataset": "cifar100",
         "networks": {"teacher": "resnet56", "student": "vgg8",
@@ -418,9 +423,10 @@ def main_rows(study: str, task: Task, config: Config, measure: Callable, methods
 
 
 def retrieval_rows(seed: int, config: Config) -> list[Row]:
-    """All methods on images of unseen classes."""
+    """The methods that are asked for on images of unseen classes."""
     task = task_of("retrieval", seed, config)
-    return main_rows("retrieval", task, config, partial(retrieved, test=task.test, ks=(1, 4)))
+    measure = partial(retrieved, test=task.test, ks=(1, 4))
+    return main_rows("retrieval", task, config, measure, config.networks.open_methods)
 
 
 def classification_rows(seed: int, config: Config) -> list[Row]:
@@ -435,8 +441,8 @@ def probe_rows(seed: int, config: Config) -> list[Row]:
     dataset = other or config.dataset
     fitted, judged = (Probe(dataset, like.part, like) for like in (task.train, task.test))
     measure = partial(probed, fitted=fitted, judged=judged, steps=config.training.probe_steps)
-    task = task_of("classification", seed, config) if other else task
-    return main_rows("probe", task, config, measure, dataset=named(dataset))
+    task, methods = (task_of("classification", seed, config), ()) if other else (task, config.networks.open_methods)
+    return main_rows("probe", task, config, measure, methods, named(dataset))
 
 # %% ../../nbs/papers/crrcd.ipynb #c2bae7f2
 HELD_OUT = {"retrieval": {"by": "classes", "every": 2}, "classification": {"by": "images", "every": 5},
@@ -477,8 +483,9 @@ def gradient_rows(seed: int, config: Config) -> list[Row]:
     if seed != config.seeds[0]:
         return []
     name = balanced_task(config)
-    task, methods = task_of(name, seed, config), config.faces.methods if name == "faces" else METHODS
-    students = {method: student_of(method, task, config) for method in METHODS if method in methods}
+    asked = {"retrieval": config.networks.open_methods, "faces": config.faces.methods}.get(name) or METHODS
+    task = task_of(name, seed, config)
+    students = {method: student_of(method, task, config) for method in METHODS if method in asked}
     return balance_rows(TABLES["balance"], students, task.dataset)
 
 # %% ../../nbs/papers/crrcd.ipynb #037addde
@@ -665,4 +672,8 @@ def claims(config: Config) -> list[Claim]:
     """All claims that the studies of `config` can test."""
     parts = {"retrieval": embedding_claims(), "faces": face_claims(config)} | sweep_claims(config)
     closed = [claim for claim in closed_claims() if claim.name.split(":")[0] in config.images.studies]
-    return [claim for study in config.images.studies for claim in parts.get(study, [])] + closed
+    found = [claim for study in config.images.studies for claim in parts.get(study, [])] + closed
+    own = config.networks
+    asked = {"retrieval": own.open_methods, "probe": own.open_methods, "classification": own.closed_methods}
+    left = {TABLES[study]: set(METHODS) - set(methods) for study, methods in asked.items() if methods}
+    return [claim for claim in found if not claim.methods & left.get(claim.where.get("table"), set())]

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'ORDERS', 'BASELINES', 'OURS', 'ALONE', 'FRESH', 'LONG', 'CONTROLS', 'METHODS', 'UNLABELLED', 'ON_FACES',
-           'TASKS', 'READERS', 'GREY', 'COLOUR', 'CPU', 'RESNET', 'BIRDS', 'FACES', 'ORL', 'LFW', 'CASIA', 'UCCS',
-           'TABLES', 'READINGS', 'Losses', 'hybrid', 'titled', 'recipe_of', 'Images', 'Networks', 'Bridge', 'Training',
-           'parse_of_faces', 'Faces', 'Config', 'Assisted', 'Both', 'Joint', 'people_of', 'task_of', 'assisted',
-           'student_of', 'recognised', 'row', 'main_table', 'assistant_table', 'sweeps', 'weight_table', 'rows', 'run',
-           'assistant_claims', 'retrieval_claims', 'closed_claims', 'face_claims', 'claims']
+           'TASKS', 'STUDIES', 'READERS', 'GREY', 'COLOUR', 'CPU', 'RESNET', 'BIRDS', 'FACES', 'ORL', 'LFW', 'CASIA',
+           'UCCS', 'TABLES', 'READINGS', 'Losses', 'hybrid', 'titled', 'recipe_of', 'Images', 'Networks', 'Bridge',
+           'Training', 'parse_of_faces', 'Faces', 'Config', 'Assisted', 'Both', 'Joint', 'people_of', 'task_of',
+           'assisted', 'student_of', 'recognised', 'row', 'main_table', 'assistant_table', 'sweeps', 'weight_table',
+           'rows', 'run', 'assistant_claims', 'retrieval_claims', 'closed_claims', 'face_claims', 'claims']
 
 # %% ../../nbs/papers/horkd.ipynb #9f674cb9
 from collections.abc import Mapping
@@ -100,6 +100,7 @@ def recipe_of(method: str, task: str, config: "Config") -> Recipe:
 
 # %% ../../nbs/papers/horkd.ipynb #73ad6d51
 TASKS = ("retrieval", "classification", "faces")
+STUDIES = ("resolution", "student size", "assistant", "relational weight")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Images:
     """The degradation and the protocol."""
 
     tasks: tuple[str, ...] = setting(TASKS, "paper", "families of tasks", choices=TASKS, length=(1, None))
+    studies: tuple[str, ...] = setting(STUDIES, "ours", "what is varied beside the methods", choices=STUDIES)
+    methods: tuple[str, ...] = setting((), "scale", "on images, none = all", choices=METHODS)
     seen: tuple[int, ...] = setting((0, 2, 4, 6, 8), "component", "retrieval: classes trained on, others are searched",
                                     at_least=0, length=(2, None))
     searched: str = setting("all", "scale", "retrieval: all images of the unseen classes, or the test split",
@@ -275,7 +278,10 @@ Config.PROFILES = {
               "faces": {"student": "smallconv:2-4-8:8", "teacher": "smallconv:2-4-8:8", "steps": 4, "teacher_steps": 4,
                         "methods": ("CE", "FitNet, unit variance", "HORKD"), "people": (10, 10), "each": 6,
                         "pairs": 60}},
-    "demo": {},
+    "demo": {   # few rows, many seeds; `Config()` has every study
+        "tasks": ("retrieval", "faces"), "studies": (), "seeds": tuple(range(8)),
+        "images.methods": ("CE", "FitNet, unit variance", "RKD-DA", *tuple(OURS)[:3], ALONE, *CONTROLS),
+    },
     "real": {"dataset": "cifar100", "tasks": ("retrieval", "classification"),
              "training": {"steps": 4000, "teacher_steps": 4000, "batch_size": 128}},
     "paper": {"dataset": "cub200", "tasks": ("retrieval",), "weight_sweep": (0.0, 0.04, 0.2),
@@ -451,15 +457,16 @@ def row(table: str, method: str, stage: Network, task: Task, config: Config, vie
 
 
 def main_table(name: str, seed: int, config: Config) -> list[Row]:
-    """All methods at the main low resolution; on faces those that are asked for."""
+    """The methods that are asked for at the main low resolution."""
     task = task_of(name, seed, config)
     frame = {"teacher on high": (task.teacher, "high"), "teacher fed low": (task.teacher, "fed")}
     if config.bridge.assistant != "none":
         assistant = student_of("HORKD", task, config).assistant
         fed = "fed" if assistant.view == "high" else "low"
         frame |= {"assistant on high": (assistant, "high"), "assistant fed low": (assistant, fed)}
-    asked = {"faces": config.faces.methods, "classification": set(METHODS) - set(CONTROLS)}.get(name, METHODS)
-    chosen = [method for method in ON_FACES if method in asked]
+    asked = config.faces.methods if name == "faces" else config.images.methods or METHODS
+    left = CONTROLS if name == "classification" else ()
+    chosen = [method for method in ON_FACES if method in asked and method not in left]
     rows = frame | {titled(method, name): (student_of(method, task, config), "low") for method in chosen}
     return [row(TABLES[name], method, stage, task, config, view) for method, (stage, view) in rows.items()]
 
@@ -484,13 +491,14 @@ def assistant_table(seed: int, config: Config) -> list[Row]:
 
 # %% ../../nbs/papers/horkd.ipynb #5bf5108e
 def sweeps(name: str, seed: int, config: Config) -> list[Row]:
-    """CE against HORKD over resolutions and student sizes."""
-    task, rows = task_of(name, seed, config), []
+    """CE against HORKD over resolutions and student sizes, as far as these are asked for."""
+    task, rows, studies = task_of(name, seed, config), [], config.images.studies
     for method in ("CE", "HORKD"):
-        for low in sorted({config.images.low, *config.images.low_sweep}):
+        for low in sorted({config.images.low, *config.images.low_sweep}) if "resolution" in studies else ():
             coarse = replace(task, views=replace(task.views, low=low))
             rows.append(row(f"resolution, {name}", method, student_of(method, coarse, config), coarse, config))
-        for network in (config.networks.student, *config.networks.student_sweep) if name == "retrieval" else ():
+        sizes = (config.networks.student, *config.networks.student_sweep)
+        for network in sizes if name == "retrieval" and "student size" in studies else ():
             other = replace(task, networks=(task.networks[0], network))
             rows.append(row("student size", method, student_of(method, other, config), other, config, student=network))
     return rows
@@ -510,13 +518,13 @@ def weight_table(seed: int, config: Config) -> list[Row]:
 # %% ../../nbs/papers/horkd.ipynb #8583cac7
 def rows(config: Config) -> list[Row]:
     """Every row of every table, for every seed."""
-    found, tasks = [], config.images.tasks
+    found, tasks, studies = [], config.images.tasks, config.images.studies
     for seed in config.seeds:
         for name in tasks:
             found += main_table(name, seed, config)
             found += sweeps(name, seed, config) if name != "faces" else []
-        found += assistant_table(seed, config) if "retrieval" in tasks else []
-        found += weight_table(seed, config) if "classification" in tasks else []
+        found += assistant_table(seed, config) if "retrieval" in tasks and "assistant" in studies else []
+        found += weight_table(seed, config) if "classification" in tasks and "relational weight" in studies else []
     return found
 
 
@@ -589,10 +597,13 @@ def face_claims(config: Config) -> list[Claim]:
               "teacher fed low"),
     ]
     there = (*config.faces.methods, "teacher fed low")
-    return [claim for claim in every if {claim.better, claim.worse} <= set(there)]
+    return [claim for claim in every if claim.methods <= set(there)]
 
 
 def claims(config: Config) -> list[Claim]:
     """All claims that the tasks of `config` can test."""
     of_task = {"retrieval": retrieval_claims(), "classification": closed_claims(), "faces": face_claims(config)}
-    return [claim for task in config.images.tasks for claim in of_task[task]]
+    left = {*METHODS} - {*(config.images.methods or METHODS)}
+    left = {task: {titled(method, task) for method in left} for task in ("retrieval", "classification")}
+    return [claim for task in config.images.tasks for claim in of_task[task]
+            if not claim.methods & left.get(task, set())]

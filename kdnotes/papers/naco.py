@@ -915,7 +915,7 @@ Config.PROFILES = {
               "heads": {"steps": 6, "batch_size": 8, "looks": 2},
               "rivals": {"epochs": 1, "frame_epochs": 1, "gate_epochs": 1, "tuned_epochs": 1, "batch_size": 8,
                          "folds": ("none", "NT")}},
-    "demo": {"rivals": {"epochs": 12, "folds": ("NT",)}},
+    "demo": {"rivals": {"epochs": 12, "folds": ("NT",)}, "seeds": tuple(range(6))},
     "real": EVERYTHING | {"videos": {"val": (64, 16), "test": (200, 100), "test_frames": 24}, "levels": (1, 3, 5),
                           "training": {"kept": False, "live_steps": 0}, "labels": (16, 32, 64), "shares": (),
                           "shuffles": (), "rivals": {"epochs": 30, "tuned_epochs": 15, "gate_epochs": 20}},

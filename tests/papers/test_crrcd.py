@@ -382,7 +382,7 @@ def test_tables_settings_and_names_join_with_the_papers():
 
 
 def test_methods_of_a_seed_share_everything_but_their_loss():
-    rows = crrcd.rows(Config.profile("demo", seeds="0,1"))
+    rows = crrcd.rows(Config(seeds=(0, 1)))
     assert {row.stage.seed for row in rows} == {0, 1}
     main = [row for row in rows if row.table == "retrieval of unseen classes" and row.stage.seed == 0 and row.stage.view == "low"]
     assert {row.method for row in main} == set(METHODS)
@@ -460,13 +460,22 @@ def test_claims_fail_when_the_order_is_wrong():
     assert verdicts["CRRCD > plain student"] == "supported" and verdicts["CRRCD > CRD"] == "not supported"
 
 
-@pytest.mark.parametrize("profile", ["smoke", "demo", "real"])
-def test_a_claim_of_the_paper_is_found_among_its_numbers(profile):
-    claims, paper = crrcd.claims(Config.profile(profile)), reported("crrcd")
+@pytest.mark.parametrize("config", [Config(), Config.profile("smoke"), Config.profile("real")], ids=["default", "smoke", "real"])
+def test_a_claim_of_the_paper_is_found_among_its_numbers(config):
+    claims, paper = crrcd.claims(config), reported("crrcd")
     gaps = {claim.name: cited_differences(claim, paper) for claim in claims if claim.source == "paper"}
     assert len(gaps) >= 7 and all(len(gap) and gap.mean() > 0 for gap in gaps.values())
     assert abs(gaps["pairs: CRRCD > CRD"].mean() - 1.335) < 1e-9 and len(gaps["probe: CRRCD > KD"]) == 2
     assert all(claim.better != claim.worse for claim in claims)
+
+
+def test_a_demo_claims_what_its_rows_can_test():
+    config = Config.profile("demo")
+    rows = {(row.table, row.method) for row in crrcd.rows(config)}
+    found = crrcd.claims(config)
+    assert len(config.seeds) >= 8 and all({(claim.where["table"], method) for method in claim.methods} <= rows for claim in found)
+    assert {"CRRCD > plain student", "CRRCD > CRD", "faces: CRRCD > CRD", "classification: CRRCD > KD"} <= {claim.name for claim in found}
+    assert not any("literal" in claim.name for claim in found) and len(crrcd.claims(Config())) > len(found)
 
 
 @pytest.mark.parametrize(("tau", "middle"), [(0.1, 0.1), (0.5, 0.08)])

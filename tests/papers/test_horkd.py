@@ -227,13 +227,13 @@ def test_the_controls_of_the_assistant_are_as_long_and_as_fresh_as_they_say(conf
         assert replace(long, how=alone.how) == alone and replace(fresh, lends=True) == full and full.lends and not fresh.lends
     tables = {row.table: {r.method for r in horkd.rows(config) if r.table == row.table} for row in horkd.rows(config)}
     assert not set(horkd.CONTROLS) & tables[horkd.TABLES["classification"]]
-    names = {claim.name for claim in horkd.claims(Config.profile("demo"))}
+    names = {claim.name for claim in horkd.claims(Config())}
     assert {f"{start}{name}" for start in ("", "faces: ") for name in ("assistant > no assistant", "assistant > no assistant, equal steps",
             "fresh start > no assistant", "hybrid > RKD-DA")} <= names
 
 
 def test_what_relations_do_without_an_assistant_is_asked_where_its_rows_are():
-    found = {claim.name: claim for claim in horkd.claims(Config.profile("demo"))}
+    found = {claim.name: claim for claim in horkd.claims(Config())}
     alone, orders = found["classification: relations alone > plain student"], found["classification: orders 1+2+3 > order 1"]
     assert (alone.better, alone.worse) == (ALONE, "CE") and (orders.better, orders.worse) == ("HORKD", "HORKD, order 1")
     assert {"classification: assistant > no assistant", "faces: relations alone > plain student", "FitNet > plain student"} <= set(found)
@@ -242,6 +242,16 @@ def test_what_relations_do_without_an_assistant_is_asked_where_its_rows_are():
     attested = {name for name, claim in found.items() if claim.source == "sheet"}
     assert attested == {f"{start}{name}" for start in ("", "classification: ", "faces: ")
                         for name in ("hybrid > plain student", "assistant > no assistant")}
+
+
+def test_a_demo_has_few_rows_and_claims_what_they_can_test():
+    config = Config.profile("demo")
+    rows = horkd.rows(config)
+    found, made = horkd.claims(config), {(row.table, row.method) for row in rows}
+    assert {row.table for row in rows} == {horkd.TABLES["retrieval"], horkd.TABLES["faces"]} and len(config.seeds) >= 8
+    assert all({(claim.where["table"], method) for method in claim.methods} <= made for claim in found)
+    assert {"hybrid > RKD-DA", "assistant > no assistant, equal steps", "faces: hybrid > RKD-DA"} <= {claim.name for claim in found}
+    assert not {"hybrid > RKD-D", "hybrid > RKD-A"} & {claim.name for claim in found}
 
 
 def test_the_published_weights_and_a_twenty_fifth_of_them_are_swept_where_the_paper_is_repeated():
