@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['STALE', 'Measure', 'Data', 'pieces', 'Loaded', 'Library', 'shown', 'Stage', 'described', 'Node', 'code_of', 'Planner',
-           'Here', 'place_of', 'kept', 'working_on', 'build', 'note_of', 'opened', 'has_code', 'Row', 'Study',
-           'has_measure', 'generations', 'Experiment', 'chains', 'pieces_by_print', 'say_where', 'picture_for_card']
+           'Here', 'place_of', 'kept', 'working_on', 'build', 'note_of', 'opened', 'has_code', 'warnings_kept', 'Row',
+           'Study', 'has_measure', 'generations', 'Experiment', 'chains', 'pieces_by_print', 'say_where',
+           'picture_for_card']
 
 # %% ../nbs/experiment.ipynb #75f20a43
 import base64
@@ -12,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -495,6 +497,33 @@ def has_code(node: Node) -> bool:
     return all(_same[type(each.stage), each.code] for each in below)
 
 
+@contextmanager
+def warnings_kept() -> Iterator[list[tuple[int, str]]]:
+    """What kdnotes' log is warned of inside, kept as level and text; after an error it is told at once."""
+    kept_back: list[tuple[int, str]] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            kept_back.append((record.levelno, record.getMessage()))
+        return record.levelno < logging.WARNING
+
+    log.addFilter(keep)
+    failed = True
+    try:
+        yield kept_back
+        failed = False
+    finally:
+        log.removeFilter(keep)
+        for level, text in kept_back if failed else ():
+            log.log(level, "%s", text)
+
+
+def _noting(function: Callable, item: Any) -> tuple[Any, list[tuple[int, str]]]:
+    """`function(item)`, and what it warned of."""
+    with warnings_kept() as warned:
+        return function(item), warned
+
+
 def _make(node: Node, here: Here) -> str:
     """Make a stage that is not there; returns how it was come by: "read", "built", or `STALE`: it needs other code."""
     if kept(node, here) is not None:
@@ -598,6 +627,7 @@ class Experiment:
         self.nodes: dict[str, Node] = {}                 # every stage that a number came from, by its short key
         self.made_by: dict[int, str] = {}                # the short key of the stage behind a row of `results.rows`
         self.how: dict[str, str] = {}                    # how each stage was come by: "read" or "built"
+        self.told: set[str] = set()                      # of what the log has been warned
 
     @classmethod
     def begin(cls, slug: str, kind: type[Settings], parameters: Mapping[str, Any]) -> "Experiment":
@@ -622,9 +652,19 @@ class Experiment:
         here = Here(str(fabric.device), fabric.strategy.precision.precision, make_folder(root), _library(uuid4().hex))
         return cls(slug, config, here, profile)
 
+    def tell(self, warned: Iterable[tuple[int, str]]) -> None:
+        """Warn in the log, by level and text, of what it has not been warned of in this run."""
+        for level, text in warned:
+            if text not in self.told:
+                self.told.add(text)
+                log.log(level, "%s", text)
+
     def read(self, data: Data) -> Any:
         """What `data` describe."""
-        return self.here.read(data)
+        with warnings_kept() as warned:
+            found = self.here.read(data)
+        self.tell(warned)
+        return found
 
     def node(self, stage: Stage) -> Node:
         """`stage` with its key."""
@@ -641,7 +681,9 @@ class Experiment:
     def prepare(self, stages: Iterable[Stage], desc: str = "training") -> list[Node]:
         """Make `stages`, and all that they build on, where they are not there yet; returns them with their keys."""
         planner = Planner(self.here)
-        nodes = [planner.node(stage) for stage in stages]
+        with warnings_kept() as warned:
+            nodes = [planner.node(stage) for stage in stages]
+        self.tell(warned)
         wanted = [node for level in generations(nodes) for node in level if node.key not in self.how]
         missing = [node for node in wanted if kept(node, self.here) is None]
         if wanted:
@@ -654,17 +696,22 @@ class Experiment:
 
     def map(self, function: Callable, items: Sequence, desc: str = "", after: Sequence | None = None) -> list:
         """`[function(item) for item in items]`: over the cores on a CPU, one after another on an accelerator; `after`
-        says for each which it waits for, by their places.
+        says for each which it waits for, by their places. What they warn of is told once in a run.
 
         What a worker process leaves because it has stale code is done in this process.
         """
         workers = None if self.here.device.type == "cpu" else 1
-        found = parallel_map(function, items, workers, desc, patience=2.0, after=after)
+        noting = functools.partial(_noting, function)
+        noted = parallel_map(noting, items, workers, desc, patience=2.0, after=after)
+        found = [value for value, _ in noted]
         left = [i for i, value in enumerate(found) if isinstance(value, str) and value == STALE]
         if left:
             log.info("%s: %d left by worker processes with other code, done here", desc, len(left))
-            for i, value in zip(left, parallel_map(function, [items[i] for i in left], 1, desc), strict=True):
+            here = parallel_map(noting, [items[i] for i in left], 1, desc)
+            for i, (value, _) in zip(left, here, strict=True):
                 found[i] = value
+            noted += here
+        self.tell(note for _, warned in noted for note in warned)
         return found
 
     def measure(self, rows: Iterable[Row]) -> Results:

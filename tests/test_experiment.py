@@ -678,3 +678,24 @@ def test_no_cell_of_a_result_is_empty_in_silence():
             if [type(part) for part in body] == [ast.If] and not body[0].orelse and "experiment.covers(" not in ast.unparse(body[0].test):
                 silent.append(f"{path.name}: {ast.unparse(body[0].test)}")
     assert silent == []
+
+
+def _warn_of(item):
+    room.log.warning("eleven people are too few")
+    room.log.warning("item %d is odd", item)
+    return item
+
+
+def test_what_everybody_warns_of_is_told_once_in_a_run(tmp_path, caplog):
+    made = alone(tmp_path)
+    assert made.map(_warn_of, range(3)) == [0, 1, 2] == made.map(_warn_of, range(3))
+    texts = [record.getMessage() for record in caplog.records]
+    assert sorted(texts) == ["eleven people are too few", *(f"item {i} is odd" for i in range(3))], texts
+    assert alone(tmp_path / "other").map(_warn_of, [1]) == [1] and caplog.text.count("eleven people") == 2
+
+
+def test_a_warning_before_an_error_is_not_lost(caplog):
+    with pytest.raises(ZeroDivisionError), room.warnings_kept():
+        room.log.warning("almost nothing is left")
+        1 / 0
+    assert "almost nothing is left" in caplog.text and not room.log.filters
