@@ -442,7 +442,8 @@ BESIDE = ("clean labels", "MajorVote", "MajorVote ×2", "Dawid-Skene", "CrowdLay
           "Max-MIG", "Max-MIG ×2", f"Max-MIG{OWN}", "CoNAL", "CoNAL ×2", f"CoNAL{OWN}", "UnionNet", "UnionNet ×2",
           "CCC")
 LABELME = {**REAL, "methods": BESIDE, "network": "mlp:128:dropout", "lr": 1e-3, "holdout": 0.0, "groups": 10,
-           "group_sweep": (1, 5, 20, 0), "meta_sweep": (80, 400), "active": "all", "seeds": tuple(range(8))}
+           "group_sweep": (1, 5, 20, 0), "meta_sweep": (80, 400), "active": "all",
+           "seeds": tuple(range(8))}
 MUSIC = {**REAL, "methods": BESIDE, "network": "mlp:128:dropout:norm", "lr": 2e-3, "warmup": 20, "epochs": 40,
          "groups": 10, "group_sweep": (1, 5, 20, 0), "seeds": tuple(range(8))}
 SENTIMENT = {**REAL, "network": "mlp:128:dropout", "lr": 1e-3, "groups": 20, "group_sweep": (1, 0),
