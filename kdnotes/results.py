@@ -947,7 +947,7 @@ def closing(judged: pd.DataFrame) -> list[str]:
         for said, group in rows.groupby("verdict", sort=False):
             parts = [_told(row) for row in group.sort_values("difference", ascending=False).to_dict("records")]
             sentences.append(f"{said.capitalize()}: {'; '.join(parts)}.")
-    parts = [_told(row) for row in others.assign(belongs="", verdict="").to_dict("records")]
+    parts = [_told(row) for row in others.to_dict("records")]
     if parts:
         what = "claims have" if len(parts) > 1 else "claim has"
         sentences.append(f"{len(parts)} {what} an interval wider than ± {WIDE:g} points here, so it is for the profile "
@@ -962,13 +962,13 @@ def counted(judged: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _told(row: Mapping[str, Any]) -> str:
-    """One claim with its numbers."""
+    """One claim with its numbers, and what would decide it in a run of this kind."""
     if not row["n"]:
         return f"{row['claim']} (not measured)"
     span = f" [{signed(row['ci_low'])}, {signed(row['ci_high'])}]" if math.isfinite(row["ci_low"]) else ""
     least = f", must exceed {_threshold(row)}" if row["margin"] else ""
     paper = f"; the paper {signed(row['reported'])}" if math.isfinite(row["reported"]) else ""
-    still = f"; would decide: {what}" if (what := what_is_open(row)) else ""
+    still = f"; would decide: {what}" if not row["belongs"] and (what := what_is_open(row)) else ""
     return f"{row['claim']} ({signed(row['difference'])}{span}{least}{paper}{still})"
 
 
@@ -989,13 +989,12 @@ def headline(judged: pd.DataFrame) -> str:
     """One sentence on `judge`'s table: its first claim with its numbers, then how the others stand; `""` for none."""
     if judged.empty:
         return ""
-    ours, others = counted(judged)
-    if ours.empty:
-        return f"A demo is too small for the {len(others)} claims: they are for the profile real to judge."
-    first, rest = ours.iloc[0], ours.iloc[1:]
-    counts = [f"{(rest['verdict'] == v).sum()} {v}" for v in VERDICTS]
-    more = f" Of {len(rest)} further claims {', '.join(counts)}." if len(rest) else ""
-    return f"{first['verdict'].capitalize()}: {_told(first)}.{more}"
+    first, (rest, others) = judged.iloc[0], counted(judged.iloc[1:])
+    counts = [f"{n} {name}" for name, n in count_verdicts(rest).items()]
+    counts += [f"{len(others)} for the profile real to judge"] if len(others) else []
+    more = f" Of {len(judged) - 1} further claims {', '.join(counts)}." if len(judged) > 1 else ""
+    said = f"For the profile {first['belongs']} to judge" if first["belongs"] else first["verdict"].capitalize()
+    return f"{said}: {_told(first)}.{more}"
 
 
 def count_verdicts(judged: pd.DataFrame) -> dict[str, int]:

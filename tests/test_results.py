@@ -246,7 +246,8 @@ def test_what_a_demo_cannot_tell_to_two_points_is_listed_and_counts_nowhere(prof
     assert R.count_verdicts(judged)["supported"] == 1 + (not belongs)
     said = "\n".join(R.closing(judged))
     assert said.startswith(f"Of {2 - bool(belongs)} claim") and ("is for the profile real to judge: a (+2" in said) == bool(belongs)
-    assert R.headline(judged).startswith(f"Supported: {'b' if belongs else 'a'} (")
+    assert R.headline(judged).startswith(f"{'For the profile real to judge' if belongs else 'Supported'}: a (+")
+    assert R.headline(judged.iloc[::-1]).endswith("1 for the profile real to judge." if belongs else "0 inconclusive.")
     assert R.claims_table(judged)["would decide"].tolist() == ["profile real" if belongs else "", ""]
     assert math.isnan(judged["p"][0]) == bool(belongs)
 
