@@ -22,6 +22,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from kdnotes import cli
+from kdnotes.batch import terminal
 from kdnotes.report import page as report
 from kdnotes.report import publish as publishing
 from kdnotes.report import reading
@@ -805,3 +806,17 @@ def test_the_board_writes_the_page_whenever_a_run_has_ended(tmp_path):
     tell("dance")
     board.report(last=True)
     assert "This page grows." not in page.read_text() and said.getvalue().count(f"report: {page}") == 3
+
+
+def test_a_claim_for_another_profile_has_no_verdict_on_the_page(tmp_path):
+    rows = Results("horkd", "demo")
+    for seed in range(4):
+        rows.add("Table 1", "digits", "CE", "accuracy", 50, seed)
+        rows.add("Table 1", "digits", "KD", "accuracy", 60 + 4 * seed, seed)
+    claims = judge([Claim("wide", "too wide for a demo", "KD", "CE")], rows)
+    run = open_run("horkd", {"profile": "demo", "dataset": "digits"}, base=tmp_path, seeds=range(4), device="cpu", precision="32-true")
+    nbformat.write(executed(), run.path / "notebook.ipynb")
+    run.finish(rows, claims, data={})
+    words = " ".join(" ".join(Tags(report.write_report(tmp_path).read_text()).text).split())
+    assert "for the profile real" in words and "✓ supported" not in words.partition("too wide for a demo")[2] and "profile real profile" not in words
+    assert terminal.count_claims(run.path) == "0/0/0"

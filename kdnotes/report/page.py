@@ -282,7 +282,8 @@ def claim_rows(claims: pd.DataFrame) -> list[dict[str, Any]]:
     drawn = [interval_svg(*row) for row in zip(claims["ci_low"], claims["ci_high"], claims["difference"], margin,
                                                claims["verdict"], claims["reported"])]
     names = {"what is said": "text", "95 % interval": "interval", "after Holm": "holm", "would decide": "open"}
-    rows = claims_table(claims).rename(columns=names).assign(svg=drawn, margin=[f"{m:+g}" if m else "" for m in margin])
+    more = {"svg": drawn, "margin": [f"{m:+g}" if m else "" for m in margin], "belongs": list(claims["belongs"])}
+    rows = claims_table(claims).rename(columns=names).assign(**more)
     rows = rows.to_dict("records")
     order = ["paper", "sheet", "ours", ""]
     return sorted(({**row, "sign": SIGN[row["verdict"]]} for row in rows), key=lambda row: order.index(row["source"]))
@@ -446,9 +447,10 @@ SECTION = """
 <td data-label="interval">{{ c.svg|safe }}<br>{{ c.interval }}{% if c.margin %}
 <span class="soft">margin {{ c.margin }}</span>{% endif %}</td>
 <td data-label="paper">{{ c.paper }}</td><td data-label="repeats">{{ c.repeats }}</td>
+{% if c.belongs %}<td class="verdict"><span class="soft">for the profile {{ c.belongs }}</span></td></tr>{% else %}
 <td class="verdict {{ c.verdict|replace(' ', '-') }}">{{ c.sign }} {{ c.verdict }}
 {% if c.holm and c.holm != c.verdict %}<br><span class="soft">after Holm: {{ c.holm }}</span>{% endif %}
-{% if c.open %}<br><span class="soft">{{ c.open }}</span>{% endif %}</td></tr>{% endfor %}</tbody></table>
+{% if c.open %}<br><span class="soft">{{ c.open }}</span>{% endif %}</td></tr>{% endif %}{% endfor %}</tbody></table>
 <p class="soft">Dot: mean difference over paired repetitions, positive in favour of the claim; bar: its 95 % interval;
 line: no difference; dashed: margin; diamond: the paper's difference. Each on a scale of its own. Holm: the verdict that
 is left when all claims of the run are counted as tests; a number of repetitions is what would decide an open claim if
