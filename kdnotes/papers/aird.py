@@ -328,7 +328,7 @@ REAL = {"steps": 3000, "teacher_steps": 3000, "closed_steps": 6000, "closed_labe
 ORL = {"tasks": ("open",), "teacher_people": 28, "student_people": 20, "test_people": 11, "known": 2, "low": 8,
        "low_sweep": (4, 16), "size": 32, "pairs": 800, "steps": 400, "teacher_steps": 400, "batch_size": 64,
        "scale": 16.0, "teacher": "smallface:16-32-64:64", "student": "smallface:12-24-48:64", "padding": 1,
-       "batch_sweep": (2, 8, 32)}       # of 110 test pictures: a batch of 128 is all of them
+       "batch_sweep": (2, 8, 32), "seeds": tuple(range(8))}       # of 110 test pictures: a batch of 128 is all of them
 LFW = {"teacher_people": 298, "student_people": 150, "known": 0, "mirror": True}
 OUTSIDE = {"tasks": ("open",), "teacher": "dlib", "student": "smallface:24-48-96:128", "student_people": 0, "size": 32,
            "low_sweep": (), "steps": 600, "lr": 2e-3, "batch_size": 128, "scale": 16.0, "m": 0.0, "negatives": 256,
