@@ -949,8 +949,8 @@ def closing(judged: pd.DataFrame) -> list[str]:
             sentences.append(f"{said.capitalize()}: {'; '.join(parts)}.")
     parts = [_told(row) for row in others.to_dict("records")]
     if parts:
-        what = "claims have" if len(parts) > 1 else "claim has"
-        sentences.append(f"{len(parts)} {what} an interval wider than ± {WIDE:g} points here, so it is for the profile "
+        what, so = ("claims have", "they are") if len(parts) > 1 else ("claim has", "it is")
+        sentences.append(f"{len(parts)} {what} an interval wider than ± {WIDE:g} points here, so {so} for the profile "
                          f"real to judge: {'; '.join(parts)}.")
     return sentences
 
