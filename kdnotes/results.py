@@ -792,7 +792,7 @@ def judge(claims: Iterable[Claim], frame: pd.DataFrame | Results, theirs: pd.Dat
     two claims of one name, and for one whose reported rows are not there.
     """
     frame = frame.frame() if isinstance(frame, Results) else frame
-    claims, rows = list(claims), []
+    claims, rows, demo = list(claims), [], set(frame["profile"]) == {"demo"}
     if theirs is None and any(claim.cited for claim in claims) and len(frame):
         theirs = reported(frame["paper"].iloc[0])
     for claim in claims:
@@ -800,7 +800,7 @@ def judge(claims: Iterable[Claim], frame: pd.DataFrame | Results, theirs: pd.Dat
         mean, low, high = interval(gaps)
         made = times_made(frame, claim, gaps, origins)
         said = verdict(claim, low, high, len(gaps), made)
-        wide = is_percent(claim.metric) and high - low > 2 * WIDE and set(frame["profile"]) == {"demo"}
+        wide = demo and is_percent(claim.metric) and high - low > 2 * WIDE
         p = p_value(claim, gaps) if made == len(gaps) and not wide else math.nan
         needed = needed_repetitions(claim, gaps) if said == "inconclusive" and made == len(gaps) else math.nan
         paper = cited_differences(claim, theirs).mean() if claim.cited and theirs is not None else math.nan
@@ -939,7 +939,7 @@ def closing(judged: pd.DataFrame) -> list[str]:
     sentences, (judged, others) = [], counted(judged)
     for source in [s for s in (*CLAIM_SOURCES, "") if (judged["source"] == s).any()]:
         rows = judged[judged["source"] == source]
-        counts = [f"{(rows['verdict'] == v).sum()} {v}" for v in VERDICTS]
+        counts = [f"{n} {name}" for name, n in count_verdicts(rows).items()]
         left = (rows["holm"] != "inconclusive").sum()
         holds = f"; {left} of the decided hold after Holm's correction" if (rows["holm"] != "").all() else ""
         what = WORDS[source] if len(rows) > 1 else WORDS[source].replace("claims", "claim", 1)
@@ -1059,8 +1059,7 @@ def read_claims(path: str | Path) -> pd.DataFrame:
     frame = read_texts(path)
     if missing := [name for name in JUDGED if name not in frame]:
         raise ValueError(f"{path}: not a table of claims (columns missing: {', '.join(missing)})")
-    texts = ("source", "reported", "unit", "given", "p", "holm", "needed", "belongs")
-    empty = {"made": frame["n"]} | dict.fromkeys(texts, "")
+    empty = dict.fromkeys(MORE, "") | {"made": frame["n"]}
     frame = frame.assign(**{name: value for name, value in empty.items() if name not in frame})
     known = {"verdict": VERDICTS, "kind": KINDS, "source": ("", *CLAIM_SOURCES), "holm": ("", *VERDICTS)}
     for name, values in known.items():
