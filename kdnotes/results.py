@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'KEYS', 'LABELS', 'PERCENT', 'SIGNS', 'SIGNED', 'LOWER_IS_
            'is_percent', 'reach', 'format_mean_std', 'reported', 'join_reported', 'compare', 'reported_table',
            'to_html', 'show', 'Cited', 'Claim', 'differences', 'cited_differences', 'verdict', 'p_value', 'holm',
            'needed_repetitions', 'judge', 'times_made', 'ordering', 'signed', 'what_is_open', 'times', 'claims_table',
-           'closing', 'counted', 'conclude', 'headline', 'count_verdicts', 'count_by_source', 'card_html',
+           'count_verdicts', 'closing', 'counted', 'conclude', 'headline', 'count_by_source', 'card_html',
            'card_figure', 'card_place', 'fill_card', 'write_claims', 'read_claims']
 
 # %% ../nbs/results.ipynb #fa30c5bb
@@ -931,6 +931,11 @@ WORDS = {"paper": "claims of the paper's own", "sheet": "claims attested for the
          "": "claims"}
 
 
+def count_verdicts(judged: pd.DataFrame) -> dict[str, int]:
+    """How many claims are supported, not supported, inconclusive, of those that count in their run."""
+    return {name: int((counted(judged)[0]["verdict"] == name).sum()) for name in VERDICTS}
+
+
 def closing(judged: pd.DataFrame) -> list[str]:
     """What the claims of `judge`'s table come to, in sentences: a count for each source, then what is supported, not
     supported and open, each with its difference, interval and the paper's difference; at last what is for another
@@ -995,11 +1000,6 @@ def headline(judged: pd.DataFrame) -> str:
     more = f" Of {len(judged) - 1} further claims {', '.join(counts)}." if len(judged) > 1 else ""
     said = f"For the profile {first['belongs']} to judge" if first["belongs"] else first["verdict"].capitalize()
     return f"{said}: {_told(first)}.{more}"
-
-
-def count_verdicts(judged: pd.DataFrame) -> dict[str, int]:
-    """How many claims are supported, not supported, inconclusive, of those that count in their run."""
-    return {name: int((counted(judged)[0]["verdict"] == name).sum()) for name in VERDICTS}
 
 
 def count_by_source(judged: pd.DataFrame) -> dict[str, dict[str, int]]:
