@@ -282,7 +282,7 @@ def claim_rows(claims: pd.DataFrame) -> list[dict[str, Any]]:
     drawn = [interval_svg(*row) for row in zip(claims["ci_low"], claims["ci_high"], claims["difference"], margin,
                                                claims["verdict"], claims["reported"])]
     names = {"what is said": "text", "95 % interval": "interval", "after Holm": "holm", "would decide": "open"}
-    more = {"svg": drawn, "margin": [f"{m:+g}" if m else "" for m in margin], "belongs": list(claims["belongs"])}
+    more = {"svg": drawn, "margin": [f"{m:+g}".replace("-", "−") if m else "" for m in margin], "belongs": list(claims["belongs"])}
     rows = claims_table(claims).rename(columns=names).assign(**more)
     rows = rows.to_dict("records")
     order = ["paper", "sheet", "ours", ""]
@@ -340,6 +340,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
   border-bottom: 2px solid var(--line); }
 .list td { padding: .55rem .8rem .55rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 .list .num { text-align: right; white-space: nowrap; } .nowrap { white-space: nowrap; }
+.list .time { white-space: normal; min-width: 9rem; }
 .verdict { font-weight: 600; min-width: 9rem; } .verdict .soft { font-weight: 400; }
  .supported { color: var(--supported); }
 .not-supported { color: var(--not-supported); } .inconclusive { color: var(--inconclusive); }
@@ -368,7 +369,7 @@ figure img { max-width: 100%; height: auto; background: #fff; border-radius: 8px
 .lead { font-size: 1.12rem; max-width: 46rem; margin: .8rem 0; } .citation { color: var(--soft); max-width: 46rem; }
 .card img, figure.method img { max-width: 100%; height: auto; background: #fff; }
 @media (prefers-color-scheme: dark) { .card span { filter: brightness(2); } }
-.contents ol { columns: 22rem; padding-left: 1.2rem; } .contents li { break-inside: avoid; margin: .2rem 0 .5rem; }
+.contents ol { columns: 22rem; column-gap: 3rem; padding-left: 2rem; } .contents li { break-inside: avoid; margin: .2rem 0 .5rem; }
 .contents .parts a { margin-right: .7rem; white-space: nowrap; font-size: .9rem; }
 .growing { background: var(--card); border-left: 4px solid var(--link); padding: .6rem 1rem; border-radius: 6px; }
 figcaption { font-size: .9rem; margin-top: .4rem; max-width: 40rem; }
@@ -405,7 +406,7 @@ href="#{{ run.anchor }}-{{ part|lower }}">{{ part }}</a>{% endfor %}</span></li>
 <td><a href="#{{ run.anchor }}"><strong>{{ run.title }}</strong></a></td>
 <td data-label="profile">{{ run.manifest.profile }}</td>
 <td data-label="data" class="nowrap">{{ run.manifest.dataset }} <span class="soft">{{ run.seeds }}</span></td>
-<td data-label="device" class="nowrap">{{ run.machine }}</td><td data-label="time" class="num">{{ run.time }}</td>
+<td data-label="device" class="nowrap">{{ run.machine }}</td><td data-label="time" class="num time">{{ run.time }}</td>
 <td data-label="claims">{{ sources(run.counts) }}</td>
 <td class="nowrap">{% if run.page or run.link %}<a href="{{ run.page or run.link }}">notebook</a>{% endif %}</td>
 </tr>{% else %}<tr><td colspan="7">No run has finished yet.</td></tr>{% endfor %}</tbody></table>
