@@ -380,7 +380,9 @@ def project(features: Any, method: str = "pca", seed: int = 0) -> np.ndarray:
         return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
     if method == "tsne":
         from sklearn.manifold import TSNE
-        return TSNE(2, init="pca", perplexity=min(30, (len(x) - 1) / 3), random_state=seed).fit_transform(x)
+        from threadpoolctl import threadpool_limits
+        with threadpool_limits(1):      # same points; on busy cores its threads wait for each other in every iteration
+            return TSNE(2, init="pca", perplexity=min(30, (len(x) - 1) / 3), random_state=seed).fit_transform(x)
     raise ValueError(f"method {method!r} is unknown; expected 'pca' or 'tsne'")
 
 # %% ../nbs/plots.ipynb #f4f0666e

@@ -364,7 +364,7 @@ def test_claims_stand_by_source_with_what_is_open(tmp_path):
     text = report.write_report(tmp_path).read_text()
     words = " ".join(" ".join(Tags(text).text).split())
     assert words.index("Claims attested for the paper") < words.index("Claims of ours")
-    assert "about 6 seeds" in words and "margin -1" in words and "sheet ✓" in words.replace("\xa0", " ")
+    assert "about 6 seeds" in words and "margin −1" in words and "sheet ✓" in words.replace("\xa0", " ")
 
 
 # ---- publishing

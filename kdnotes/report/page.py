@@ -282,7 +282,8 @@ def claim_rows(claims: pd.DataFrame) -> list[dict[str, Any]]:
     drawn = [interval_svg(*row) for row in zip(claims["ci_low"], claims["ci_high"], claims["difference"], margin,
                                                claims["verdict"], claims["reported"])]
     names = {"what is said": "text", "95 % interval": "interval", "after Holm": "holm", "would decide": "open"}
-    more = {"svg": drawn, "margin": [f"{m:+g}".replace("-", "−") if m else "" for m in margin], "belongs": list(claims["belongs"])}
+    margins = [f"{m:+g}".replace("-", "−") if m else "" for m in margin]
+    more = {"svg": drawn, "margin": margins, "belongs": list(claims["belongs"])}
     rows = claims_table(claims).rename(columns=names).assign(**more)
     rows = rows.to_dict("records")
     order = ["paper", "sheet", "ours", ""]
@@ -369,7 +370,8 @@ figure img { max-width: 100%; height: auto; background: #fff; border-radius: 8px
 .lead { font-size: 1.12rem; max-width: 46rem; margin: .8rem 0; } .citation { color: var(--soft); max-width: 46rem; }
 .card img, figure.method img { max-width: 100%; height: auto; background: #fff; }
 @media (prefers-color-scheme: dark) { .card span { filter: brightness(2); } }
-.contents ol { columns: 22rem; column-gap: 3rem; padding-left: 2rem; } .contents li { break-inside: avoid; margin: .2rem 0 .5rem; }
+.contents ol { columns: 22rem; column-gap: 3rem; padding-left: 2rem; }
+.contents li { break-inside: avoid; margin: .2rem 0 .5rem; }
 .contents .parts a { margin-right: .7rem; white-space: nowrap; font-size: .9rem; }
 .growing { background: var(--card); border-left: 4px solid var(--link); padding: .6rem 1rem; border-radius: 6px; }
 figcaption { font-size: .9rem; margin-top: .4rem; max-width: 40rem; }
