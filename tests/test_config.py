@@ -256,7 +256,7 @@ def test_doubled_names_are_refused_wherever_they_stand():
 ANY = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(name=st.sampled_from([*leaves(Config), "lr", "steps", "faces", "x"]) | st.text(max_size=8), value=ANY)
 def test_whatever_is_given_ends_well_or_in_one_line(name, value):
     try:
@@ -267,7 +267,7 @@ def test_whatever_is_given_ends_well_or_in_one_line(name, value):
         assert Config.made_of(made.flat()) == made or any(v != v for v in made.flat().values())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(name=st.sampled_from(list(leaves(Config))), text=st.text(max_size=30))
 def test_whatever_text_is_given_ends_well_or_in_one_line(name, text):
     try:

@@ -50,7 +50,7 @@ def test_the_first_colours_stay_apart_for_colour_blind_readers(deficiency):
     assert min(luminance_distance(a, b, deficiency) for i, a in enumerate(first) for b in first[:i]) > 0.12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @pytest.fixture(autouse=True, scope="module")
 def without_a_cast():
     """A notebook that ran in this process may have left the cast of its figures."""
@@ -265,7 +265,7 @@ def test_matrices_share_one_scale():
         plots.matrix_row({})
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_pca_keeps_planar_distances_whatever_the_rotation_and_shift(seed):
     rng = np.random.default_rng(seed)

@@ -276,7 +276,7 @@ def test_a_notebook_that_failed_after_its_results_is_not_passed_over(tmp_path):
     assert "did not end well" in report.write_report(tmp_path).read_text() and publishing.newest_demo(tmp_path) == {}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(-50, 50), st.floats(0.5, 20), st.floats(-5, 5), st.one_of(st.just(float("nan")), st.floats(-60, 60)))
 def test_the_drawn_interval_keeps_its_order_on_a_scale_of_its_own(mean, half, margin, paper):
     svg = report.interval_svg(mean - half, mean + half, mean, margin, "supported", paper)
@@ -485,7 +485,7 @@ def test_large_notebooks_are_made_small_and_stay_pictures():
 part = st.text("abcXYZ019._-", min_size=1, max_size=8).filter(lambda t: t.strip("."))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.sampled_from(sorted(publishing.ROOTS.split("|"))), st.lists(part, min_size=1, max_size=4),
        st.sampled_from(["", "'", '"', "(", "saved to ", "file://", "=", "["]))
 def test_no_machine_path_survives(root, parts, before):

@@ -33,7 +33,7 @@ def reported_rows(*rows):
 
 # ---- rows and files
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(word, word, max_size=4))
 def test_setting_text_round_trips_and_keeps_the_order(setting):
     text = R.setting_text(setting)
@@ -52,7 +52,7 @@ def test_numbers_in_settings_are_short():
     assert R.setting_text({"lr": 0.1, "n": 3, "on": True}) == "lr=0.1;n=3;on=True"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(word, number, st.integers(0, 5)), min_size=1, max_size=6, unique_by=lambda r: (r[0], r[2])))
 def test_results_survive_the_file_exactly(tmp_path_factory, rows):
     book = Results("p", "smoke")
@@ -122,7 +122,7 @@ def test_select_filters_columns_and_setting_keys():
     assert R.select(frame, nokey="x").empty and R.select(frame.head(0), method="B").empty
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(-10**6, 10**6), number, word), min_size=1, max_size=5))
 def test_column_gives_back_what_a_setting_was_made_of(values):
     book = Results("toy", "demo")
@@ -177,7 +177,7 @@ def test_summarise_agrees_with_interval_group_by_group():
     assert single["std"].isna().all() and single["ci_low"].isna().all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-100, 100), min_size=3, max_size=8), st.floats(-50, 50), st.floats(0.1, 10))
 def test_interval_moves_and_scales_with_the_values(x, shift, scale):
     mean, low, high = R.interval(x)
@@ -374,7 +374,7 @@ def test_a_unit_is_averaged_over_all_else_and_left_out_where_it_is_not_whole():
         R.differences(frame, Claim("b", "", "B", "W", unit="fold"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.one_of(st.just(math.nan), st.floats(0, 1)), max_size=12))
 def test_holm_is_what_statistics_books_say(p):
     found = R.holm(p)
@@ -396,7 +396,7 @@ def test_holm_stands_beside_the_plain_verdict():
     assert set(many["verdict"]) == {"supported"} and set(many["holm"]) == {"inconclusive"}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(-30, 30), min_size=3, max_size=8), st.sampled_from([0.0, 1.0]), st.sampled_from(R.KINDS))
 def test_p_and_interval_agree(gaps, margin, kind):
     claim = Claim("b", "", "B", "W", margin=margin, kind=kind)
@@ -426,7 +426,7 @@ def test_the_closing_sentences_follow_the_numbers():
 
 
 @pytest.mark.long
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-20, 20), min_size=3, max_size=7), st.floats(0, 5))
 def test_verdicts_do_not_depend_on_a_common_shift_and_turn_with_the_sides(gaps, shift):
     straight = R.judge([Claim("b", "", "B", "W")], study([50 + g for g in gaps], [50] * len(gaps))).iloc[0]

@@ -49,7 +49,7 @@ def closed():
 # ---- ids
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.dictionaries(st.sampled_from("abcdef"), st.one_of(st.integers(), st.text(max_size=3), st.none()), max_size=5),
     st.randoms(),

@@ -85,7 +85,7 @@ def rates(scheduler, total: int) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(total=st.integers(4, 60), pct=st.floats(0.1, 0.9), div=st.floats(2, 50))
 def test_schedules_are_those_of_pytorch(total, pct, div):
     lr = torch.optim.lr_scheduler
@@ -288,7 +288,7 @@ def interrupted(path: Path, cuts: set[int], every: int | None, **options) -> tup
             seed_everything(99)  # a new process has other random numbers
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(cuts=st.sets(st.integers(1, 25), min_size=1, max_size=3), every=st.sampled_from([None, 1, 2, 3]), loader=st.booleans())
 def test_an_interrupted_training_ends_bit_identical(tmp_path_factory, cuts, every, loader):
     def data():

@@ -13,7 +13,7 @@ from kdnotes.condense.synthetic import from_real
 from kdnotes.data.catalogue import load
 from kdnotes.runtime import fingerprint
 
-quick = settings(max_examples=20, deadline=None)
+quick = settings(max_examples=20)
 
 def weights(start, end):
     net = fresh("convnet2", 10, (1, 8, 8), 0, width=4)

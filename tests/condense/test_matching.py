@@ -14,7 +14,7 @@ from kdnotes.condense.synthetic import SyntheticSet, decode, from_real
 from kdnotes.data.imageset import ImageSet
 from kdnotes.models.classifiers import Prediction, build
 
-quick = settings(max_examples=15, deadline=None)
+quick = settings(max_examples=15)
 
 
 def toy(per_class=24, classes=3, side=8, seed=0, name="toy"):

@@ -10,7 +10,7 @@ from kdnotes.checks import refused
 from kdnotes.condense.synthetic import SyntheticSet, contact_sheet, decode, draw_per_class, from_real, join, load_set, mosaic, save, write_pictures
 from kdnotes.data.imageset import ImageSet
 
-quick = settings(max_examples=20, deadline=None)
+quick = settings(max_examples=20)
 
 
 def bilinear_by_loops(tile, side):

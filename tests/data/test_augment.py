@@ -26,7 +26,7 @@ def slow_crop(x, padding, offsets, size, mode):
     return out
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 4), st.sampled_from([None, 3, 7]), st.sampled_from(["constant", "reflect"]), st.integers(0, 99))
 def test_crop_equals_the_loop_and_random_crop_is_draw_then_crop(padding, size, mode, seed):
     x = pixels()
@@ -72,7 +72,7 @@ def test_statistics_are_exact():
     assert channel_statistics(torch.full((2, 1, 3, 3), 51, dtype=torch.uint8))[1].item() == pytest.approx(0, abs=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.05, 2)), min_size=3, max_size=3), st.integers(0, 99))
 def test_normalise_is_the_formula_and_denormalise_its_inverse(statistics, seed):
     x = pixels(seed=seed)

@@ -17,7 +17,7 @@ def toy(count=12, classes=3, shape=(1, 4, 4)):
     return ImageSet(pixels, torch.arange(count) % classes, tuple("abcdefgh"[:classes]), "toy")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 20), st.booleans(), st.booleans(), st.integers(0, 99), st.integers(0, 3))
 def test_an_epoch_visits_each_image_once(count, batch_size, shuffle, drop_last, seed, epoch):
     x = torch.arange(count)
@@ -63,7 +63,7 @@ def test_randomness_depends_on_seed_epoch_and_step_only():
     assert not next(iter(Batches(pictures, 4, transform=noise, seed=2)))["index"].equal(first[0]["index"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, 6), st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
 def test_class_batches_hold_p_classes_of_k_different_images(classes, per_class, p, seed):
     p = min(p, classes)

@@ -101,7 +101,7 @@ def test_evaluation_uses_what_is_known():
 # ---------------------------------------------------------------- the sparse form
 
 @given(st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_sparse_form_agrees_with_the_dense_table(seed):
     crowd = random_crowd(seed=seed)
     table = C.dense(crowd)

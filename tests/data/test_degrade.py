@@ -49,7 +49,7 @@ def test_bytes_agree_with_pillow(mode, theirs):
 options = {"mode": st.sampled_from(MODES), "antialias": st.booleans(), "restore": st.booleans(), "size": st.tuples(st.integers(1, 12), st.integers(1, 10))}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(value=st.integers(0, 255), **options)
 def test_a_constant_image_stays_constant_and_has_the_requested_size(value, mode, antialias, restore, size):
     grey = torch.full((1, 2, 12, 10), value, dtype=torch.uint8)
@@ -60,7 +60,7 @@ def test_a_constant_image_stays_constant_and_has_the_requested_size(value, mode,
     assert floats.shape == expected and torch.allclose(floats, torch.tensor(value / 255), atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 999), **options)
 def test_range_determinism_batch_independence_and_mirror(seed, mode, antialias, restore, size):
     x = torch.rand(3, 2, 12, 10, generator=make_generator(seed)).round()         # black and white: the hardest case for overshoot

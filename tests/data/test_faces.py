@@ -158,7 +158,7 @@ def test_landmarks_and_masks_follow_every_cut():
     assert next(iter(Batches(people, 8, per_class=4)))["labels"].view(2, 4).eq(next(iter(Batches(people, 8, per_class=4)))["labels"].view(2, 4)[:, :1]).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(people=st.integers(3, 60), seed=st.integers(0, 99), data=st.data())
 def test_groups_of_people_are_disjoint(people, seed, data):
     parts = data.draw(st.one_of(st.lists(st.integers(1, people), min_size=1, max_size=4).filter(lambda p: sum(p) <= people),
@@ -195,7 +195,7 @@ def test_distinct_numbers(total, count):
     assert len(k) == count == len(k.unique()) and int(k.min()) >= 0 and int(k.max()) < total
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 99), people=st.integers(20, 60), folds=st.sampled_from([2, 5, 10]))
 def test_pairs_keep_their_promises(seed, people, folds):
     labels = torch.arange(people).repeat_interleave(4)[torch.randperm(4 * people, generator=make_generator(seed))]

@@ -28,7 +28,7 @@ def test_image_set_refuses_bad_tensors():
         to_float(x.float())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 4), min_size=10, max_size=80), st.floats(0.1, 0.9), st.integers(0, 1000))
 def test_split_is_a_stratified_partition(labels, fraction, seed):
     y = torch.tensor(labels + [0, 1, 2, 3, 4] * 10)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kdnotes.data.siamese import OPERATIONS, boxes, cut_out, cutmix, fires, mirror, parse, rotate, scale, shift, siamese, tint
 
-quick = settings(max_examples=15, deadline=None)
+quick = settings(max_examples=15)
 FULL = "color_crop_cutout_flip_scale_rotate"
 
 

@@ -93,7 +93,7 @@ def test_two_types_that_are_written_alike_are_refused():
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(["\r", "\n", '"', " ", "\ufeff", "\x00", "\u2028", ",;\t"])
 @given(st.lists(names, min_size=1, max_size=8))
 @pytest.mark.parametrize("ending", ["csv", "tsv"])

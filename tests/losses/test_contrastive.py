@@ -27,7 +27,7 @@ from kdnotes.losses.contrastive import (
     supervised_info_nce,
 )
 
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 seeds = st.integers(0, 10**6)
 
 

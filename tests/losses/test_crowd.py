@@ -61,7 +61,7 @@ def test_start_values(C, uniform, right, wrong):
 
 
 @given(st.integers(0, 10_000), st.booleans())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_sparse_form_equals_the_definition_with_gradients(seed, stochastic):
     b = batch(seed)
     z, T, V = (v.clone().requires_grad_() for v in (b["seen"].logits, b["T"], b["V"]))
@@ -86,7 +86,7 @@ def test_row_shifts_change_nothing_and_absent_annotators_get_no_gradient():
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_order_and_names_of_annotators_do_not_matter(seed):
     b = batch(seed)
     row, annotator, label = b["triple"]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kdnotes.losses.distill import VIDLoss, attention_loss, hint_loss, kd_loss
 
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 
 
 def kd_by_loops(student, teacher, rho):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kdnotes.losses.mmd import KERNELS, mean_distance, mmd2, squared_distances
 
-quick = settings(max_examples=20, deadline=None)
+quick = settings(max_examples=20)
 X, Y = torch.tensor([[0.0, 0], [1, 0]]).double(), torch.tensor([[0.0, 1], [2, 2]]).double()
 
 

@@ -29,7 +29,7 @@ from kdnotes.losses.relational import (
     triplet_loss,
 )
 
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 seeds = st.integers(0, 10**6)
 LOSSES = {"point": point_loss, "pair": pair_loss, "triplet": triplet_loss, "group": group_loss}
 RELATIONS = {"pair": pair_loss, "triplet": triplet_loss, "group": group_loss}

@@ -39,7 +39,7 @@ def slow_dawid_skene(item, annotator, label, n, r, c, steps, smoothing):
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.01]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_em_agrees_with_the_dense_formula_and_never_loses_likelihood(seed, smoothing):
     rng = np.random.default_rng(seed)
     n, r, c, many = 25, 6, 3, 90

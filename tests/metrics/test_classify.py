@@ -42,7 +42,7 @@ def test_top1_and_topk_agree_with_scikit_learn():
     assert accuracy(scores, labels, 3) == sk.top_k_accuracy_score(labels, scores, k=3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([None, 1, 2]))
 def test_invariances(seed, levels):
     """Increasing maps of the scores and the order of the images change nothing; more places never hurt;

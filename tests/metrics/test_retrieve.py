@@ -71,7 +71,7 @@ def test_perfect_clusters_and_collapse():
     assert recall_at_k(torch.full((20, 5), 0.1), y, (1, 16, 17)) == {1: 0.0, 16: 0.0, 17: 1.0}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), grid=st.sampled_from([None, 1.0]), metric=st.sampled_from(["euclidean", "cosine"]))
 def test_invariances(seed, grid, metric):
     """Monotone in K;

@@ -140,7 +140,7 @@ def test_equal_error_rate_by_hand():
     assert equal_error_rate(torch.tensor([3.0, 2.0, 2.0, 1.0]), torch.tensor([1, 1, 0, 0])) == 0.25
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([None, 1, 2]))
 def test_invariances(seed, levels):
     """Order of pairs and increasing maps change nothing;
@@ -209,7 +209,7 @@ def test_folds_equal_a_slow_loop(levels):
         assert result.accuracy[k] == pytest.approx(right_decisions(scores[test], same[test], t) / int(test.sum()))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), k=st.integers(0, 4))
 def test_a_threshold_never_sees_its_test_fold(seed, k):
     """Whatever the scores of fold k are, its threshold stays, bit for bit."""

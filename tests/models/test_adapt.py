@@ -155,7 +155,7 @@ def test_adabn_is_one_large_batch_whatever_the_order_and_the_split():
         assert torch.allclose(net(x), whole, atol=1e-10)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 1000))
 def test_pooled_moments_are_those_of_all_at_once(sizes, seed):
     parts = [7 + torch.randn(n, 3, 2, generator=torch.Generator().manual_seed(seed + n), dtype=torch.float64)

@@ -29,7 +29,7 @@ from kdnotes.privacy.audit import (
 from kdnotes.privacy.pate import GNMax, LNMax
 from kdnotes.privacy.sanitize import Budget, Sanitizer
 
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 DELTA = 1e-5
 
 

@@ -39,7 +39,7 @@ from kdnotes.privacy.pate import (
     vote_counts,
 )
 
-quick = settings(max_examples=30, deadline=None)
+quick = settings(max_examples=30)
 DELTA = 1e-5
 U, A, B, C = VOTES = torch.tensor([[250, 0, 0, 0, 0, 0, 0, 0, 0, 0], [200, 30, 20, 0, 0, 0, 0, 0, 0, 0],
                                    [130, 60, 30, 10, 10, 5, 3, 2, 0, 0], [100, 90, 20, 10, 10, 5, 5, 5, 3, 2]])

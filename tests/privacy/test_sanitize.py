@@ -27,7 +27,7 @@ from kdnotes.privacy.sanitize import (
 )
 from kdnotes.train import Loop
 
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 
 
 def generator(seed=0):
